@@ -1,0 +1,6 @@
+"""Knowledge distillation for PyTorch Lightning: the published methods, exactly, through ``Trainer.fit``."""
+
+from lightning_kd.batches import Batch as Batch
+from lightning_kd.callback import DistillationCallback as DistillationCallback
+from lightning_kd.losses import DistillationLoss as DistillationLoss
+from lightning_kd.module import DistillationModule as DistillationModule

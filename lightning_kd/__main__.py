@@ -1,0 +1,6 @@
+"""``python -m lightning_kd`` is ``lightning-kd``."""
+
+from lightning_kd.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,332 @@
+"""The second door: a callback that distils into the user's own LightningModule."""
+
+import functools
+import inspect
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_kd import batches
+from lightning_kd.batches import Batch
+from lightning_kd.capture import Record
+from lightning_kd.distiller import Distiller, name_losses
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.run import CHECKPOINT_KEY, DistillationRun, check_same_architecture, probe_batch
+from lightning_kd.teachers import FrozenTeacher
+
+ATTRIBUTE = "_kd"
+"""Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""
+
+
+class DistillationCallback(Callback):
+    r"""Add distillation losses to what the user's own ``training_step`` returns.
+
+    .. math::
+        L = L_{theirs} + \sum_i w_i \, L_i(S, T)
+
+    The teacher is fed exactly what the student inside the module was called with, so no batch format needs to be
+    known. The module's checkpoint keeps its own keys only; the losses' weights are stored beside them.
+
+    Args:
+        teacher: The trained module to learn from, frozen here.
+        losses: The distillation losses, each with its own weight.
+        student: Dotted name of the student inside the module, ``""`` if the module itself is the network; by
+            default its only child with parameters.
+        teacher_dtype: Format that the teacher computes in; by default the student's.
+
+    Raises:
+        ValueError: If the list of losses is empty, or a layer does not exist.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lightning_kd.losses import KDLoss
+        >>> callback = DistillationCallback(nn.Linear(32, 2), losses=[KDLoss(temperature=2.0)])
+        >>> trainer = Trainer(callbacks=[callback], fast_dev_run=True, logger=False, accelerator="cpu",
+        ...                   enable_progress_bar=False, enable_model_summary=False)
+        >>> trainer.fit(BoringModel())
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        losses: Sequence[DistillationLoss],
+        *,
+        student: str | None = None,
+        teacher_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.teacher = FrozenTeacher(teacher, teacher_dtype)
+        self.losses = name_losses(losses)
+        self.student = student
+        self._run: DistillationRun | None = None
+        self._record: Record | None = None
+        self._handles: list[Any] = []
+
+    @property
+    def run(self) -> DistillationRun:
+        """The run, once the Trainer has set this callback up."""
+        if self._run is None:
+            raise RuntimeError("The callback has no run yet; pass it to a Trainer and call fit.")
+        return self._run
+
+    # What users override
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Take a batch apart, for losses that need the target or the index."""
+        return batches.unpack_batch(batch)
+
+    def teacher_inputs(
+        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the teacher's (args, kwargs); override to give it another view of the batch than the student's."""
+        return args, kwargs
+
+    def logits_of(self, output: Any) -> Tensor | None:
+        """Find the logits in a model's output; override for outputs of another form."""
+        return batches.logits_of(output)
+
+    # Training
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the student, build the losses, and wrap the module's training step."""
+        if stage not in ("fit", "validate", "test"):
+            return
+        self._restore(pl_module)
+        distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self)
+        if self._run is not None:
+            distiller.shapes = self._run.distiller.shapes
+        self._run = DistillationRun(distiller)
+        distiller.attach()
+        if stage != "fit":
+            return
+        if not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "DistillationCallback adds to the loss that training_step returns, which manual optimization ignores. "
+                "Set automatic_optimization = True, or subclass DistillationModule."
+            )
+        step = pl_module.training_step
+        self._wrap_state(pl_module)
+        batch = probe_batch(trainer, pl_module)
+        distiller.prepare(batch, functools.partial(_call_until_student, pl_module, distiller.student), pl_module)
+        pl_module.add_module(ATTRIBUTE, self.losses)
+        self._run.copy_again(trainer, pl_module)
+        pl_module.training_step = self._wrap(step, pl_module)  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
+        self._join_optimizer(trainer)
+        self._place_teacher(trainer)
+        self.run.fit_start(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's means."""
+        self.run.log.start_epoch()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Write a log line every ``log_every_n_steps``."""
+        self.run.before_optimizer_step(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the steps that no log line has told yet."""
+        self.run.write_log(pl_module)
+
+    # Evaluation
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the teacher to the student's device."""
+        self._place_teacher(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Bring the teacher to the student's device."""
+        self._place_teacher(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Record the student's call."""
+        self._record = self.run.distiller.capture.start()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Compare student and teacher on what the student was called with."""
+        self._evaluate(trainer, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log val/agreement, and once val/teacher_accuracy."""
+        self.run.log_evaluation(pl_module, "val", with_student=False)
+
+    def on_test_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Record the student's call."""
+        self._record = self.run.distiller.capture.start()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Compare student and teacher on what the student was called with."""
+        self._evaluate(trainer, batch)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log test/agreement and test/teacher_accuracy."""
+        self.run.log_evaluation(pl_module, "test", with_student=False)
+
+    # State
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the losses' weights, the sizes and the random state."""
+        if self._run is not None:
+            self._run.save(checkpoint)
+            checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take the losses' weights out of a checkpoint that this callback has written."""
+        saved: Mapping[str, Any] | None = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None or self._run is None:
+            return
+        self._run.load(checkpoint)
+        if saved["shapes"] is not None and "losses" in saved:
+            check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
+            self.losses.load_state_dict(saved["losses"])
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the module as it was."""
+        self._restore(pl_module)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the module as it was."""
+        self._restore(pl_module)
+
+    def _restore(self, pl_module: LightningModule) -> None:
+        pl_module.__dict__.pop("training_step", None)
+        pl_module._modules.pop(ATTRIBUTE, None)
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        if self._run is not None:
+            self._run.distiller.detach()
+
+    def _student_in(self, pl_module: LightningModule) -> nn.Module:
+        if self.student is not None:
+            try:
+                return pl_module.get_submodule(self.student)
+            except AttributeError:
+                known = [name for name, _ in pl_module.named_modules() if name]
+                raise ValueError(
+                    f"{type(pl_module).__name__} has no module {self.student!r} to be the student. "
+                    f"It has: {', '.join(known[:20]) or 'none'}."
+                ) from None
+        children = {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}
+        if len(children) != 1:
+            raise ValueError(
+                f"{type(pl_module).__name__} has {len(children)} children with parameters "
+                f"({', '.join(children) or 'none'}); name the student: "
+                "DistillationCallback(..., student='name'), or student='' if the module itself is the network."
+            )
+        return next(iter(children.values()))
+
+    def _wrap(self, step: Any, pl_module: LightningModule) -> Any:
+        @functools.wraps(step)
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            run = self.run
+            with run.distiller.recording() as record:
+                output = step(*args, **kwargs)
+                if output is None:
+                    return None
+                task = output["loss"] if isinstance(output, Mapping) else output
+                batch = kwargs["batch"] if "batch" in kwargs else args[0]
+                total = run.training_loss(pl_module, batch, record, task)
+            return {**output, "loss": total} if isinstance(output, Mapping) else total
+
+        return training_step
+
+    def _wrap_state(self, pl_module: LightningModule) -> None:
+        """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
+        self._handles += [
+            pl_module.register_state_dict_post_hook(_drop_losses),
+            pl_module.register_load_state_dict_pre_hook(_fill_losses),
+        ]
+
+    def _join_optimizer(self, trainer: Trainer) -> None:
+        optimized = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
+        missing = [p for p in self.losses.parameters() if p.requires_grad and id(p) not in optimized]
+        if not missing:
+            return
+        if trainer.lr_scheduler_configs or len(trainer.optimizers) != 1:
+            raise MisconfigurationException(
+                f"{len(missing)} parameter(s) of the distillation losses are in no optimizer, and adding them now "
+                "would break the learning rate scheduler. Give the optimizer all parameters in configure_optimizers: "
+                "use self.parameters() in place of a submodule's."
+            )
+        trainer.optimizers[0].add_param_group({"params": missing})
+
+    def _place_teacher(self, trainer: Trainer) -> None:
+        self.run.place_teacher()
+        if self.teacher.dtype is None:
+            self.teacher.module = trainer.precision_plugin.convert_module(self.teacher.module)
+
+    def _evaluate(self, trainer: Trainer, batch: Any) -> None:
+        record, self._record = self._record, None
+        if record is None or not record.called:
+            return
+        try:
+            target = self.unpack_batch(batch).target
+        except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
+            target = None
+        with trainer.precision_plugin.forward_context():
+            self.run.evaluate(batch, record, target)
+        self.run.distiller.capture.stop()
+
+
+class _StudentReturnedError(Exception):
+    """Ends a probe as soon as the student has returned, before the training step can have a side effect."""
+
+
+def _call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
+    def stop(*_: Any) -> None:
+        raise _StudentReturnedError
+
+    step = pl_module.training_step
+    quiet = {name: _ignore for name in ("log", "log_dict")}  # there is nothing to log to before the fit
+    handle = student.register_forward_hook(stop)
+    pl_module.__dict__.update(quiet)
+    try:
+        with suppress(_StudentReturnedError):
+            step(*(batch, 0)[: len(inspect.signature(step).parameters)])
+    finally:
+        handle.remove()
+        for name in quiet:
+            del pl_module.__dict__[name]
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """Stand in for a logging method."""
+
+
+def _drop_losses(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
+    for key in [key for key in state if key.startswith(f"{prefix}{ATTRIBUTE}.")]:
+        del state[key]
+
+
+def _fill_losses(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    losses = module._modules.get(ATTRIBUTE)
+    if losses is not None:
+        state.update({f"{prefix}{ATTRIBUTE}.{name}": value for name, value in losses.state_dict().items()})

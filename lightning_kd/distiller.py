@@ -1,0 +1,269 @@
+"""The engine behind the three doors: run the teacher, capture the layers, evaluate the losses, add them up."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+
+from lightning_kd.batches import Batch, Hooks
+from lightning_kd.capture import Capture, Record
+from lightning_kd.configurable import restore
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.projectors import width
+from lightning_kd.teachers.frozen import FrozenTeacher
+
+Shapes = dict[str, dict[str, Shape]]
+
+
+class Distiller:
+    """Computes the distillation parts of a training step for whichever door asks.
+
+    A step is: record the student's call (:meth:`recording`), then :meth:`parts` runs the teacher on what the
+    student was called with and evaluates every loss, and :func:`weighted_sum` adds them to the task term.
+
+    Args:
+        student: The module that learns.
+        teacher: The frozen teacher, or ``None`` if no loss needs one.
+        losses: Loss components by name, see :func:`name_losses`.
+        hooks: The door, which answers how batches and outputs are read.
+
+    Raises:
+        ValueError: If a layer does not exist, a loss needs a teacher and there is none, or student and teacher
+            share parameters.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: FrozenTeacher | None, losses: nn.ModuleDict, hooks: Hooks
+    ) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.losses = losses
+        self.hooks = hooks
+        self.shapes: Shapes | None = None
+        self.capture = Capture(student, [n for loss in self.components for n in loss.student_layers], "student")
+        self.teacher_capture: Capture | None = None
+        needy = [name for name, loss in self.named_losses() if loss.needs_teacher]
+        if teacher is None:
+            if needy:
+                raise ValueError(f"The loss part(s) {needy} need a teacher; pass teacher=...")
+            return
+        layers = [n for loss in self.components for n in loss.teacher_layers]
+        self.teacher_capture = Capture(teacher.module, layers, "teacher")
+        shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.module.parameters()}
+        if shared:
+            raise ValueError(
+                f"Student and teacher share {len(shared)} parameter(s), which would be frozen for both; "
+                "give the teacher its own copy: copy.deepcopy(student)."
+            )
+
+    @property
+    def components(self) -> list[DistillationLoss]:
+        """The loss components, in the order in which they are added."""
+        return [loss for _, loss in self.named_losses()]
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether a loss reads the target or the index, so that the batch must be taken apart."""
+        return any(loss.needs_target or loss.needs_index for loss in self.components)
+
+    def attach(self) -> None:
+        """Put the hooks on student and teacher, before either is first called."""
+        self.capture.attach()
+        if self.teacher_capture is not None:
+            self.teacher_capture.attach()
+
+    def detach(self) -> None:
+        """Take the hooks off student and teacher."""
+        self.capture.detach()
+        if self.teacher_capture is not None:
+            self.teacher_capture.detach()
+
+    def prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+        """Put the hooks on, learn every size from one small batch, and build what depends on sizes.
+
+        Neither BatchNorm statistics nor any random state nor the modes of the modules are changed.
+
+        Args:
+            batch: A small batch, on the student's device.
+            call_student: Calls the student once on that batch.
+            module: The whole module, which is put in eval mode for the probe.
+
+        Raises:
+            ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
+        """
+        self.attach()
+        self._build_or_check(self._measure(batch, call_student, module))
+
+    def build(self, shapes: Shapes) -> None:
+        """Build every component for the given shapes; called once."""
+        for loss in self.components:
+            loss.build(shapes["student"], shapes["teacher"])
+        self.shapes = shapes
+
+    @contextmanager
+    def recording(self) -> Iterator[Record]:
+        """Record the student's call inside the block."""
+        with self.capture.recording() as record:
+            yield record
+
+    def run_teacher(self, batch: Any, record: Record) -> Record:
+        """Run the teacher on its view of the batch, and return what its layers gave."""
+        if self.teacher is None or self.teacher_capture is None:
+            return Record()
+        args, kwargs = self.hooks.teacher_inputs(batch, record.args, record.kwargs)
+        with self.teacher_capture.recording() as seen:
+            output = self.teacher(*args, **kwargs)
+        return Record(True, args, kwargs, output, seen.features)
+
+    def parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
+        """Evaluate every loss on a recorded step.
+
+        Args:
+            batch: The batch as the data loader gave it.
+            record: What :meth:`recording` yielded, after the student was called.
+
+        Returns:
+            The unweighted parts by name.
+
+        Raises:
+            RuntimeError: If a layer did not run in this step.
+            ValueError: If a loss needs a target, an index or logits that are not there.
+        """
+        if not self.components:
+            return {}
+        self.capture.check_complete(record)
+        seen = self.run_teacher(batch, record)
+        if self.teacher_capture is not None:
+            self.teacher_capture.check_complete(seen)
+        unpacked = self.hooks.unpack_batch(batch) if self.needs_batch else Batch()
+        step = StepTensors(
+            student_logits=self.hooks.logits_of(record.output),
+            teacher_logits=self.hooks.logits_of(seen.output) if seen.called else None,
+            student_features=record.features,
+            teacher_features=seen.features,
+            target=unpacked.target,
+            index=unpacked.index,
+        )
+        values = {}
+        for name, loss in self.named_losses():
+            _check_has(name, loss, step)
+            values[name] = loss.evaluate(step)
+        return values
+
+    def named_losses(self) -> list[tuple[str, DistillationLoss]]:
+        """Return the components with their names, in the order in which they are added."""
+        return cast("list[tuple[str, DistillationLoss]]", list(self.losses.items()))
+
+    def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
+        if self.teacher is not None:
+            self.teacher.module.to(device_of(self.student))
+        with _undisturbed(module), self.recording() as record:
+            call_student(batch)
+            if not record.called:
+                raise ValueError("The training step did not call the student, so there is nothing to distil.")
+            self.capture.check_complete(record)
+            seen = self.run_teacher(batch, record)
+            return {"student": self._shapes_of(record), "teacher": self._shapes_of(seen)}
+
+    def _shapes_of(self, record: Record) -> dict[str, Shape]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in record.features.items()}
+        logits = self.hooks.logits_of(record.output) if record.called else None
+        return shapes if logits is None else {**shapes, LOGITS: tuple(logits.shape)}
+
+    def _build_or_check(self, shapes: Shapes) -> None:
+        if self.shapes is None:
+            self.build(shapes)
+            return
+        for role, now in shapes.items():
+            for layer, shape in self.shapes[role].items():
+                if layer in now and (len(now[layer]) != len(shape) or width(now[layer]) != width(shape)):
+                    raise ValueError(
+                        f"The {role}'s {layer or 'logits'!r} has shape {now[layer]}, but its losses were built for "
+                        f"{shape}; fit with the models and data that the checkpoint was made with."
+                    )
+
+
+def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn.ModuleDict:
+    """Give every component the name under which it is logged and saved: ``kd``, ``hint``, ``hint_2`` for a second.
+
+    Args:
+        losses: Components, or their descriptions out of a checkpoint.
+
+    Raises:
+        ValueError: If the list is empty.
+        TypeError: If an element is not a loss component.
+    """
+    if not losses:
+        raise ValueError(
+            "The list of losses is empty, so the teacher would teach nothing; pass at least one, such as "
+            "losses=[KDLoss()]."
+        )
+    named: dict[str, nn.Module] = {}
+    for loss in losses:
+        component = restore(loss, DistillationLoss) if isinstance(loss, Mapping) else loss
+        if not isinstance(component, DistillationLoss):
+            raise TypeError(
+                f"Expected DistillationLoss components in losses, got {type(loss).__name__}; "
+                "give the task's own loss as task_loss."
+            )
+        if any(component is other for other in named.values()):
+            raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
+        stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(component).__name__).lower()
+        stem = stem.removesuffix("_loss")
+        count = (stem in ("task", "loss")) + sum(name == stem or re.fullmatch(rf"{stem}_\d+", name) is not None for name in named)
+        named[stem if not count else f"{stem}_{count + 1}"] = component
+    return nn.ModuleDict(named)
+
+
+def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.ModuleDict) -> Tensor:
+    """Add the weighted parts to the task term, in order.
+
+    Args:
+        base: The weighted task term, ``None`` without one.
+        parts: The unweighted parts by name.
+        losses: The components, which know their weights.
+    """
+    total = base
+    for name, value in parts.items():
+        term = cast(DistillationLoss, losses[name]).weight * value
+        total = term if total is None else total + term
+    if total is None:
+        raise ValueError("There is neither a task loss nor a distillation loss to train with.")
+    return total
+
+
+@contextmanager
+def _undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run eagerly in eval mode without gradients, and restore every mode and random state."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with isolate_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter, the CPU if it has none."""
+    tensor = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def _check_has(name: str, loss: DistillationLoss, step: StepTensors) -> None:
+    if not loss.student_layers and step.student_logits is None:
+        raise ValueError(f"Part {name!r} reads the student's logits, but its output has none; override logits_of.")
+    if loss.needs_teacher_logits and step.teacher_logits is None:
+        raise ValueError(f"Part {name!r} reads the teacher's logits, but its output has none; override logits_of.")
+    if loss.needs_target and step.target is None:
+        raise ValueError(f"Part {name!r} needs a target, but the batch has none; give (x, y) or override unpack_batch.")
+    if loss.needs_index and step.index is None:
+        raise ValueError(
+            f"Part {name!r} needs each sample's row in the data set, but the batch has none; "
+            "give (x, y, index) or override unpack_batch."
+        )

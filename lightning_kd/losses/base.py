@@ -1,0 +1,188 @@
+"""The loss component: which layers a distillation loss reads, its weight, and the modules it owns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kd.configurable import Configurable
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+Shape = tuple[int, ...]
+Layers = str | Sequence[str] | None
+LOGITS = "<logits>"
+"""The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
+
+
+@dataclass(frozen=True)
+class StepTensors:
+    """What one training step offers to every loss; teacher tensors carry no gradient.
+
+    Args:
+        student_logits: Student logits, ``None`` if its output has none.
+        teacher_logits: Teacher logits, ``None`` without a teacher or if its output has none.
+        student_features: Captured student tensors by dotted layer name.
+        teacher_features: Captured teacher tensors by dotted layer name.
+        target: The batch's target, ``None`` for unlabelled data.
+        index: Row of each sample in the data set, ``None`` if the batch has none.
+    """
+
+    student_logits: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
+    target: Tensor | None = None
+    index: Tensor | None = None
+
+
+class DistillationLoss(Configurable, nn.Module, ABC):
+    """One weighted part of the training loss: a formula, the layers it reads, and the modules it owns.
+
+    A subclass stores every constructor argument under its own name (so that a checkpoint can hold it as plain data),
+    states what it needs in class traits, makes its projectors or heads in :meth:`build`,
+    and computes a scalar in ``forward``. A component without layers is fed the two logits, one with layers is fed
+    the captured tensors: a tensor if one layer is named, a list of tensors if several are.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them; none for a loss on logits.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        weight: Factor of this part in the total loss, >= 0.
+
+    Raises:
+        ValueError: If the layers do not pair up, one is named twice, or the weight is negative or not finite.
+    """
+
+    needs_target: ClassVar[bool] = False
+    """``forward`` takes the keyword argument ``target``."""
+    needs_index: ClassVar[bool] = False
+    """``forward`` takes the keyword argument ``index``: the row of each sample in the data set."""
+    needs_teacher_logits: ClassVar[bool] = False
+    """The loss reads the teacher's logits, so its forward pass must run to the end."""
+    relational: ClassVar[bool] = False
+    """The loss compares samples with one another, so a batch split over processes is another loss."""
+
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: float = 1.0) -> None:
+        super().__init__()
+        if not 0.0 <= weight < float("inf"):
+            raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
+        self.student = student
+        self.teacher = teacher
+        self.weight = weight
+        self._check_layers()
+
+    def _check_layers(self) -> None:
+        name = type(self).__name__
+        for role, layers in (("student", self.student_layers), ("teacher", self.teacher_layers)):
+            twice = sorted({layer for layer in layers if layers.count(layer) > 1})
+            if twice:
+                raise ValueError(f"{name}: {role} layer {twice[0]!r} is named twice; name each layer once.")
+        if len(self.student_layers) != len(self.teacher_layers):
+            raise ValueError(
+                f"{name}: expected as many student layers as teacher layers, got {len(self.student_layers)} "
+                f"{list(self.student_layers)} and {len(self.teacher_layers)} {list(self.teacher_layers)}."
+            )
+
+    @property
+    def student_layers(self) -> tuple[str, ...]:
+        """Dotted names of the student layers that this loss reads, in order."""
+        return _as_names(self.student)
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """Dotted names of the teacher layers that this loss reads, paired with the student's."""
+        return _as_names(self.teacher)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss reads anything of a teacher."""
+        return self.needs_teacher_logits or bool(self.teacher_layers)
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make the modules that depend on sizes; called once, before the optimizer exists.
+
+        Args:
+            student_shapes: Shape of each captured student layer by name, and of the logits under ``LOGITS``;
+                the first number is the batch size of the probe and means nothing.
+            teacher_shapes: The same for the teacher; empty without one.
+
+        Raises:
+            ValueError: If the two sides cannot be compared; the message names both shapes and the remedy.
+        """
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Pick this loss's tensors out of a training step and return the unweighted scalar."""
+        if self.student_layers:
+            args: list[Tensor | list[Tensor] | None] = [
+                _one_or_all([step.student_features[layer] for layer in self.student_layers]),
+                _one_or_all([step.teacher_features[layer] for layer in self.teacher_layers]),
+            ]
+        else:
+            args = [step.student_logits]
+            if self.needs_teacher_logits:
+                args.append(step.teacher_logits)
+        extra = {}
+        if self.needs_target:
+            extra["target"] = step.target
+        if self.needs_index:
+            extra["index"] = step.index
+        value = self(*args, **extra)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
+        return value
+
+    @abstractmethod
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the unweighted scalar loss; the signature is the subclass's own."""
+
+    def configure_callbacks(self) -> "list[Callback]":
+        """Callbacks that this method needs beyond its loss, such as a pre-training stage; none by default."""
+        return []
+
+    def extra_repr(self) -> str:
+        """Show the options that are plain values."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.options().items() if not isinstance(v, dict))
+
+
+def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise a ``ValueError`` that names both shapes unless the two tensors have the same batch size."""
+    if student.ndim == 0 or teacher.ndim == 0 or student.shape[0] != teacher.shape[0]:
+        raise ValueError(
+            f"{function}: expected the same batch size, got student {tuple(student.shape)} "
+            f"and teacher {tuple(teacher.shape)}."
+        )
+
+
+def check_same_shape(function: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
+    """Raise a ``ValueError`` that names both shapes and the remedy unless the two shapes are equal."""
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{function}: expected equal shapes, got student {tuple(student.shape)} "
+            f"and teacher {tuple(teacher.shape)}; {remedy}."
+        )
+
+
+def check_positive(function: str, **values: float) -> None:
+    """Raise a ``ValueError`` that names the first argument that is not a positive, finite number."""
+    for name, value in values.items():
+        if not 0.0 < value < float("inf"):
+            raise ValueError(f"{function}: expected {name} > 0, got {value}.")
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _as_names(layers: Layers) -> tuple[str, ...]:
+    if layers is None:
+        return ()
+    return (layers,) if isinstance(layers, str) else tuple(layers)
+
+
+def _one_or_all(tensors: list[Tensor]) -> Tensor | list[Tensor]:
+    return tensors[0] if len(tensors) == 1 else tensors

@@ -1,0 +1,146 @@
+"""Feature distillation (hints, FitNets): make the student's features those of the teacher."""
+
+import copy
+from collections.abc import Mapping
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_kd.losses.base import DistillationLoss, Shape, check_same_shape, upcast
+from lightning_kd.projectors import Projector, default_projector
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared distance between two features of equal width (hint, FitNets).
+
+    .. math::
+        L = \frac{1}{M} \sum_{m} (s_m - t_m)^2
+
+    over all :math:`M` elements of the batch. Follows RepDistiller's code; the paper halves the sum of the squares.
+    Of two maps of unequal height or width, the larger is average-pooled to the smaller, each axis for itself.
+
+    Shape:
+        - student, teacher: :math:`(B, C)`, :math:`(B, N, C)` or any equal shapes; or maps :math:`(B, C, H_S, W_S)` and
+          :math:`(B, C, H_T, W_T)`.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student: Features to train, already projected to the teacher's width.
+        teacher: Features to imitate; no gradient reaches them.
+
+    Raises:
+        ValueError: If the shapes differ in anything but the height and width of two maps.
+
+    Example:
+        >>> hint_loss(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))  # (4 + 9) / 2
+        tensor(6.5000)
+        >>> hint_loss(torch.tensor([[[[1.0, 4.0]]]]), torch.tensor([[[[-1.0]]]]))  # mean 2.5 against -1
+        tensor(12.2500)
+
+    Reference:
+        Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550.
+    """
+    student, teacher = upcast(student), upcast(teacher.detach())
+    if student.ndim == teacher.ndim == 4 and student.shape[:2] == teacher.shape[:2]:
+        student, teacher = _pool_to_smaller(student, teacher)
+    check_same_shape(
+        "hint_loss", student, teacher, "bring the student to the teacher's width with a projector, on layers that match"
+    )
+    if student.numel() == 0:
+        return student.sum() * 0.0
+    return F.mse_loss(student, teacher)
+
+
+@final
+class HintLoss(DistillationLoss):
+    """Make the student's features those of the teacher (feature distillation, hints, FitNets).
+
+    Each pair of layers gets a trained projector from the student's width to the teacher's; the distances of several
+    pairs are added.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 100.
+        projector: Which projector to copy for each pair, not yet built; by default a linear one that suits the
+            layers' shapes. ``ConvRegressor()`` reproduces RepDistiller.
+
+    Raises:
+        ValueError: If no layer is named, the layers do not pair up, the projector is built already, or the weight is
+            negative or not finite.
+    """
+
+    def __init__(
+        self,
+        student: str | list[str],
+        teacher: str | list[str],
+        *,
+        weight: float = 1.0,
+        projector: Projector | None = None,
+    ) -> None:
+        super().__init__(student, teacher, weight=weight)
+        if not self.student_layers:
+            raise ValueError(
+                'HintLoss: expected at least one pair of layers, got none; name them: HintLoss("layer2", "layer3").'
+            )
+        if projector is not None and projector.built:
+            raise ValueError(
+                "HintLoss: expected a projector that is not built yet; the loss builds a copy for each pair."
+            )
+        self.projector = projector
+        self.projectors = nn.ModuleList()
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make a projector for each pair of layers.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            RuntimeError: If the loss is built already.
+            ValueError: If a pair cannot be compared.
+        """
+        if len(self.projectors):
+            raise RuntimeError("HintLoss: built already; construct a new one for other layers.")
+        layers = zip(self.student_layers, self.teacher_layers, strict=True)
+        self.projectors.extend([self._make_projector(s, t, student_shapes[s], teacher_shapes[t]) for s, t in layers])
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
+        """Compute the unweighted loss of one pair of features, or the sum over a list of them, see ``hint_loss``."""
+        if not len(self.projectors):
+            raise RuntimeError("HintLoss: not built yet; call build(student_shapes, teacher_shapes) first.")
+        students = [student] if isinstance(student, Tensor) else student
+        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+        pairs = zip(self.projectors, students, teachers, strict=True)
+        return torch.stack([hint_loss(projector(s), t) for projector, s, t in pairs]).sum()
+
+    def _make_projector(self, student_layer: str, teacher_layer: str, student: Shape, teacher: Shape) -> Projector:
+        try:
+            _check_tokens(student, teacher)
+            template = self.projector
+            projector = default_projector(student, teacher) if template is None else copy.deepcopy(template)
+            projector.build(student, teacher)
+        except ValueError as error:
+            layers = f"student layer {student_layer!r} and teacher layer {teacher_layer!r}"
+            raise ValueError(f"HintLoss, {layers}: {error}") from None
+        return projector
+
+
+def _check_tokens(student: Shape, teacher: Shape) -> None:
+    if len(student) == len(teacher) == 3 and student[1] != teacher[1]:
+        raise ValueError(
+            f"expected the same number of tokens, got student {student} and teacher {teacher}; name layers that "
+            "see the same tokens."
+        )
+
+
+def _pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool(student, (height, width)), _pool(teacher, (height, width))
+
+
+def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)

@@ -1,0 +1,260 @@
+"""The first door: a LightningModule around any two modules."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Literal, cast
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lightning_kd import batches
+from lightning_kd.batches import Batch
+from lightning_kd.configurable import describe
+from lightning_kd.distiller import Distiller, name_losses
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.run import DistillationRun, check_same_architecture, probe_batch
+from lightning_kd.teachers import FrozenTeacher
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+class DistillationModule(LightningModule):
+    r"""Train a student on a task and on what a frozen teacher shows it.
+
+    .. math::
+        L = w_0 \, L_{task}(S(x), y) + \sum_i w_i \, L_i(S, T)
+
+    The teacher is in eval mode, without gradients, and outside the module registry: it is in no checkpoint, no
+    optimizer and no averaged copy, and it follows the module to its device and precision. ``module.student`` is your
+    own object. Subclass and override :meth:`unpack_batch`, :meth:`teacher_inputs` or :meth:`logits_of` for batches
+    and outputs of another form.
+
+    Args:
+        student: The module that learns; its output is a tensor, a tuple, or has ``logits``.
+        teacher: The trained module to learn from, frozen here; none for plain supervised training.
+        losses: The distillation losses, each with its own weight.
+        task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
+        task_weight: Factor of the task's own loss, >= 0.
+        optimizer: Makes the optimizer from the parameters of student and losses.
+        lr_scheduler: Makes the learning rate scheduler from the optimizer.
+        lr_interval: Whether the scheduler steps every epoch or every optimizer step.
+        teacher_dtype: Format that the teacher computes in; by default the student's.
+
+    Raises:
+        ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), a loss
+            needs a teacher and there is none, or student and teacher share parameters.
+
+    Example:
+        >>> from functools import partial
+        >>> from lightning_kd.losses import KDLoss
+        >>> module = DistillationModule(
+        ...     nn.Linear(4, 3),
+        ...     teacher=nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3)),
+        ...     losses=[KDLoss(temperature=4.0, weight=0.9)],
+        ...     task_loss=nn.CrossEntropyLoss(),
+        ...     task_weight=0.1,
+        ...     optimizer=partial(torch.optim.SGD, lr=0.05),
+        ... )
+        >>> sorted(module.state_dict())
+        ['student.bias', 'student.weight']
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | None = None,
+        losses: Sequence[DistillationLoss] | None = None,
+        *,
+        task_loss: nn.Module | None = None,
+        task_weight: float = 1.0,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_interval: Literal["epoch", "step"] = "epoch",
+        teacher_dtype: Precision | torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= task_weight < float("inf"):
+            raise ValueError(f"DistillationModule: expected a finite task_weight >= 0, got {task_weight}.")
+        if losses is None and teacher is None and task_loss is None:
+            raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
+        self.student = student
+        self.losses = nn.ModuleDict() if losses is None and teacher is None else name_losses(losses or [])
+        self.task_loss = task_loss
+        self.task_weight = task_weight
+        self.make_optimizer = optimizer
+        self.make_lr_scheduler = lr_scheduler
+        self.lr_interval = lr_interval
+        dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
+        held = None if teacher is None else FrozenTeacher(teacher, dtype)
+        self.distiller = Distiller(student, held, self.losses, self)
+        self.run = DistillationRun(self.distiller, task_weight)
+        self._remember_options(dtype)
+
+    @property
+    def teacher(self) -> nn.Module | None:
+        """The frozen teacher, or ``None``."""
+        return None if self.distiller.teacher is None else self.distiller.teacher.module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the student."""
+        return self.student(*args, **kwargs)
+
+    # What users override
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Take a batch apart; override for batches that are not x, (x, y), (x, y, index) or a dictionary."""
+        return batches.unpack_batch(batch)
+
+    def teacher_inputs(
+        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the teacher's (args, kwargs); override to give it another view of the batch than the student's."""
+        return args, kwargs
+
+    def logits_of(self, output: Any) -> Tensor | None:
+        """Find the logits in a model's output; override for outputs of another form."""
+        return batches.logits_of(output)
+
+    # Training
+
+    def setup(self, stage: str) -> None:
+        """Learn the sizes from one small batch and build the losses."""
+        if stage != "fit":
+            self.distiller.attach()
+            return
+        example = self.example_input_array
+        batch = probe_batch(self.trainer, self) if example is None else (example,)
+        self.distiller.prepare(batch, self._call_student, self)
+        self.run.copy_again(self.trainer, self)
+        if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
+            raise ValueError(
+                "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, or drop task_loss."
+            )
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Hand the Trainer the callbacks that the losses ask for."""
+        return [callback for loss in self.distiller.components for callback in loss.configure_callbacks()]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
+        trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
+        optimizer = self.make_optimizer(trainable)
+        if self.make_lr_scheduler is None:
+            return optimizer
+        scheduler = self.make_lr_scheduler(optimizer)
+        config = {"scheduler": scheduler, "interval": self.lr_interval}
+        if hasattr(scheduler, "monitor"):
+            config["monitor"] = scheduler.monitor
+        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
+
+    def on_fit_start(self) -> None:
+        """Take up a resumed run where it stopped."""
+        self.run.fit_start(self)
+
+    def on_train_epoch_start(self) -> None:
+        """Begin the epoch's means."""
+        self.run.log.start_epoch()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the weighted sum of the task's loss and the distillation losses."""
+        with self.distiller.recording() as record:
+            task = self._task(self._call_student(batch), batch)
+            return self.run.training_loss(self, batch, record, task)
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Write a log line every ``log_every_n_steps``."""
+        self.run.before_optimizer_step(self)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the steps that no log line has told yet."""
+        self.run.write_log(self)
+
+    # Evaluation
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare student and teacher."""
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log val/accuracy, val/agreement, and once val/teacher_accuracy."""
+        self.run.log_evaluation(self, "val", with_student=True)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compare student and teacher."""
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log test/accuracy, test/agreement and test/teacher_accuracy."""
+        self.run.log_evaluation(self, "test", with_student=True)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        """Return the student's logits, or its whole output if it has none."""
+        output = self._call_student(batch)
+        logits = self.logits_of(output)
+        return output if logits is None else logits
+
+    # State
+
+    def teardown(self, stage: str) -> None:
+        """Take the hooks off student and teacher."""
+        self.distiller.detach()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the sizes and the random state."""
+        self.run.save(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint fits, and build the losses for its sizes."""
+        check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
+        self.run.load(checkpoint)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
+        super()._apply(fn, recurse)
+        if self.distiller.teacher is not None:
+            self.distiller.teacher.apply(fn)
+        return self
+
+    def _call_student(self, batch: Any) -> Any:
+        unpacked = self.unpack_batch(batch)
+        return self.student(*unpacked.args, **unpacked.kwargs)
+
+    def _task(self, output: Any, batch: Any) -> Tensor | None:
+        if self.task_loss is None:
+            return None
+        logits, target = self.logits_of(output), self.unpack_batch(batch).target
+        if logits is None or target is None:
+            missing = "logits in the student's output" if logits is None else "target in the batch"
+            raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
+        hidden = getattr(self.task_loss, "ignore_index", None)
+        if hidden is None or target.is_floating_point():
+            return cast(Tensor, self.task_loss(logits, target))
+        labelled = (target != hidden).any()  # a batch without a label gives 0, where the mean of nothing is NaN
+        value: Tensor = self.task_loss(logits, torch.where(labelled, target, 0))
+        return value * labelled
+
+    def _evaluate(self, batch: Any, prefix: str) -> None:
+        with self.distiller.recording() as record:
+            output = self._call_student(batch)
+            unpacked = self.unpack_batch(batch)
+            self.run.evaluate(batch, record, unpacked.target)
+            if self.task_loss is not None and unpacked.target is not None:
+                task = self._task(output, batch)
+                if task is not None and not self.trainer.barebones:
+                    self.log(f"{prefix}/loss", task, batch_size=len(unpacked.target), sync_dist=True)
+
+    def _remember_options(self, dtype: torch.dtype | None) -> None:
+        if _given_hyperparameters.get() is not None:  # LightningCLI has the class paths of every module
+            self.save_hyperparameters()
+            return
+        options: dict[str, Any] = {"task_weight": self.task_weight, "lr_interval": self.lr_interval}
+        if dtype is not None:
+            options["teacher_dtype"] = str(dtype).removeprefix("torch.")
+        with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading
+            options["losses"] = [describe(loss) for loss in self.distiller.components] or None
+        self.save_hyperparameters(options)

@@ -1,0 +1,3 @@
+"""Tables of a run."""
+
+from lightning_kd.report.summary import DistillationSummary as DistillationSummary

@@ -1,0 +1,82 @@
+"""The table at the end of a run: who is how good, how small, and which part of the loss weighs how much."""
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lightning_kd.callback import DistillationCallback
+from lightning_kd.module import DistillationModule
+from lightning_kd.run import DistillationRun
+
+
+class DistillationSummary(Callback):
+    """Print a table at the end of a fit or test: accuracies, agreement, sizes, and each loss part's share.
+
+    Works with a ``DistillationModule`` and with a ``DistillationCallback``; accuracies are those of the last
+    validation (or test), shares are means over the last epoch.
+
+    Args:
+        enabled: Whether to print.
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        self.enabled = enabled
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of a fit."""
+        self._print(trainer, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of a test."""
+        self._print(trainer, pl_module)
+
+    def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        run = find_run(trainer, pl_module)
+        if self.enabled and run is not None and trainer.is_global_zero:
+            print(f"\n{summary_table(run)}\n")
+
+
+def find_run(trainer: Trainer, pl_module: LightningModule) -> DistillationRun | None:
+    """Return the distillation run of a Trainer through whichever door, ``None`` if there is none."""
+    if isinstance(pl_module, DistillationModule):
+        return pl_module.run
+    callbacks = [c for c in trainer.callbacks if isinstance(c, DistillationCallback)]  # type: ignore[attr-defined]
+    return callbacks[0].run if callbacks else None
+
+
+def summary_table(run: DistillationRun) -> str:
+    """Write the table of a run.
+
+    Args:
+        run: The run, after at least one evaluation.
+    """
+    distiller, results = run.distiller, run.results
+    student = _count(distiller.student)
+    lines = []
+    if distiller.teacher is None:
+        lines += [_row("", "student"), _row("accuracy", _percent(results.get("accuracy")))]
+        lines += [_row("parameters", f"{student:,}")]
+    else:
+        teacher = _count(distiller.teacher.module)
+        lines += [_row("", "teacher", "student")]
+        lines += [
+            _row("accuracy", _percent(results.get("teacher_accuracy")), _percent(results.get("accuracy"))),
+            _row("agreement", "", _percent(results.get("agreement"))),
+            _row("parameters", f"{teacher:,}", f"{student:,}") + f"   ({teacher / max(student, 1):.1f}x fewer)",
+        ]
+    shares = run.shares()
+    if shares:
+        lines += ["", _row("loss part", "weight", "mean", "share")]
+        lines += [_row(name, f"{w:g}", f"{mean:.4g}", _percent(share)) for name, w, mean, share in shares]
+    return "\n".join(lines)
+
+
+def _row(name: str, *cells: str) -> str:
+    return f"{name:<14}" + "".join(f"{cell:>12}" for cell in cells)
+
+
+def _percent(fraction: float | None) -> str:
+    return "-" if fraction is None else f"{100 * fraction:.1f} %"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
