@@ -7,8 +7,8 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -305,7 +305,7 @@ def _call_until_student(pl_module: LightningModule, student: nn.Module, batch: A
         raise _StudentReturnedError
 
     step = pl_module.training_step
-    quiet = {name: _ignore for name in ("log", "log_dict")}  # there is nothing to log to before the fit
+    quiet = dict.fromkeys(("log", "log_dict"), _ignore)  # there is nothing to log to before the fit
     handle = student.register_forward_hook(stop)
     pl_module.__dict__.update(quiet)
     try:

@@ -140,9 +140,7 @@ class _Store:
         self.record = Record()
 
 
-def _put_call(
-    store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> None:
+def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     record = store.record
     if store.active and not record.called:
         record.called = True

@@ -1,13 +1,16 @@
 """The third door: ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI."""
 
+import sys
 from typing import Any
+
+from jsonargparse import auto_cli
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
-from lightning.pytorch import LightningDataModule
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-
+from lightning_kd.export import export_checkpoint
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
 
@@ -21,7 +24,10 @@ class DistillationCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            parser_kwargs={"description": "Knowledge distillation with PyTorch Lightning."},
+            parser_kwargs={
+                "description": "Distil a student from a teacher with PyTorch Lightning. "
+                "`lightning-kd export --help` tells how to write the student as a file of its own."
+            },
             args=args,
             **kwargs,
         )
@@ -31,10 +37,14 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(DistillationSummary, "summary")
 
 
-def main(args: ArgsType = None) -> None:
+def main(args: list[str] | None = None) -> LightningCLI | None:
     """Run the command line.
 
     Args:
         args: The arguments; by default those of the process.
     """
-    DistillationCLI(args=args)
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["export"]:
+        auto_cli(export_checkpoint, args=words[1:], as_positional=False, prog="lightning-kd export")
+        return None
+    return DistillationCLI(args=args)

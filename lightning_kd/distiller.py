@@ -36,9 +36,7 @@ class Distiller:
             share parameters.
     """
 
-    def __init__(
-        self, student: nn.Module, teacher: FrozenTeacher | None, losses: nn.ModuleDict, hooks: Hooks
-    ) -> None:
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: nn.ModuleDict, hooks: Hooks) -> None:
         self.student = student
         self.teacher = teacher
         self.losses = losses
@@ -214,8 +212,8 @@ def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn
             raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
         stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(component).__name__).lower()
         stem = stem.removesuffix("_loss")
-        count = (stem in ("task", "loss")) + sum(name == stem or re.fullmatch(rf"{stem}_\d+", name) is not None for name in named)
-        named[stem if not count else f"{stem}_{count + 1}"] = component
+        taken = [name for name in (*named, "task", "loss") if re.fullmatch(rf"{stem}(_\d+)?", name)]
+        named[f"{stem}_{len(taken) + 1}" if taken else stem] = component
     return nn.ModuleDict(named)
 
 

@@ -1,5 +1,6 @@
 """The first door: a LightningModule around any two modules."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal, cast
@@ -17,6 +18,7 @@ from lightning_kd import batches
 from lightning_kd.batches import Batch
 from lightning_kd.configurable import describe
 from lightning_kd.distiller import Distiller, name_losses
+from lightning_kd.export import export_student
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.run import DistillationRun, check_same_architecture, probe_batch
 from lightning_kd.teachers import FrozenTeacher
@@ -134,7 +136,8 @@ class DistillationModule(LightningModule):
         self.run.copy_again(self.trainer, self)
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
             raise ValueError(
-                "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, or drop task_loss."
+                "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, "
+                "or drop task_loss."
             )
 
     def configure_callbacks(self) -> list[Callback]:
@@ -201,6 +204,10 @@ class DistillationModule(LightningModule):
 
     # State
 
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the student's weights, and nothing else, to a ``.safetensors``, ``.pt`` or ``.pth`` file."""
+        export_student(self.student, path)
+
     def teardown(self, stage: str) -> None:
         """Take the hooks off student and teacher."""
         self.distiller.detach()
@@ -236,7 +243,7 @@ class DistillationModule(LightningModule):
             return cast(Tensor, self.task_loss(logits, target))
         labelled = (target != hidden).any()  # a batch without a label gives 0, where the mean of nothing is NaN
         value: Tensor = self.task_loss(logits, torch.where(labelled, target, 0))
-        return value * labelled
+        return value.mul(labelled)
 
     def _evaluate(self, batch: Any, prefix: str) -> None:
         with self.distiller.recording() as record:

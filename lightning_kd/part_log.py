@@ -98,11 +98,7 @@ class PartLog:
         steps = dict(zip(self._names, self._first_bad.tolist(), strict=True))
         first = min(steps.values())
         if math.isfinite(first):
-            bad = {
-                name: value
-                for name, value in zip(self._names, sums, strict=True)
-                if steps[name] == first
-            }
+            bad = {name: value for name, value in zip(self._names, sums, strict=True) if steps[name] == first}
             raise _not_finite(bad, int(first))
 
 

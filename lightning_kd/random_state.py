@@ -30,16 +30,17 @@ def restore(states: list[dict[str, Any]]) -> None:
         torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    inner = state["numpy"]["state"]
+    key = np.array(inner["key"], dtype=np.uint32)
+    np.random.set_state({**state["numpy"], "state": {"key": key, "pos": inner["pos"]}})
 
 
 def _local() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
         "python": [version, list(internal), gauss],
-        "numpy": [name, keys.tolist(), *rest],
+        "numpy": {**numpy, "state": {"key": numpy["state"]["key"].tolist(), "pos": numpy["state"]["pos"]}},
     }

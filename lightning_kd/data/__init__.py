@@ -1,1 +1,4 @@
 """Data sets."""
+
+from lightning_kd.data.digits import DigitsDataModule as DigitsDataModule
+from lightning_kd.data.digits_models import DigitsConvNet as DigitsConvNet

@@ -32,20 +32,35 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
         Parameter containing:
         tensor([[1., 1.]], requires_grad=True)
     """
+    state = read_weights(path, prefix)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights in {os.fspath(path)!r} do not fit {type(model).__name__}; build the architecture that they "
+            f"were saved from{'' if prefix else ', or give the prefix of its keys'}. {error}"
+        ) from error
+    return model
+
+
+def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Tensor]:
+    """Read the weights whose names begin with a prefix, which is cut off.
+
+    Args:
+        path: As for :func:`from_checkpoint`.
+        prefix: As for :func:`from_checkpoint`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file holds no state dict, or no name begins with ``prefix``.
+    """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {str(path)!r} (looked from {str(Path.cwd())!r}).")
     state = {key[len(prefix) :]: value for key, value in _read(path).items() if key.startswith(prefix)}
     if not state:
         raise ValueError(f"No weight in {str(path)!r} has a name that begins with {prefix!r}.")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"The weights in {str(path)!r} do not fit {type(model).__name__}; build the architecture that they "
-            f"were saved from{'' if prefix else ', or give the prefix of its keys'}. {error}"
-        ) from error
-    return model
+    return state
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:

@@ -1,0 +1,175 @@
+"""Handwritten digits for examples and tests: 1797 images that come with scikit-learn, nothing to download."""
+
+import math
+from typing import Any, final
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+NUM_CLASSES = 10
+HIDDEN_LABEL = -100  # torch.nn.CrossEntropyLoss leaves this target out by default
+
+
+@final
+class DigitsDataModule(LightningDataModule):
+    """Serve scikit-learn's handwritten digits: 898 images to train on, 899 held out.
+
+    An image is a float32 tensor of shape (1, 8, 8) in [0, 1], its target a digit. The split is stratified and always
+    the same; validation, test and prediction all read the held-out half in its order, with every label.
+
+    Args:
+        batch_size: Images a batch, >= 1; the last batch of an epoch may be smaller.
+        labelled_per_class: Training images per digit that keep their label, 0 to 87; the others get the target -100,
+            which CrossEntropyLoss ignores. None keeps all labels.
+        label_seed: Chooses which training images keep their label.
+        with_index: Whether a batch is (x, y, index) instead of (x, y); index is the row in its half of the data.
+        augment: Whether training images are turned, scaled and shifted a little, anew in every batch.
+        num_workers: Processes that load data, >= 0; 0 is the fastest for data this small.
+
+    Raises:
+        ValueError: If a number is out of its range.
+        ImportError: At setup, if scikit-learn is not installed.
+
+    Example:
+        >>> digits = DigitsDataModule(labelled_per_class=5)
+        >>> digits.setup()
+        >>> image, target = digits.train_set[0]
+        >>> image.shape, len(digits.train_set), len(digits.held_out_set)
+        (torch.Size([1, 8, 8]), 898, 899)
+        >>> int((digits.train_set.tensors[1] >= 0).sum())
+        50
+    """
+
+    train_set: TensorDataset
+    held_out_set: TensorDataset
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        labelled_per_class: int | None = None,
+        label_seed: int = 0,
+        with_index: bool = False,
+        augment: bool = True,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"DigitsDataModule: expected batch_size >= 1, got {batch_size}.")
+        if num_workers < 0:
+            raise ValueError(f"DigitsDataModule: expected num_workers >= 0, got {num_workers}.")
+        if labelled_per_class is not None and labelled_per_class < 0:
+            raise ValueError(
+                f"DigitsDataModule: expected labelled_per_class >= 0 or None for all labels, got {labelled_per_class}."
+            )
+        self.batch_size = batch_size
+        self.labelled_per_class = labelled_per_class
+        self.label_seed = label_seed
+        self.with_index = with_index
+        self.augment = augment
+        self.num_workers = num_workers
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read both halves of the data into memory, the same for every stage."""
+        if hasattr(self, "train_set"):
+            return
+        train, held_out = _halves()
+        if self.labelled_per_class is not None:
+            train = train[0], _hide_labels(train[1], self.labelled_per_class, self.label_seed)
+        self.train_set, self.held_out_set = self._rows(*train), self._rows(*held_out)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Serve the training half in random order."""
+        return self._loader(self.train_set, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Serve the held-out half."""
+        return self._loader(self.held_out_set, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Serve the held-out half."""
+        return self._loader(self.held_out_set, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Serve the held-out half."""
+        return self._loader(self.held_out_set, shuffle=False)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment the images of a training batch, where the batch is; nothing changes in the other stages."""
+        if not self.augment or self.trainer is None or not self.trainer.training:
+            return batch
+        images, *rest = batch
+        return (augment_digits(images), *rest)
+
+    def _rows(self, images: Tensor, target: Tensor) -> TensorDataset:
+        index = (torch.arange(len(target)),) if self.with_index else ()
+        return TensorDataset(images, target, *index)
+
+    def _loader(self, rows: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(
+            rows,
+            batch_size=self.batch_size,
+            shuffle=shuffle,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+def augment_digits(
+    images: Tensor, *, max_angle: float = math.radians(10), max_scale: float = 0.1, max_shift: float = 1.0
+) -> Tensor:
+    """Turn, scale and shift each image by its own random amounts; what comes in from outside is 0.
+
+    Args:
+        images: Float images of shape (B, C, H, W).
+        max_angle: Largest turn either way (radians).
+        max_scale: Largest change of the size, as a fraction 0..1.
+        max_shift: Largest shift along each axis (pixels).
+
+    Example:
+        >>> image = torch.ones(1, 1, 4, 4)
+        >>> torch.equal(augment_digits(image, max_angle=0.0, max_scale=0.0, max_shift=0.0), image)
+        True
+    """
+    count, _, height, width = images.shape
+    angle, scale, shift_x, shift_y = torch.rand(4, count, device=images.device).mul_(2).sub_(1)  # in [-1, 1]
+    angle, scale = angle * max_angle, 1 + scale * max_scale
+    cos, sin = angle.cos() * scale, angle.sin() * scale
+    matrix = torch.stack(
+        (cos, -sin, shift_x * (2 * max_shift / width), sin, cos, shift_y * (2 * max_shift / height)), dim=1
+    ).view(count, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images.float(), grid, align_corners=False).to(images.dtype)
+
+
+def _halves() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    try:
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError(
+            'DigitsDataModule reads the digits that come with scikit-learn: pip install "lightning_kd[examples]"'
+        ) from error
+    pixels, digit = load_digits(return_X_y=True)
+    parts = train_test_split(pixels, digit, test_size=0.5, random_state=0, stratify=digit)
+    train_x, held_out_x = (torch.as_tensor(x, dtype=torch.float32).div(16).view(-1, 1, 8, 8) for x in parts[:2])
+    train_y, held_out_y = (torch.as_tensor(y, dtype=torch.long) for y in parts[2:])
+    return (train_x, train_y), (held_out_x, held_out_y)
+
+
+def _hide_labels(target: Tensor, per_class: int, seed: int) -> Tensor:
+    smallest = int(target.bincount(minlength=NUM_CLASSES).min())
+    if per_class > smallest:
+        raise ValueError(
+            f"DigitsDataModule: expected labelled_per_class <= {smallest}, the training images of the rarest digit, "
+            f"got {per_class}."
+        )
+    generator = torch.Generator().manual_seed(seed)
+    shown = torch.full_like(target, HIDDEN_LABEL)
+    for digit in range(NUM_CLASSES):
+        rows = (target == digit).nonzero().squeeze(1)
+        kept = rows[torch.randperm(len(rows), generator=generator)[:per_class]]
+        shown[kept] = digit
+    return shown
