@@ -24,6 +24,7 @@ class DistillationCLI(LightningCLI):
             LightningDataModule,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "description": "Distil a student from a teacher with PyTorch Lightning. "
                 "`lightning-kd export --help` tells how to write the student as a file of its own."
@@ -37,14 +38,19 @@ class DistillationCLI(LightningCLI):
         parser.add_lightning_class_args(DistillationSummary, "summary")
 
 
-def main(args: list[str] | None = None) -> LightningCLI | None:
-    """Run the command line.
+def run(args: list[str]) -> DistillationCLI:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the command line's module, data and trainer.
 
     Args:
-        args: The arguments; by default those of the process.
+        args: Arguments as on the command line.
     """
-    words = sys.argv[1:] if args is None else args
+    return DistillationCLI(args=args)
+
+
+def main() -> None:
+    """Run the command line with the arguments of the process."""
+    words = sys.argv[1:]
     if words[:1] == ["export"]:
         auto_cli(export_checkpoint, args=words[1:], as_positional=False, prog="lightning-kd export")
-        return None
-    return DistillationCLI(args=args)
+    else:
+        run(words)

@@ -222,7 +222,7 @@ class DistillationModule(LightningModule):
         self.run.load(checkpoint)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.distiller.teacher is not None:
             self.distiller.teacher.apply(fn)
         return self

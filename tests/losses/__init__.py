@@ -1,0 +1,1 @@
+"""Conformance of every exported loss, and the numbers of each."""

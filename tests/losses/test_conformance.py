@@ -1,0 +1,422 @@
+"""What every exported loss must satisfy; a loss without a ``Case`` fails here."""
+
+import copy
+import importlib
+import inspect
+import io
+import json
+import pickle
+import pkgutil
+import re
+import types
+from collections.abc import Callable, Iterable
+
+import pytest
+import torch
+from torch import Tensor
+
+import lightning_kd.losses
+from lightning_kd import functional
+from lightning_kd.configurable import describe, restore
+from lightning_kd.losses import DistillationLoss
+from lightning_kd.losses.base import StepTensors
+from tests.losses.cases import CASES, HELPERS, TOLERANCE, Case, Inputs, Mutant, build, shapes
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+def of(chosen: Callable[[Case], bool] = lambda _: True) -> pytest.MarkDecorator:
+    """Run a test for every case of which something holds."""
+    return pytest.mark.parametrize("case", [case for case in CASES if chosen(case)], ids=str)
+
+
+def exported_losses() -> list[type[DistillationLoss]]:
+    return [v for v in vars(lightning_kd.losses).values() if _is_concrete_loss(v)]
+
+
+def exported_functions() -> list[Callable[..., Tensor]]:
+    return [v for v in vars(functional).values() if inspect.isfunction(v)]
+
+
+def missing_cases(
+    losses: Iterable[type[DistillationLoss]], functions: Iterable[Callable[..., Tensor]], cases: Iterable[Case]
+) -> list[str]:
+    """Name the losses and functions that no case covers."""
+    cases = list(cases)
+    known = {case.function for case in cases}
+    uncovered: list[Callable[..., object]] = [loss for loss in losses if loss not in {case.loss for case in cases}]
+    uncovered += [f for f in functions if f not in known and f.__name__ not in HELPERS]
+    return [thing.__name__ for thing in uncovered]
+
+
+def _is_concrete_loss(thing: object) -> bool:
+    return isinstance(thing, type) and issubclass(thing, DistillationLoss) and not inspect.isabstract(thing)
+
+
+def _component(case: Case, dtype: torch.dtype = torch.float64) -> tuple[DistillationLoss, Inputs]:
+    inputs = case.inputs()
+    component = build(case.loss, case.options, inputs, dtype)
+    return component, inputs.map(lambda t: t.to(dtype)).fresh()
+
+
+def _value(component: DistillationLoss, inputs: Inputs) -> Tensor:
+    value = component(*inputs.args, **inputs.extra)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def _gradients(component: DistillationLoss, inputs: Inputs) -> list[Tensor]:
+    _value(component, inputs).backward()
+    own = [p.grad for p in component.parameters() if p.requires_grad]
+    gradients = [g for g in [*[s.grad for s in inputs.students], *own] if g is not None]
+    assert len(gradients) == len(inputs.students) + len(own)
+    return gradients
+
+
+def _same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-12) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance, check_dtype=False)
+
+
+# --- every loss has a case, and every case says enough ---------------------------------------------------------------
+
+
+def test_every_exported_loss_and_function_has_a_case() -> None:
+    assert missing_cases(exported_losses(), exported_functions(), CASES) == []
+
+
+def test_a_loss_or_function_without_a_case_is_reported() -> None:
+    class ForgottenLoss(DistillationLoss):
+        def forward(self, student: Tensor) -> Tensor:
+            return student.sum()
+
+    def forgotten_loss(student: Tensor) -> Tensor:
+        return student.sum()
+
+    found = missing_cases([*exported_losses(), ForgottenLoss], [*exported_functions(), forgotten_loss], CASES)
+    assert found == ["ForgottenLoss", "forgotten_loss"]
+
+
+def test_every_concrete_loss_of_the_package_is_exported() -> None:
+    for module in pkgutil.iter_modules(lightning_kd.losses.__path__, "lightning_kd.losses."):
+        for name, thing in vars(importlib.import_module(module.name)).items():
+            if _is_concrete_loss(thing):
+                assert getattr(lightning_kd.losses, name, None) is thing, f"{name} is not exported"
+
+
+@pytest.mark.parametrize("loss", exported_losses(), ids=lambda loss: loss.__name__)
+def test_the_cases_of_a_loss_are_demanding(loss: type[DistillationLoss]) -> None:
+    own = [case for case in CASES if case.loss is loss]
+    assert all(case.references for case in own)
+    assert sum(len(case.mutants) for case in own) >= 4
+    for case in own:
+        assert all(len(t) % 2 == 0 and len(t) >= 4 and t.dtype == torch.float64 for t in case.inputs().students)
+
+
+# --- value -----------------------------------------------------------------------------------------------------------
+
+
+def check_references(case: Case, loss: type[DistillationLoss]) -> None:
+    """Compare with the numbers derived by hand; the gradient reaches the student alone."""
+    for reference in case.references:
+        component = build(loss, reference.options, reference.inputs)
+        component.load_state_dict({**component.state_dict(), **reference.parameters})
+        inputs = reference.inputs.fresh()
+        for teacher in inputs.teachers:
+            teacher.requires_grad_()
+        value = _value(component, inputs)
+        assert value.item() == pytest.approx(reference.expected, rel=1e-10, abs=1e-12)
+        value.backward()
+        assert all(teacher.grad is None for teacher in inputs.teachers)
+        if reference.expected:
+            assert any(student.grad is not None and student.grad.any() for student in inputs.students)
+
+
+@of()
+def test_equals_the_numbers_derived_by_hand(case: Case) -> None:
+    check_references(case, case.loss)
+
+
+@pytest.mark.parametrize(("case", "mutant"), [pytest.param(c, m, id=f"{c}-{m.name}") for c in CASES for m in c.mutants])
+def test_the_numbers_reveal_a_mistake(case: Case, mutant: Mutant) -> None:
+    """The source of the loss with one mistake in it must contradict a number."""
+    original = inspect.getmodule(case.loss)
+    assert original is not None
+    source = inspect.getsource(original)
+    assert mutant.old in source, "the mutant is out of date"
+    mutated = types.ModuleType("mutant_of_" + original.__name__)
+    exec(compile(source.replace(mutant.old, mutant.new), mutated.__name__, "exec"), vars(mutated))
+    with pytest.raises(AssertionError):
+        check_references(case, getattr(mutated, case.loss.__name__))
+
+
+@of()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
+def test_is_a_finite_scalar_of_at_least_float32(case: Case, dtype: torch.dtype) -> None:
+    value = _value(*_component(case, dtype))
+    assert value.shape == ()
+    assert value.isfinite()
+    assert value.dtype == (torch.float32 if dtype in HALF else dtype)
+
+
+@of()
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+def test_low_precision_agrees_with_float64(case: Case, dtype: torch.dtype) -> None:
+    tolerance = {**TOLERANCE, **case.tolerance}[dtype]
+    expected = _value(*_component(case)).item()
+    assert _value(*_component(case, dtype)).item() == pytest.approx(expected, rel=tolerance)
+
+
+@of()
+def test_autocast_agrees_with_float64(case: Case) -> None:
+    tolerance = {**TOLERANCE, **case.tolerance}[torch.bfloat16]
+    expected = _value(*_component(case)).item()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = _value(*_component(case, torch.float32))
+    assert value.dtype == torch.float32
+    assert value.item() == pytest.approx(expected, rel=tolerance)
+
+
+@of(lambda case: case.by_function is not None)
+def test_component_equals_function(case: Case) -> None:
+    component, inputs = _component(case)
+    assert case.by_function is not None
+    expected = case.by_function(copy.deepcopy(component), inputs)
+    _same(_value(component, inputs), expected)
+
+
+@of()
+def test_evaluate_equals_forward(case: Case) -> None:
+    component, inputs = _component(case)
+    logits = {} if component.student_layers else {"student_logits": inputs.student, "teacher_logits": inputs.teacher}
+    step = StepTensors(
+        **logits,
+        student_features=dict(zip(component.student_layers, inputs.students, strict=False)),
+        teacher_features=dict(zip(component.teacher_layers, inputs.teachers, strict=False)),
+        **inputs.extra,
+    )
+    expected = _value(copy.deepcopy(component), inputs)
+    _same(component.evaluate(step), expected)
+
+
+@of(lambda case: case.nonnegative)
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 30.0])
+def test_is_never_negative(case: Case, scale: float) -> None:
+    component, inputs = _component(case)
+    assert _value(component, inputs.map(lambda t: t * scale)).item() >= -1e-14
+
+
+@of(lambda case: case.zero_at_match)
+def test_is_zero_with_no_gradient_at_match(case: Case) -> None:
+    inputs = case.inputs()
+    matched = Inputs(inputs.student, inputs.student, inputs.extra).fresh()
+    component = build(case.loss, {**case.options, **case.match_options}, matched)
+    assert _value(component, matched).item() == pytest.approx(0.0, abs=1e-14)
+    for gradient in _gradients(component, matched):
+        assert gradient.abs().max() <= 1e-8
+
+
+@of(lambda case: case.permutation_invariant)
+def test_the_order_of_the_samples_does_not_matter(case: Case) -> None:
+    component, inputs = _component(case)
+    order = torch.randperm(len(inputs.students[0]))
+    expected = _value(copy.deepcopy(component), inputs)
+    _same(_value(component, inputs.rows(lambda t: t[order])), expected)
+
+
+@of(lambda case: not case.loss.relational)
+def test_the_mean_over_two_halves_is_the_whole(case: Case) -> None:
+    component, inputs = _component(case)
+    half = len(inputs.students[0]) // 2
+    whole = _value(copy.deepcopy(component), inputs)
+    halves = [_value(copy.deepcopy(component), inputs.rows(r)) for r in (lambda t: t[:half], lambda t: t[half:])]
+    _same(sum(halves, torch.zeros(())) / 2, whole)
+
+
+# --- gradient --------------------------------------------------------------------------------------------------------
+
+
+@of()
+def test_the_gradient_reaches_student_and_own_parameters_alone(case: Case) -> None:
+    component, inputs = _component(case)
+    for teacher in inputs.teachers:
+        teacher.requires_grad_()
+    for gradient in _gradients(component, inputs):
+        assert gradient.isfinite().all()
+        assert gradient.any()
+    assert all(teacher.grad is None for teacher in inputs.teachers)
+
+
+@of()
+def test_the_gradient_is_the_slope(case: Case) -> None:
+    component, inputs = _component(case)
+    names, parameters = zip(*component.named_parameters(), strict=True) if list(component.parameters()) else ((), ())
+    count = len(inputs.students)
+
+    def value(*tensors: Tensor) -> Tensor:
+        students = list(tensors[:count])
+        student = students if isinstance(inputs.student, list) else students[0]
+        args = Inputs(student, inputs.teacher, inputs.extra).args
+        own = dict(zip(names, tensors[count:], strict=True))
+        result = torch.func.functional_call(copy.deepcopy(component), own, tuple(args), dict(inputs.extra))
+        assert isinstance(result, Tensor)
+        return result
+
+    assert torch.autograd.gradcheck(value, (*inputs.students, *parameters))
+
+
+# --- extremes --------------------------------------------------------------------------------------------------------
+
+
+@of(lambda case: case.extreme)
+@pytest.mark.parametrize("scale", [0.0, 1e-8, 1e4])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_extreme_inputs_stay_finite(case: Case, scale: float, autocast: bool) -> None:
+    component, inputs = _component(case, torch.float32)
+    inputs = inputs.map(lambda t: t * scale).fresh()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        gradients = _gradients(component, inputs)
+    assert _value(component, inputs).isfinite()
+    assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+@of(lambda case: case.extreme and not list(build(case.loss, case.options, case.inputs()).parameters()))
+@pytest.mark.parametrize("scale", [0.0, 1e4])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_extreme_half_inputs_stay_finite(case: Case, scale: float, dtype: torch.dtype) -> None:
+    component, inputs = _component(case, dtype)
+    inputs = inputs.map(lambda t: t.sign() * scale).fresh()
+    assert all(gradient.isfinite().all() for gradient in _gradients(component, inputs))
+    assert _value(component, inputs).isfinite()
+
+
+@of(lambda case: case.single_sample)
+def test_a_batch_of_one_works(case: Case) -> None:
+    component, inputs = _component(case)
+    one = inputs.rows(lambda t: t[:1]).fresh()
+    assert _value(component, one).isfinite()
+    assert all(gradient.isfinite().all() for gradient in _gradients(component, one))
+
+
+@of()
+def test_the_inputs_are_left_alone(case: Case) -> None:
+    component, inputs = _component(case)
+    tensors = [*inputs.students, *inputs.teachers, *inputs.extra.values()]
+    before = [t.detach().clone() for t in tensors]
+    _gradients(component, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case", "args"), [pytest.param(c, a, id=f"{c}-{i}") for c in CASES for i, a in enumerate(c.bad_calls)]
+)
+def test_shapes_that_do_not_match_are_named(case: Case, args: tuple[Tensor, Tensor]) -> None:
+    assert case.function is not None
+    with pytest.raises(ValueError, match=case.function.__name__) as caught:
+        case.function(*args)
+    assert all(str(tuple(a.shape)) in str(caught.value) for a in args)
+
+
+@pytest.mark.parametrize(
+    ("case", "student", "teacher"),
+    [pytest.param(c, s, t, id=f"{c}-{s}-{t}") for c in CASES for s, t in c.bad_builds],
+)
+def test_build_names_both_shapes(case: Case, student: tuple[int, ...], teacher: tuple[int, ...]) -> None:
+    component = case.loss(**case.options)
+    sides = [
+        dict.fromkeys(side, s) for side, s in zip(shapes(component, case.inputs()), (student, teacher), strict=True)
+    ]
+    with pytest.raises(ValueError, match=case.loss.__name__) as caught:
+        component.build(*sides)
+    assert str(student) in str(caught.value)
+    assert str(teacher) in str(caught.value)
+
+
+# --- life of a component ---------------------------------------------------------------------------------------------
+
+
+@of()
+def test_deepcopy_and_pickle_keep_the_value(case: Case) -> None:
+    component, inputs = _component(case)
+    copies = [copy.deepcopy(component), pickle.loads(pickle.dumps(component))]
+    expected = _value(component, inputs)
+    for other in copies:
+        assert torch.equal(_value(other, inputs), expected)
+
+
+@of()
+def test_description_and_state_restore_the_component(case: Case) -> None:
+    component, inputs = _component(case)
+    for parameter in component.parameters():
+        torch.nn.init.normal_(parameter)
+    saved = io.BytesIO()
+    torch.save(component.state_dict(), saved)
+    description = json.loads(json.dumps(describe(component)))
+    other = restore(description, DistillationLoss)
+    assert isinstance(other, case.loss)
+    other.build(*shapes(other, inputs))
+    other.to(torch.float64).load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
+    assert describe(other) == describe(component)
+    expected = _value(component, inputs)
+    assert torch.equal(_value(other, inputs), expected)
+
+
+@of()
+def test_repr_shows_the_options(case: Case) -> None:
+    component = case.loss(**case.options)
+    assert repr(component).startswith(case.loss.__name__)
+    for name, value in component.options().items():
+        assert isinstance(value, dict) or f"{name}={value!r}" in repr(component)
+
+
+@of()
+def test_compiles_without_a_graph_break(case: Case) -> None:
+    component, inputs = _component(case)
+    expected = _gradients(copy.deepcopy(component), inputs)
+    torch.compiler.reset()
+    compiled = torch.compile(component, fullgraph=True, backend="aot_eager")
+    fresh = inputs.fresh()
+    compiled(*fresh.args, **fresh.extra).backward()
+    found = [*[s.grad for s in fresh.students], *[p.grad for p in component.parameters()]]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours is not None
+        _same(ours, theirs, 1e-10)
+
+
+@of()
+def test_a_negative_weight_is_refused(case: Case) -> None:
+    with pytest.raises(ValueError, match="weight >= 0"):
+        case.loss(**{**case.options, "weight": -1.0})
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def _sections(thing: object) -> dict[str, str]:
+    parts = re.split(r"^(\w+):\n", inspect.getdoc(thing) or "", flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def _described(thing: object) -> dict[str, str]:
+    parts = re.split(r"^ {4}(\w+): ", _sections(thing).get("Args", ""), flags=re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("function", exported_functions(), ids=lambda f: f.__name__)
+def test_the_function_is_documented(function: Callable[..., Tensor]) -> None:
+    assert {"Shape", "Args", "Raises", "Example", "Reference"} <= set(_sections(function))
+    assert list(_described(function)) == list(inspect.signature(function).parameters)
+
+
+@pytest.mark.parametrize("loss", exported_losses(), ids=lambda loss: loss.__name__)
+def test_the_component_is_documented(loss: type[DistillationLoss]) -> None:
+    assert sorted(_described(loss)) == sorted(inspect.signature(loss).parameters)
+
+
+@of(lambda case: case.function is not None)
+def test_function_and_component_describe_an_option_alike(case: Case) -> None:
+    """Same name, same sentence, same default; layer names share their words with tensors only."""
+    assert case.function is not None
+    formula, component = inspect.signature(case.function).parameters, inspect.signature(case.loss).parameters
+    for name in (formula.keys() & component.keys()) - {"student", "teacher"}:
+        assert formula[name].default == component[name].default
+        assert _described(case.function)[name] == _described(case.loss)[name]

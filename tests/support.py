@@ -1,0 +1,127 @@
+"""Small networks, data and Trainers that the tests share."""
+
+from functools import partial
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_kd import DistillationModule
+from lightning_kd.losses import HintLoss, KDLoss
+
+CLASSES = 4
+
+
+class ConvNet(nn.Module):
+    """Two layers with BatchNorm and, on demand, dropout: everything that a careless teacher disturbs."""
+
+    def __init__(self, width, classes=CLASSES, dropout=0.0):
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU())
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(width * 16, classes)
+
+    def forward(self, x):
+        return self.head(self.dropout(self.features(x)).flatten(1))
+
+
+class UserModule(LightningModule):
+    """A LightningModule as people write them, which knows nothing of distillation."""
+
+    def __init__(self, net, form="tensor"):
+        super().__init__()
+        self.net = net
+        self.criterion = nn.CrossEntropyLoss()
+        self.form = form
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch[:2]
+        loss = self.criterion(self.net(x), y)
+        self.log("user_loss", loss)
+        if self.form == "sometimes none" and batch_idx == 1:
+            return None
+        return {"loss": loss, "extra": 1} if self.form == "dict" else loss
+
+    def validation_step(self, batch, batch_idx):
+        x, y = batch[:2]
+        self.log("user_val", self.criterion(self.net(x), y))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+
+
+def data(count=24, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, 1, 4, 4, generator=generator)
+    return TensorDataset(x, torch.randint(0, CLASSES, (count,), generator=generator))
+
+
+def loader(shuffle=False, batch_size=8, count=24):
+    return DataLoader(data(count), batch_size=batch_size, shuffle=shuffle)
+
+
+def seeded(make, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make()
+
+
+def teacher(classes=CLASSES):
+    return seeded(partial(ConvNet, 8, classes), 7)
+
+
+def student(dropout=0.0):
+    return seeded(partial(ConvNet, 3, dropout=dropout), 3)
+
+
+def losses():
+    return [KDLoss(temperature=2.0, weight=0.9), HintLoss("features", "features", weight=2.0)]
+
+
+def module(net=None, **options):
+    defaults = {
+        "teacher": teacher(),
+        "losses": losses(),
+        "task_loss": nn.CrossEntropyLoss(),
+        "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
+    }
+    return DistillationModule(net or student(), **(defaults | options))
+
+
+def trainer(**options):
+    defaults = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 2,
+        "num_sanity_val_steps": 0,
+    }
+    return Trainer(**(defaults | options))
+
+
+def fit(lightning_module, seed=11, train=None, val=None, ckpt_path=None, **options):
+    """Fit with the same random numbers whatever happened before; returns the Trainer."""
+    made = trainer(**options)
+    torch.manual_seed(seed)
+    made.fit(lightning_module, train or loader(shuffle=True), val or loader(), ckpt_path=ckpt_path)
+    return made
+
+
+def assert_same_weights(one, other):
+    one, other = one.state_dict(), other.state_dict()
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert not different, different
+
+
+def snapshot(net):
+    return {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def assert_unchanged(net, before):
+    changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
+    assert not changed, changed
