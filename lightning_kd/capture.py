@@ -69,7 +69,9 @@ class Capture:
         """
         if self._handles:
             return
-        put_call = partial(_put_call, self._store)
+        # a module compiled in place runs its own hooks beside its graph, each compiled alone: that one need not be
+        in_place = self.module._compiled_call_impl is not None
+        put_call = partial(torch.compiler.disable(_put_call) if in_place else _put_call, self._store)
         self._handles.append(self.module.register_forward_hook(put_call, with_kwargs=True))
         for layer in self.layers:
             put = partial(_put_layer, self._store, layer)

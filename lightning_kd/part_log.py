@@ -55,11 +55,12 @@ class PartLog:
                 self._names, self._count, self._window = names, 0, torch.zeros_like(values)
                 self._first_bad = torch.full_like(values, math.inf)
             self._window += values
-            if values.device.type != "cpu":
+            waits = self._waits(values)
+            if waits:
                 assert self._first_bad is not None
                 self._first_bad = torch.where(values.isfinite(), self._first_bad, self._first_bad.clamp(max=step))
         self._count += 1
-        if values.device.type == "cpu" and not math.isfinite(float(values[0])):
+        if not waits and not math.isfinite(float(values[0])):
             bad = {name: v for name, v in zip(names, values.tolist(), strict=True) if not math.isfinite(v)}
             raise _not_finite(bad, step)
 
@@ -90,6 +91,10 @@ class PartLog:
     def epoch_means(self) -> dict[str, float]:
         """Means of the steps of this epoch that have been flushed, by name without the prefix."""
         return {name: value / self._epoch_count for name, value in zip(self._names, self._epoch, strict=False)}
+
+    def _waits(self, values: Tensor) -> bool:
+        """Whether looking at a value now would stall the device."""
+        return values.device.type != "cpu"
 
     def _raise_if_bad(self, sums: list[float]) -> None:
         assert self._first_bad is not None

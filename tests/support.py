@@ -61,6 +61,11 @@ def loader(shuffle=False, batch_size=8, count=24):
     return DataLoader(data(count), batch_size=batch_size, shuffle=shuffle)
 
 
+def batches(*ready):
+    """A loader of batches that are already made."""
+    return DataLoader(list(ready), batch_size=None)
+
+
 def seeded(make, seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -86,7 +91,7 @@ def module(net=None, **options):
         "task_loss": nn.CrossEntropyLoss(),
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
     }
-    return DistillationModule(net or student(), **(defaults | options))
+    return DistillationModule(student() if net is None else net, **(defaults | options))
 
 
 def trainer(**options):

@@ -125,10 +125,10 @@ class Named(nn.Module):
 @pytest.mark.parametrize("form", ["tuple", "dict", "object"])
 def test_dictionary_batches_and_structured_outputs(form):
     x, y = support.data(8).tensors
-    batches = [{"pixels": x, "scale": torch.ones(8), "labels": y}]
+    named = support.batches({"pixels": x, "scale": torch.ones(8), "labels": y})
     module = support.module(Named(support.student(), form), teacher=Named(support.teacher(), form), losses=[KDLoss()])
     plain = support.module(losses=[KDLoss()])
-    for made, train in ((module, batches), (plain, [(x, y)])):
+    for made, train in ((module, named), (plain, support.batches((x, y)))):
         support.fit(made, train=train, val=train)
     support.assert_same_weights(module.student.net, plain.student)
 
@@ -137,10 +137,10 @@ def test_batches_with_an_index_and_unlabelled_batches():
     x, y = support.data(8).tensors
     indexed, plain, unlabelled = (support.module(losses=[KDLoss()]) for _ in range(3))
     unlabelled.task_loss = None
-    support.fit(indexed, train=[(x, y, torch.arange(8))], val=[(x, y)])
-    support.fit(plain, train=[(x, y)], val=[(x, y)])
+    support.fit(indexed, train=support.batches((x, y, torch.arange(8))), val=support.batches((x, y)))
+    support.fit(plain, train=support.batches((x, y)), val=support.batches((x, y)))
     support.assert_same_weights(indexed.student, plain.student)
-    support.fit(unlabelled, train=[x], val=[x])
+    support.fit(unlabelled, train=support.batches(x), val=support.batches(x))
     assert "val/accuracy" not in unlabelled.trainer.callback_metrics
     assert "val/agreement" in unlabelled.trainer.callback_metrics
 
@@ -159,7 +159,7 @@ def test_the_hooks_unpack_other_batches_and_give_the_teacher_its_own_view():
     net.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     module = Views(support.student(), net, [KDLoss()], task_loss=nn.CrossEntropyLoss())
     batch = {"views": (x, x + 1, y)}
-    support.fit(module, train=[batch], val=[batch], max_epochs=1)
+    support.fit(module, train=support.batches(batch), val=support.batches(batch), max_epochs=1)
     assert all(torch.equal(view, x + 1) for view in seen)
     assert len(seen) == 3  # probe, training, validation
 
@@ -180,7 +180,7 @@ def test_task_loss_takes_every_kind_of_target(target):
         module(x)[shown], y[shown], label_smoothing=smoothing
     )
     torch.testing.assert_close(task, expected.detach())
-    support.fit(module, train=[(x, y)], val=[support.data(8).tensors])
+    support.fit(module, train=support.batches((x, y)), val=support.loader())
     assert all(p.isfinite().all() for p in module.student.parameters())
 
 

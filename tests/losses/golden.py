@@ -73,7 +73,7 @@ def _numbered(record: Golden, letter: str) -> list[Tensor]:
 
 
 def _close(ours: Tensor | None, theirs: Tensor, tolerance: float, what: str, floor: float = 0.0) -> None:
-    """Compare by the largest error over the largest expected number; parameters whose true gradient is 0 need a floor."""
+    """Compare by the largest error over the largest number; a parameter whose true gradient is 0 needs a floor."""
     if ours is None:
         raise AssertionError(f"{what}: no gradient")
     assert ours.shape == theirs.shape, what

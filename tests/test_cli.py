@@ -1,0 +1,160 @@
+"""The command line: the examples as written, composition, checkpoints without arguments, and typing errors."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_kd import DistillationModule
+from lightning_kd.cli import run
+from lightning_kd.teachers import from_checkpoint
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples" / "digits"
+QUICK = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=2"]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def repository_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def fit(config, folder, *options):
+    quiet = ["--trainer.logger=false", f"--trainer.default_root_dir={folder}"]
+    return run(["fit", f"--config={EXAMPLES / config}.yaml", *QUICK, *quiet, *options])
+
+
+@pytest.mark.parametrize("config", ["response", "hint", "hybrid"])
+def test_every_example_distils_and_ends_with_the_table(config, tmp_path, capsys):
+    cli = fit(config, tmp_path)
+    table = capsys.readouterr().out
+    assert re.search(r"accuracy +99\.\d %", table)
+    assert re.search(r"parameters +288,170 +3,628 +\(79\.4x fewer\)", table)
+    parts = {"response": {"kd"}, "hint": {"hint"}, "hybrid": {"kd", "hint"}}[config]
+    assert parts | {"task"} == {name for name, *_ in cli.model.run.shares()}
+
+
+def test_the_teacher_example_trains_without_a_teacher(tmp_path):
+    options = ["--trainer.callbacks=null", "--model.student.init_args.width=4"]
+    cli = fit("teacher", tmp_path, *options)
+    assert cli.model.teacher is None
+    assert cli.trainer.callback_metrics["val/accuracy"] > 0
+
+
+def test_the_shipped_teacher_is_as_good_as_the_readme_says():
+    from lightning_kd.data import DigitsConvNet, DigitsDataModule
+
+    digits = DigitsDataModule()
+    digits.setup()
+    images, target = digits.held_out_set.tensors
+    guide = from_checkpoint(DigitsConvNet(32, 2), EXAMPLES / "teacher.safetensors").eval()
+    with torch.no_grad():
+        assert (guide(images).argmax(1) == target).float().mean() >= 0.985
+
+
+def test_a_loss_is_appended_on_the_command_line(tmp_path):
+    cli = fit("hint", tmp_path, "--model.losses+=KDLoss", "--model.losses.temperature=3", "--model.losses.weight=0.5")
+    assert list(cli.model.losses) == ["hint", "kd"]
+    assert (cli.model.losses["kd"].temperature, cli.model.losses["kd"].weight) == (3.0, 0.5)
+
+
+def test_optimizer_and_scheduler_are_chosen_on_the_command_line(tmp_path):
+    options = ["--model.optimizer=torch.optim.AdamW", "--model.optimizer.lr=0.01"]
+    scheduler = ["--model.lr_scheduler=torch.optim.lr_scheduler.ConstantLR", "--model.lr_interval=step"]
+    cli = fit("response", tmp_path, *options, *scheduler)
+    assert type(cli.trainer.optimizers[0]) is torch.optim.AdamW
+    assert type(cli.trainer.lr_scheduler_configs[0].scheduler) is torch.optim.lr_scheduler.ConstantLR
+    assert cli.trainer.lr_scheduler_configs[0].interval == "step"
+
+
+def test_print_config_is_a_config(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", f"--config={EXAMPLES}/hybrid.yaml", "--print_config"])
+    assert not stop.value.code
+    printed = capsys.readouterr().out
+    assert "standardize: false" in printed  # defaults are filled in
+    (tmp_path / "printed.yaml").write_text(printed)
+    options = ["--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+    cli = run(["fit", f"--config={tmp_path}/printed.yaml", *QUICK, *options])
+    assert list(cli.model.losses) == ["kd", "hint"]
+
+
+def test_the_saved_config_fits_again(tmp_path):
+    fit("hybrid", tmp_path / "first")
+    options = [f"--trainer.default_root_dir={tmp_path}"]
+    cli = run(["fit", f"--config={tmp_path}/first/config.yaml", *options])
+    assert cli.trainer.global_step == 2
+
+
+def test_a_checkpoint_loads_without_arguments_and_validates_tests_and_predicts(tmp_path):
+    cli = fit("hybrid", tmp_path, "--trainer.enable_checkpointing=true")
+    path = cli.trainer.checkpoint_callback.best_model_path
+    loaded = DistillationModule.load_from_checkpoint(path, weights_only=True)
+    for name, value in cli.model.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    assert list(loaded.losses) == ["kd", "hint"]
+    for stage in ("validate", "test", "predict"):
+        options = [f"--ckpt_path={path}", "--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
+        config = f"--config={EXAMPLES}/hybrid.yaml"
+        again = run([stage, config, *options, "--trainer.enable_progress_bar=false", "--weights_only=true"])
+        assert torch.equal(again.model.student.head.weight, loaded.student.head.weight)
+
+
+def test_export_writes_a_student_that_a_plain_model_loads(tmp_path):
+    cli = fit("hybrid", tmp_path, "--trainer.enable_checkpointing=true")
+    path = cli.trainer.checkpoint_callback.best_model_path
+    command = [sys.executable, "-m", "lightning_kd", "export", f"--checkpoint={path}"]
+    subprocess.run([*command, f"--output={tmp_path}/student.safetensors"], check=True, timeout=120)
+    from lightning_kd.data import DigitsConvNet
+
+    plain = from_checkpoint(DigitsConvNet(6), tmp_path / "student.safetensors")
+    assert torch.equal(plain.head.weight, cli.model.student.head.weight)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "words"),
+    [
+        ("temperature", "temprature", "Option 'temprature' is not accepted"),
+        ("task_weight", "task_wieght", "does not accept option 'model.task_wieght'"),
+        ("KDLoss", "KDLos", "KDLos"),
+    ],
+)
+def test_a_typing_error_in_a_config_is_named(right, wrong, words, tmp_path, capsys):
+    (tmp_path / "typo.yaml").write_text((EXAMPLES / "response.yaml").read_text().replace(right, wrong))
+    with pytest.raises(SystemExit) as stop:
+        run(["fit", f"--config={tmp_path}/typo.yaml"])
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_reads_well(capsys):
+    for words in (["--help"], ["fit", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            run(words)
+        assert not stop.value.code
+    text = capsys.readouterr().out
+    assert "The module that learns" in text
+    assert ":class:" not in text
+    assert ":meth:" not in text
+
+
+def test_the_python_example_is_the_yaml_example(tmp_path, monkeypatch):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        import distil
+    finally:
+        sys.path.remove(str(EXAMPLES))
+    lines = (EXAMPLES / "distil.py").read_text().split("def main")[1].strip().splitlines()
+    assert len(lines) <= 30
+    monkeypatch.setattr(distil.DistillationModule, "export", lambda self, path: None)
+    module = distil.main(epochs=1)
+    cli = run(
+        ["fit", f"--config={EXAMPLES}/hybrid.yaml", "--trainer.max_epochs=1", "--trainer.logger=false"]
+        + ["--model.lr_scheduler.init_args.T_max=1", f"--trainer.default_root_dir={tmp_path}"]
+    )
+    for name, value in cli.model.state_dict().items():
+        assert torch.equal(value, module.state_dict()[name]), name
