@@ -1,6 +1,7 @@
 """The third door: ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI."""
 
 import sys
+import warnings
 from typing import Any
 
 from jsonargparse import auto_cli
@@ -33,16 +34,22 @@ class DistillationCLI(LightningCLI):
             **kwargs,
         )
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments; a script that gives them itself may have arguments of its own."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
+            super().parse_arguments(parser, args)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the summary table."""
         parser.add_lightning_class_args(DistillationSummary, "summary")
 
 
-def run(args: list[str]) -> DistillationCLI:
+def run(args: list[str] | None = None) -> DistillationCLI:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the command line's module, data and trainer.
 
     Args:
-        args: Arguments as on the command line.
+        args: Arguments as on the command line; by default those of the process.
     """
     return DistillationCLI(args=args)
 
@@ -53,4 +60,4 @@ def main() -> None:
     if words[:1] == ["export"]:
         auto_cli(export_checkpoint, args=words[1:], as_positional=False, prog="lightning-kd export")
     else:
-        run(words)
+        run()

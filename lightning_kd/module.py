@@ -176,7 +176,7 @@ class DistillationModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the steps that no log line has told yet."""
-        self.run.write_log(self)
+        self.run.write_log(self, epoch_end=True)
 
     # Evaluation
 

@@ -85,13 +85,13 @@ class DistillationRun:
         if every and (module.global_step + 1) % every == 0:
             self.write_log(module)
 
-    def write_log(self, module: LightningModule) -> None:
-        """Log the means since the last log line."""
+    def write_log(self, module: LightningModule, *, epoch_end: bool = False) -> None:
+        """Log the means since the last log line; those of all processes at the end of an epoch, else this one's."""
         means = self.log.flush()
         if not means or module.trainer.barebones:
             return
-        module.log("train/loss", means.pop("train/loss"), prog_bar=True)
-        module.log_dict(means)
+        module.log("train/loss", means.pop("train/loss"), prog_bar=True, sync_dist=epoch_end)
+        module.log_dict(means, sync_dist=epoch_end)
 
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
@@ -121,7 +121,7 @@ class DistillationRun:
                 values.pop("val/teacher_accuracy", None)
             self.teacher_accuracy = self.results.get("teacher_accuracy", self.teacher_accuracy)
         if not module.trainer.barebones:
-            module.log_dict(values, prog_bar=True)
+            module.log_dict(values, prog_bar=True, sync_dist=True)
 
     def save(self, checkpoint: dict[str, Any]) -> None:
         """Write sizes and random state into a checkpoint, as plain data."""

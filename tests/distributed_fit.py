@@ -1,10 +1,12 @@
 """Fit through one door on one or two processes and write the weights; run as a program by test_distributed.py."""
 
+import os
 import sys
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd import DistillationCallback
 from tests import support
@@ -32,8 +34,11 @@ def main(door, devices, path):
         callback = DistillationCallback(guide, support.losses())
         made, losses, callbacks = support.UserModule(learner), callback.losses, [callback]
     strategy = DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
-    train = support.loader(batch_size=8 // devices)
-    trainer = support.fit(made, train=train, strategy=strategy, devices=devices, callbacks=callbacks)
+    rank = int(os.environ.get("LOCAL_RANK", "0"))
+    sampler = DistributedSampler(support.data(), num_replicas=devices, rank=rank, shuffle=False)
+    train = DataLoader(support.data(), batch_size=8 // devices, sampler=sampler)
+    options = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
+    trainer = support.fit(made, train=train, callbacks=callbacks, **options)
     support.assert_unchanged(guide, before)
     tracked = len(list(trainer.strategy.model.parameters()))
     state = {**learner.state_dict(), **{f"losses.{k}": v for k, v in losses.state_dict().items()}}

@@ -176,8 +176,10 @@ def test_task_loss_takes_every_kind_of_target(target):
     with torch.no_grad():
         task = module.train()._task(module(x), (x, y))
     shown = y != -100 if "hidden" in target else slice(None)
-    expected = torch.tensor(0.0) if target == "all hidden" else nn.functional.cross_entropy(
-        module(x)[shown], y[shown], label_smoothing=smoothing
+    expected = (
+        torch.tensor(0.0)
+        if target == "all hidden"
+        else nn.functional.cross_entropy(module(x)[shown], y[shown], label_smoothing=smoothing)
     )
     torch.testing.assert_close(task, expected.detach())
     support.fit(module, train=support.batches((x, y)), val=support.loader())

@@ -48,7 +48,9 @@ def test_teacher_accuracy_is_logged_once_and_agreement_at_every_validation(door,
     x, y = support.data().tensors
     with torch.no_grad():
         expected = (support.teacher().eval()(x).argmax(1) == y).float().mean()
-    assert [row["val/teacher_accuracy"] for row in written if "val/teacher_accuracy" in row] == [pytest.approx(expected)]
+    assert [row["val/teacher_accuracy"] for row in written if "val/teacher_accuracy" in row] == [
+        pytest.approx(expected)
+    ]
     assert sum("val/agreement" in row for row in written) == 3
 
 
