@@ -7,7 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_kd import DistillationModule
+from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.losses import HintLoss, KDLoss
 
 CLASSES = 4
@@ -80,18 +80,27 @@ def student(dropout=0.0):
     return seeded(partial(ConvNet, 3, dropout=dropout), 3)
 
 
-def losses():
+def default_losses():
     return [KDLoss(temperature=2.0, weight=0.9), HintLoss("features", "features", weight=2.0)]
 
 
 def module(net=None, **options):
     defaults = {
         "teacher": teacher(),
-        "losses": losses(),
+        "losses": default_losses(),
         "task_loss": nn.CrossEntropyLoss(),
         "optimizer": partial(torch.optim.SGD, lr=0.1, momentum=0.9),
     }
     return DistillationModule(student() if net is None else net, **(defaults | options))
+
+
+def through(door, net=None, *, guide=None, losses=None):
+    """Return a module that distils through a door, and the door's callbacks."""
+    net, guide = student() if net is None else net, teacher() if guide is None else guide
+    losses = default_losses() if losses is None else losses
+    if door == "module":
+        return module(net, teacher=guide, losses=losses), []
+    return UserModule(net), [DistillationCallback(guide, losses)]
 
 
 def trainer(**options):

@@ -43,12 +43,9 @@ def test_the_same_loss_object_twice():
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_different_class_counts(door):
     guide = support.teacher(classes=7)
+    made, callbacks = support.through(door, guide=guide, losses=[KDLoss()])
     with pytest.raises(ValueError, match=says("teacher has 7 classes", "student 4")):
-        if door == "module":
-            support.fit(support.module(teacher=guide, losses=[KDLoss()]))
-        else:
-            callbacks = [DistillationCallback(guide, [KDLoss()])]
-            support.fit(support.UserModule(support.student()), callbacks=callbacks)
+        support.fit(made, callbacks=callbacks)
 
 
 @pytest.mark.parametrize("losses", [[], None])
@@ -93,12 +90,8 @@ class Exploding(DistillationLoss):
 
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_a_loss_that_is_not_finite_names_part_and_step_and_spares_the_weights(door):
-    losses = [KDLoss(), Exploding()]
     net = support.student()
-    if door == "module":
-        made, callbacks = support.module(net, losses=losses), []
-    else:
-        made, callbacks = support.UserModule(net), [DistillationCallback(support.teacher(), losses)]
+    made, callbacks = support.through(door, net, losses=[KDLoss(), Exploding()])
     with pytest.raises(FloatingPointError, match=says("not finite at step 1", "'exploding' is nan")) as error:
         support.fit(made, callbacks=callbacks)
     assert "'kd'" not in str(error.value)
@@ -109,21 +102,17 @@ def test_manual_optimization_under_the_callback():
     class Manual(support.UserModule):
         automatic_optimization = False
 
+    callback = DistillationCallback(support.teacher(), [KDLoss()])
     with pytest.raises(MisconfigurationException, match=says("manual optimization", "subclass DistillationModule")):
-        callback = DistillationCallback(support.teacher(), [KDLoss()])
         support.fit(Manual(support.student()), callbacks=[callback])
 
 
 @pytest.mark.parametrize("door", ["module", "callback"])
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training.*:UserWarning")
 def test_a_student_in_eval_mode_warns(door):
-    net = support.student().eval()
+    made, callbacks = support.through(door, support.student().eval())
     with pytest.warns(UserWarning, match=says("student is in eval mode", "student.train()")):
-        if door == "module":
-            support.fit(support.module(net), max_epochs=1)
-        else:
-            callbacks = [DistillationCallback(support.teacher(), [KDLoss()])]
-            support.fit(support.UserModule(net), callbacks=callbacks, max_epochs=1)
+        support.fit(made, callbacks=callbacks, max_epochs=1)
 
 
 def test_a_checkpoint_of_another_architecture(tmp_path):
@@ -191,7 +180,7 @@ def test_projectors_that_no_scheduled_optimizer_would_train():
             optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
             return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
 
-    callback = DistillationCallback(support.teacher(), support.losses())
+    callback = DistillationCallback(support.teacher(), support.default_losses())
     with pytest.raises(MisconfigurationException, match=says("2 parameter(s)", "use self.parameters()")):
         support.fit(Scheduled(support.student()), callbacks=[callback])
 

@@ -153,8 +153,14 @@ def test_the_python_example_is_the_yaml_example(tmp_path, monkeypatch):
     monkeypatch.setattr(distil.DistillationModule, "export", lambda self, path: None)
     module = distil.main(epochs=1)
     cli = run(
-        ["fit", f"--config={EXAMPLES}/hybrid.yaml", "--trainer.max_epochs=1", "--trainer.logger=false"]
-        + ["--model.lr_scheduler.init_args.T_max=1", f"--trainer.default_root_dir={tmp_path}"]
+        [
+            "fit",
+            f"--config={EXAMPLES}/hybrid.yaml",
+            "--trainer.max_epochs=1",
+            "--trainer.logger=false",
+            f"--trainer.default_root_dir={tmp_path}",
+            "--model.lr_scheduler.init_args.T_max=1",
+        ]
     )
     for name, value in cli.model.state_dict().items():
         assert torch.equal(value, module.state_dict()[name]), name

@@ -13,7 +13,10 @@ ROOT = Path(__file__).parent.parent
 
 def fitted(door, devices, folder):
     path = folder / f"{door}{devices}.pt"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "default"}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith("PL_")
+    }  # no other test's seed
+    environment = {**inherited, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.distributed_fit", door, str(devices), str(path)]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]

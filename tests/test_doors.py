@@ -15,7 +15,7 @@ def test_both_doors_train_the_same_student(accumulate, form):
     module = support.module()
     support.fit(module, accumulate_grad_batches=accumulate)
     user, callback = support.UserModule(support.student(), form), None
-    callback = DistillationCallback(support.teacher(), support.losses())
+    callback = DistillationCallback(support.teacher(), support.default_losses())
     support.fit(user, accumulate_grad_batches=accumulate, callbacks=[callback])
     support.assert_same_weights(module.student, user.net)
     support.assert_same_weights(module.losses, callback.losses)
@@ -39,14 +39,14 @@ def test_total_is_the_task_term_plus_the_weighted_parts():
 @pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
 def test_callback_lets_a_skipped_step_be_skipped():
     user = support.UserModule(support.student(), "sometimes none")
-    trainer = support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.losses())])
+    trainer = support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
     assert trainer.current_epoch == 2
 
 
 def test_callback_leaves_the_users_module_as_it_was():
     user = support.UserModule(support.student())
     keys, step = list(user.state_dict()), user.training_step
-    support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.losses())])
+    support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
     assert list(user.state_dict()) == keys
     assert user.training_step == step
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in user.modules())
@@ -60,7 +60,7 @@ def test_callback_restores_the_module_after_an_exception():
 
     user = Failing(support.student())
     with pytest.raises(KeyError):
-        support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.losses())])
+        support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
     assert "training_step" not in vars(user)
     assert not any(m._forward_hooks for m in user.modules())
 
@@ -72,7 +72,7 @@ def test_callback_joins_an_optimizer_over_the_submodule_only():
 
     narrow, wide = Narrow(support.student()), support.UserModule(support.student())
     for user in (narrow, wide):
-        support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.losses())])
+        support.fit(user, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
     support.assert_same_weights(narrow.net, wide.net)
 
 
@@ -198,7 +198,7 @@ def test_test_stage_compares_through_both_doors():
     (by_module,) = support.trainer().test(module, support.loader(), verbose=False)
     user = support.UserModule(support.student())
     user.test_step = user.validation_step
-    callback = DistillationCallback(support.teacher(), support.losses())
+    callback = DistillationCallback(support.teacher(), support.default_losses())
     (by_callback,) = support.trainer(callbacks=[callback]).test(user, support.loader(), verbose=False)
     assert by_module["test/agreement"] == by_callback["test/agreement"]
     assert by_module["test/teacher_accuracy"] == by_callback["test/teacher_accuracy"]

@@ -7,7 +7,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_kd import DistillationCallback
 from lightning_kd.part_log import PartLog
 from lightning_kd.report import DistillationSummary
 from tests import support
@@ -22,11 +21,7 @@ def rows(logger):
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_each_part_is_logged_by_name_every_n_steps_and_the_rest_at_the_end(door, tmp_path):
     logger = CSVLogger(tmp_path)
-    if door == "module":
-        made, callbacks = support.module(), []
-    else:
-        made = support.UserModule(support.student())
-        callbacks = [DistillationCallback(support.teacher(), support.losses())]
+    made, callbacks = support.through(door)
     support.fit(made, callbacks=callbacks, logger=logger, max_epochs=2, log_every_n_steps=2)
     written = [row for row in rows(logger) if "train/loss" in row]
     assert [row["step"] for row in written] == [1, 2, 3, 5]  # 3 steps an epoch: steps 1, 3 and 5, epoch ends 2 and 5
@@ -38,19 +33,14 @@ def test_each_part_is_logged_by_name_every_n_steps_and_the_rest_at_the_end(door,
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_teacher_accuracy_is_logged_once_and_agreement_at_every_validation(door, tmp_path):
     logger = CSVLogger(tmp_path)
-    if door == "module":
-        made, callbacks = support.module(), []
-    else:
-        made = support.UserModule(support.student())
-        callbacks = [DistillationCallback(support.teacher(), support.losses())]
+    made, callbacks = support.through(door)
     support.fit(made, callbacks=callbacks, logger=logger, max_epochs=3, num_sanity_val_steps=2)
     written = rows(logger)
     x, y = support.data().tensors
     with torch.no_grad():
         expected = (support.teacher().eval()(x).argmax(1) == y).float().mean()
-    assert [row["val/teacher_accuracy"] for row in written if "val/teacher_accuracy" in row] == [
-        pytest.approx(expected)
-    ]
+    logged = [row["val/teacher_accuracy"] for row in written if "val/teacher_accuracy" in row]
+    assert logged == [pytest.approx(expected)]
     assert sum("val/agreement" in row for row in written) == 3
 
 
@@ -67,7 +57,7 @@ def test_accuracy_and_agreement_are_what_they_say():
 def test_barebones_logs_nothing_and_trains():
     module = support.module()
     before = support.snapshot(module.student)
-    options = {name: None for name in ("enable_checkpointing", "enable_progress_bar", "enable_model_summary")}
+    options = dict.fromkeys(("enable_checkpointing", "enable_progress_bar", "enable_model_summary"))
     support.fit(module, barebones=True, logger=None, log_every_n_steps=None, num_sanity_val_steps=None, **options)
     assert not torch.equal(module.student.head.weight, before["head.weight"])
 
@@ -94,16 +84,12 @@ def test_on_an_accelerator_the_first_step_that_is_not_finite_is_remembered(monke
 
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_the_summary_tells_accuracies_sizes_and_shares(door, capsys):
-    if door == "module":
-        made, callbacks = support.module(task_weight=0.5), []
-    else:
-        made = support.UserModule(support.student())
-        callbacks = [DistillationCallback(support.teacher(), support.losses())]
+    made, callbacks = support.through(door)
     support.fit(made, callbacks=[*callbacks, DistillationSummary()])
     table = capsys.readouterr().out
     lines = {line.split()[0]: line.split()[1:] for line in table.splitlines() if line.strip()}
     assert lines["parameters"][:2] == ["612", "232"]
     assert lines["agreement"][0].replace(".", "").isdigit()
-    assert lines["task"][0] == ("0.5" if door == "module" else "1")
+    assert [lines[part][0] for part in ("task", "kd", "hint")] == ["1", "0.9", "2"]
     shares = [float(lines[part][2]) for part in ("task", "kd", "hint")]
     assert sum(shares) == pytest.approx(100, abs=0.2)

@@ -8,21 +8,19 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
 
-from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd import DistillationModule
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 
 DOORS = ["module", "callback"]
 
 
-def through(door, net=None, dropout=0.0):
+def through(door, dropout=0.0):
     """Return (module to fit, its student, its losses, its teacher, the door's callbacks)."""
-    guide, learner = support.teacher(), net or support.student(dropout)
-    if door == "module":
-        made = support.module(learner, teacher=guide)
-        return made, learner, made.losses, guide, []
-    callback = DistillationCallback(guide, support.losses())
-    return support.UserModule(learner), learner, callback.losses, guide, [callback]
+    guide, learner = support.teacher(), support.student(dropout)
+    made, callbacks = support.through(door, learner, guide=guide)
+    losses = callbacks[0].losses if callbacks else made.losses
+    return made, learner, losses, guide, callbacks
 
 
 @pytest.mark.parametrize("door", DOORS)
@@ -64,7 +62,7 @@ def test_the_teacher_is_in_no_ema_copy_and_the_losses_are(door, first, tmp_path)
     ema = EMAWeightAveraging(decay=0.5)
     order = [ema, *callbacks] if first else [*callbacks, ema]
     trainer = support.fit(made, callbacks=order)
-    copies = [p for p in ema._average_model.parameters()]
+    copies = list(ema._average_model.parameters())
     assert len(copies) == len([*learner.parameters(), *losses.parameters()])
     assert not {id(p) for p in copies} & {id(p) for p in guide.parameters()}
     trainer.save_checkpoint(tmp_path / "ema.ckpt")
@@ -74,7 +72,7 @@ def test_the_teacher_is_in_no_ema_copy_and_the_losses_are(door, first, tmp_path)
 
 @pytest.mark.parametrize("door", DOORS)
 def test_stochastic_weight_averaging_runs(door):
-    made, learner, _, guide, callbacks = through(door)
+    made, _, _, guide, callbacks = through(door)
     before = support.snapshot(guide)
     support.fit(made, callbacks=[StochasticWeightAveraging(swa_lrs=0.01, swa_epoch_start=1), *callbacks], max_epochs=3)
     support.assert_unchanged(guide, before)
