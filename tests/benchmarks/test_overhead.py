@@ -82,7 +82,9 @@ def seconds_a_step(make, student, teacher):
     return (times[1] - times[0]) / STEPS
 
 
-@pytest.mark.filterwarnings("ignore:Found .* in eval mode:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Found .* in eval mode:UserWarning", "ignore:You defined a .validation_step.:UserWarning"
+)
 def test_five_parts_add_at_most_a_tenth_to_a_step_of_a_millisecond():
     student, teacher = Network(WIDTH), Network(2 * WIDTH)
     best = {by_hand: float("inf"), distilled: float("inf")}

@@ -20,7 +20,8 @@ from lightning_kd import functional
 from lightning_kd.configurable import describe, restore
 from lightning_kd.losses import DistillationLoss
 from lightning_kd.losses.base import StepTensors
-from tests.losses.cases import CASES, HELPERS, TOLERANCE, Case, Inputs, Mutant, build, make, shapes
+from tests.losses.case import TOLERANCE, Case, Inputs, Mutant, build, make, shapes
+from tests.losses.cases import CASES, HELPERS
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -17,7 +17,7 @@ from lightning_kd.projectors import (
     Projector,
     TokenProjector,
 )
-from tests.losses.cases import random
+from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 
 PROJECTORS: dict[str, Projector] = {"c0": ConvProjector(), "c1": ConvRegressor()}
