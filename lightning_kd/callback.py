@@ -133,7 +133,7 @@ class DistillationCallback(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps that no log line has told yet."""
-        self.run.write_log(pl_module, epoch_end=True)
+        self.run.epoch_end(pl_module)
 
     # Evaluation
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -42,6 +42,8 @@ class Distiller:
         self.losses = losses
         self.hooks = hooks
         self.shapes: Shapes | None = None
+        self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
+        self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
         self.capture = Capture(student, [n for loss in self.components for n in loss.student_layers], "student")
         self.teacher_capture: Capture | None = None
         needy = [name for name, loss in self.named_losses() if loss.needs_teacher]
@@ -62,11 +64,6 @@ class Distiller:
     def components(self) -> list[DistillationLoss]:
         """The loss components, in the order in which they are added."""
         return [loss for _, loss in self.named_losses()]
-
-    @property
-    def needs_batch(self) -> bool:
-        """Whether a loss reads the target or the index, so that the batch must be taken apart."""
-        return any(loss.needs_target or loss.needs_index for loss in self.components)
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
@@ -102,11 +99,9 @@ class Distiller:
             loss.build(shapes["student"], shapes["teacher"])
         self.shapes = shapes
 
-    @contextmanager
-    def recording(self) -> Iterator[Record]:
+    def recording(self) -> AbstractContextManager[Record]:
         """Record the student's call inside the block."""
-        with self.capture.recording() as record:
-            yield record
+        return self.capture.recording()
 
     def run_teacher(self, batch: Any, record: Record) -> Record:
         """Run the teacher on its view of the batch, and return what its layers gave."""
@@ -131,13 +126,13 @@ class Distiller:
             RuntimeError: If a layer did not run in this step.
             ValueError: If a loss needs a target, an index or logits that are not there.
         """
-        if not self.components:
+        if not self._named:
             return {}
         self.capture.check_complete(record)
         seen = self.run_teacher(batch, record)
         if self.teacher_capture is not None:
             self.teacher_capture.check_complete(seen)
-        unpacked = self.hooks.unpack_batch(batch) if self.needs_batch else Batch()
+        unpacked = self.hooks.unpack_batch(batch) if self._needs_batch else Batch()
         step = StepTensors(
             student_logits=self.hooks.logits_of(record.output),
             teacher_logits=self.hooks.logits_of(seen.output) if seen.called else None,
@@ -154,7 +149,7 @@ class Distiller:
 
     def named_losses(self) -> list[tuple[str, DistillationLoss]]:
         """Return the components with their names, in the order in which they are added."""
-        return cast("list[tuple[str, DistillationLoss]]", list(self.losses.items()))
+        return self._named
 
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
         if self.teacher is not None:
@@ -227,7 +222,8 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     """
     total = base
     for name, value in parts.items():
-        term = cast(DistillationLoss, losses[name]).weight * value
+        weight = cast(DistillationLoss, losses[name]).weight
+        term = value if weight == 1.0 else weight * value
         total = term if total is None else total + term
     if total is None:
         raise ValueError("There is neither a task loss nor a distillation loss to train with.")

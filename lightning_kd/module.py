@@ -176,7 +176,7 @@ class DistillationModule(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         """Log the steps that no log line has told yet."""
-        self.run.write_log(self, epoch_end=True)
+        self.run.epoch_end(self)
 
     # Evaluation
 
@@ -242,6 +242,8 @@ class DistillationModule(LightningModule):
         if hidden is None or target.is_floating_point():
             return cast(Tensor, self.task_loss(logits, target))
         labelled = (target != hidden).any()  # a batch without a label gives 0, where the mean of nothing is NaN
+        if target.device.type == "cpu" and labelled:
+            return cast(Tensor, self.task_loss(logits, target))
         value: Tensor = self.task_loss(logits, torch.where(labelled, target, 0))
         return value.mul(labelled)
 

@@ -73,7 +73,7 @@ class DistillationRun:
             task: The unweighted task term, ``None`` without one.
         """
         parts = self.distiller.parts(batch, record)
-        base = None if task is None else self.task_weight * task
+        base = task if task is None or self.task_weight == 1.0 else self.task_weight * task
         total = weighted_sum(base, parts, self.distiller.losses)
         counted = parts if task is None else {"task": task, **parts}
         self.log.add(total, counted, module.global_step)
@@ -85,13 +85,27 @@ class DistillationRun:
         if every and (module.global_step + 1) % every == 0:
             self.write_log(module)
 
-    def write_log(self, module: LightningModule, *, epoch_end: bool = False) -> None:
-        """Log the means since the last log line; those of all processes at the end of an epoch, else this one's."""
+    def write_log(self, module: LightningModule) -> None:
+        """Write the means since the last line to the loggers, and show the loss.
+
+        The loggers get the line directly: through the Trainer's own collection it would cost as much as many steps.
+        """
         means = self.log.flush()
         if not means or module.trainer.barebones:
             return
-        module.log("train/loss", means.pop("train/loss"), prog_bar=True, sync_dist=epoch_end)
-        module.log_dict(means, sync_dist=epoch_end)
+        module.log("train/loss", means["loss"], prog_bar=True, logger=False)
+        self._write(module, means, module.global_step)
+
+    def epoch_end(self, module: LightningModule) -> None:
+        """Write the steps that no line has told yet, and give callbacks the means of the epoch, of all processes."""
+        left = self.log.flush()
+        means = {f"train/{name}": value for name, value in self.log.epoch_means.items()}
+        if not means or module.trainer.barebones:
+            return
+        if left:
+            self._write(module, left, module.global_step - 1)
+        module.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False, sync_dist=True)
+        module.log_dict(means, logger=False, sync_dist=True)
 
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
@@ -142,6 +156,11 @@ class DistillationRun:
         if saved["shapes"] is not None and self.distiller.shapes is None:
             shapes: Shapes = {r: {n: tuple(s) for n, s in of.items()} for r, of in saved["shapes"].items()}
             self.distiller.build(shapes)
+
+    def _write(self, module: LightningModule, means: Mapping[str, float], step: int) -> None:
+        line = {f"train/{name}": value for name, value in means.items()}
+        for logger in module.loggers:
+            logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)
 
 
 def probe_batch(trainer: Trainer, module: LightningModule) -> Any:

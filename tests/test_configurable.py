@@ -106,3 +106,14 @@ def test_a_description_holds_neither_sizes_nor_weights() -> None:
     again = restore(before, DistillationLoss)
     assert isinstance(again, HintLoss)
     assert not list(again.parameters())
+
+
+def test_parts_inside_lists_and_mappings_are_made_again() -> None:
+    again = restore(json.loads(json.dumps(describe(Box([Box("a"), {"inner": [Box("b")]}])))), Configurable)
+    assert isinstance(again, Box)
+    content = again.content
+    assert isinstance(content, list)
+    first, second = content[0], content[1]["inner"][0]
+    assert isinstance(first, Box)
+    assert isinstance(second, Box)
+    assert (first.content, second.content) == ("a", "b")

@@ -63,7 +63,7 @@ def test_barebones_logs_nothing_and_trains():
 
 
 def test_the_means_are_over_the_steps_since_the_last_flush():
-    log = PartLog("")
+    log = PartLog()
     for step, value in enumerate((1.0, 3.0)):
         log.add(torch.tensor(value), {"kd": torch.tensor(2 * value)}, step)
     assert log.flush() == {"loss": 2.0, "kd": 4.0}
@@ -74,8 +74,8 @@ def test_the_means_are_over_the_steps_since_the_last_flush():
 
 
 def test_on_an_accelerator_the_first_step_that_is_not_finite_is_remembered(monkeypatch):
-    log = PartLog("")
-    monkeypatch.setattr(PartLog, "_waits", lambda self, values: True)
+    log = PartLog()
+    monkeypatch.setattr(PartLog, "_waits", lambda self, value: True)
     for step, value in enumerate((1.0, math.inf, math.nan, 1.0)):
         log.add(torch.tensor(value), {"task": torch.tensor(1.0), "kd": torch.tensor(value)}, step)
     with pytest.raises(FloatingPointError, match="at step 1: 'kd' is"):
