@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -45,11 +45,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     A subclass stores every constructor argument under its own name (so that a checkpoint can hold it as plain data),
     states what it needs in class traits, makes its projectors or heads in :meth:`build`,
-    and computes a scalar in ``forward``. A component without layers is fed the two logits, one with layers is fed
-    the captured tensors: a tensor if one layer is named, a list of tensors if several are.
+    and computes a scalar in ``forward``. A component that reads logits is fed the two logits, one that reads layers
+    is fed the captured tensors: a tensor if one layer is named, a list of tensors if several are.
 
     Args:
-        student: Dotted name of the student layer to read, or a list of them; none for a loss on logits.
+        student: Dotted name of the student layer to read, or a list of them; by default those that ``reads`` asks for.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         weight: Factor of this part in the total loss, >= 0.
 
@@ -57,6 +57,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         ValueError: If the layers do not pair up, one is named twice, or the weight is negative or not finite.
     """
 
+    reads: ClassVar[Literal["logits", "embedding", "map", "maps"]] = "logits"
+    """What the loss reads if no layer is named: the logits, the input of the network's last linear layer, its last
+    feature map, or the last feature map of every resolution. The layers are chosen, and named, at set-up."""
     needs_target: ClassVar[bool] = False
     """``forward`` takes the keyword argument ``target``."""
     needs_index: ClassVar[bool] = False
@@ -64,7 +67,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     needs_teacher_logits: ClassVar[bool] = False
     """The loss reads the teacher's logits, so its forward pass must run to the end."""
     relational: ClassVar[bool] = False
-    """The loss compares samples with one another, so a batch split over processes is another loss."""
+    """The loss compares samples with one another, so a batch split over processes is another loss; such a class takes
+    ``gather`` (whether to compare the samples of all processes) and keeps it under that name."""
+    replicated_buffers: ClassVar[tuple[str, ...]] = ()
+    """Buffers that the loss itself keeps equal in all processes, so that nothing needs to be sent for them."""
 
     def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: float = 1.0) -> None:
         super().__init__()
@@ -100,7 +106,15 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def needs_teacher(self) -> bool:
         """Whether the loss reads anything of a teacher."""
-        return self.needs_teacher_logits or bool(self.teacher_layers)
+        return self.needs_teacher_logits or self.reads != "logits" or bool(self.teacher_layers)
+
+    def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
+        """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.
+
+        Args:
+            num_samples: Number of rows, so that every index is below it.
+            targets: Class id of every row, ``None`` if the data set does not tell.
+        """
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Make the modules that depend on sizes; called once, before the optimizer exists.
