@@ -1,8 +1,7 @@
 """Named layers -> tensors: forward hooks that record the first value of each in a step."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -34,6 +33,7 @@ class Capture:
         module: The module that is read; a compiled one is read through to the original.
         layers: Dotted names as in ``module.named_modules()``.
         role: ``"student"`` or ``"teacher"``, used in messages.
+        with_call: Whether to record the module's own call besides its layers.
 
     Raises:
         ValueError: If there is no layer of that name; the message shows the nearest names.
@@ -49,12 +49,14 @@ class Capture:
         >>> capture.detach()
     """
 
-    def __init__(self, module: nn.Module, layers: Iterable[str], role: str) -> None:
+    def __init__(self, module: nn.Module, layers: Iterable[str], role: str, *, with_call: bool = True) -> None:
         self.module = module
+        self.with_call = with_call
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
         self._store = _Store()
         self._handles: list[RemovableHandle] = []
+        self._attached = False
         inner = original(module)
         names = [name for name, _ in inner.named_modules() if name]
         for layer in self.layers:
@@ -67,17 +69,22 @@ class Capture:
         A graph that was compiled before its module had hooks runs without them, so compiled code is dropped here
         and made again at the next call.
         """
-        if self._handles:
+        if self._attached:
             return
+        self._attached = True
+        if self.with_call:
+            self._attach_call()
+        for layer in self.layers:
+            put = partial(_put_layer, self._store, layer)
+            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put))
+        if self._handles and is_compiled(self.module):
+            torch.compiler.reset()
+
+    def _attach_call(self) -> None:
         # a module compiled in place runs its own hooks beside its graph, each compiled alone: that one need not be
         in_place = self.module._compiled_call_impl is not None
         put_call = partial(torch.compiler.disable(_put_call) if in_place else _put_call, self._store)
         self._handles.append(self.module.register_forward_hook(put_call, with_kwargs=True))
-        for layer in self.layers:
-            put = partial(_put_layer, self._store, layer)
-            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put))
-        if is_compiled(self.module):
-            torch.compiler.reset()
 
     def detach(self) -> None:
         """Take the hooks off and leave the module as it was."""
@@ -85,6 +92,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._attached = False
 
     def start(self) -> Record:
         """Begin a step with an empty record, which fills as the module and its layers run."""
@@ -97,13 +105,9 @@ class Capture:
         self._store.active = False
         self._store.record = Record()
 
-    @contextmanager
-    def recording(self) -> Iterator[Record]:
+    def recording(self) -> "Recording":
         """Record inside the block."""
-        try:
-            yield self.start()
-        finally:
-            self.stop()
+        return Recording(self)
 
     def check_complete(self, record: Record) -> None:
         """Raise a ``RuntimeError`` that names the layers which did not run in the recorded step."""
@@ -113,6 +117,19 @@ class Capture:
                 f"The {self.role} layer(s) {missing} did not run in this step. Name layers that every forward pass "
                 "calls."
             )
+
+
+class Recording:
+    """A block in which a :class:`Capture` records; a generator would cost several times as much a step."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+
+    def __enter__(self) -> Record:
+        return self.capture.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.capture.stop()
 
 
 def original(module: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 
 from lightning_kd.batches import Batch, Hooks
-from lightning_kd.capture import Capture, Record
+from lightning_kd.capture import Capture, Record, Recording
 from lightning_kd.configurable import restore
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
@@ -52,7 +52,7 @@ class Distiller:
                 raise ValueError(f"The loss part(s) {needy} need a teacher; pass teacher=...")
             return
         layers = [n for loss in self.components for n in loss.teacher_layers]
-        self.teacher_capture = Capture(teacher.module, layers, "teacher")
+        self.teacher_capture = Capture(teacher.module, layers, "teacher", with_call=False)
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.module.parameters()}
         if shared:
             raise ValueError(
@@ -99,7 +99,7 @@ class Distiller:
             loss.build(shapes["student"], shapes["teacher"])
         self.shapes = shapes
 
-    def recording(self) -> AbstractContextManager[Record]:
+    def recording(self) -> Recording:
         """Record the student's call inside the block."""
         return self.capture.recording()
 

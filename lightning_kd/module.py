@@ -1,5 +1,6 @@
 """The first door: a LightningModule around any two modules."""
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -167,7 +168,8 @@ class DistillationModule(LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""
         with self.distiller.recording() as record:
-            task = self._task(self._call_student(batch), batch)
+            unpacked = self.unpack_batch(batch)
+            task = self._task(self.student(*unpacked.args, **unpacked.kwargs), unpacked.target)
             return self.run.training_loss(self, batch, record, task)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -231,29 +233,33 @@ class DistillationModule(LightningModule):
         unpacked = self.unpack_batch(batch)
         return self.student(*unpacked.args, **unpacked.kwargs)
 
-    def _task(self, output: Any, batch: Any) -> Tensor | None:
-        if self.task_loss is None:
+    def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
+        task_loss = self.task_loss
+        if task_loss is None:
             return None
-        logits, target = self.logits_of(output), self.unpack_batch(batch).target
+        logits = self.logits_of(output)
         if logits is None or target is None:
             missing = "logits in the student's output" if logits is None else "target in the batch"
             raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
-        hidden = getattr(self.task_loss, "ignore_index", None)
+        hidden = getattr(task_loss, "ignore_index", None)
         if hidden is None or target.is_floating_point():
-            return cast(Tensor, self.task_loss(logits, target))
-        labelled = (target != hidden).any()  # a batch without a label gives 0, where the mean of nothing is NaN
-        if target.device.type == "cpu" and labelled:
-            return cast(Tensor, self.task_loss(logits, target))
-        value: Tensor = self.task_loss(logits, torch.where(labelled, target, 0))
+            return cast(Tensor, task_loss(logits, target))
+        # a batch without a label gives 0, where the mean of nothing is NaN
+        if target.device.type == "cpu":
+            value: Tensor = task_loss(logits, target)
+            if not math.isnan(value.item()) or (target != hidden).any():
+                return value
+        labelled = (target != hidden).any()
+        value = task_loss(logits, torch.where(labelled, target, 0))
         return value.mul(labelled)
 
     def _evaluate(self, batch: Any, prefix: str) -> None:
         with self.distiller.recording() as record:
-            output = self._call_student(batch)
             unpacked = self.unpack_batch(batch)
+            output = self.student(*unpacked.args, **unpacked.kwargs)
             self.run.evaluate(batch, record, unpacked.target)
             if self.task_loss is not None and unpacked.target is not None:
-                task = self._task(output, batch)
+                task = self._task(output, unpacked.target)
                 if task is not None and not self.trainer.barebones:
                     self.log(f"{prefix}/loss", task, batch_size=len(unpacked.target), sync_dist=True)
 

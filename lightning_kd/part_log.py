@@ -6,15 +6,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-_ROWS = 64
+_WAIT = 64
 """Steps that are kept before they are added up."""
 
 
 class PartLog:
     """Adds up the total loss and each part, hands out means, and stops a run whose loss is no longer finite.
 
-    Logging five values a step through the Trainer costs several times a small training step; here a step keeps
-    references to its values, and they are added up once in a while. On the CPU a loss that is not finite is reported
+    Logging five values a step through the Trainer costs several times a small training step; here a step
+    only keeps its values, and they are added up once in a while. On the CPU a loss that is not finite is reported
     in the step where it occurs; on an accelerator, where looking at a value would stall the queue, when the values
     are next added up, with the number of the first such step.
 
@@ -30,7 +30,8 @@ class PartLog:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._rows: list[list[Tensor]] = []
+        self._rows: list[list[float]] = []
+        self._waiting: list[Tensor] = []
         self._steps: list[int] = []
         self._window = _Sum()
         self._epoch = _Sum()
@@ -47,9 +48,15 @@ class PartLog:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
         self._names = ("loss", *parts)
-        self._rows.append([total.detach(), *(value.detach() for value in parts.values())])
         self._steps.append(step)
-        if len(self._rows) == _ROWS or (not self._waits(total) and not math.isfinite(total.item())):
+        if self._waits(total):
+            with torch.no_grad():
+                self._waiting.append(torch.stack([total, *parts.values()]))
+            if len(self._waiting) == _WAIT:
+                self._add_up()
+            return
+        self._rows.append([total.item(), *(value.item() for value in parts.values())])
+        if len(self._rows) == _WAIT or not math.isfinite(self._rows[-1][0]):
             self._add_up()
 
     def flush(self) -> dict[str, float]:
@@ -77,10 +84,11 @@ class PartLog:
         return value.device.type != "cpu"
 
     def _add_up(self) -> None:
-        if not self._rows:
+        table = [*self._rows, *(torch.stack(self._waiting).double().tolist() if self._waiting else ())]
+        if not table:
             return
-        table = torch.stack([torch.stack([value.double() for value in row]) for row in self._rows]).tolist()
-        steps, self._rows, self._steps = self._steps, [], []
+        steps = self._steps
+        self._rows, self._waiting, self._steps = [], [], []
         for step, row in zip(steps, table, strict=True):
             bad = {name: v for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)}
             if bad:

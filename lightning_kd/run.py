@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
@@ -88,12 +89,14 @@ class DistillationRun:
     def write_log(self, module: LightningModule) -> None:
         """Write the means since the last line to the loggers, and show the loss.
 
-        The loggers get the line directly: through the Trainer's own collection it would cost as much as many steps.
+        Loggers, progress bar and callbacks get the line directly: once a value is in the Trainer's own collection,
+        the Trainer goes through that collection in every step.
         """
         means = self.log.flush()
         if not means or module.trainer.barebones:
             return
-        module.log("train/loss", means["loss"], prog_bar=True, logger=False)
+        module.trainer.progress_bar_metrics["train/loss"] = means["loss"]
+        module.trainer.callback_metrics["train/loss"] = torch.tensor(means["loss"])
         self._write(module, means, module.global_step)
 
     def epoch_end(self, module: LightningModule) -> None:

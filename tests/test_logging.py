@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_kd.part_log import PartLog
@@ -28,6 +29,27 @@ def test_each_part_is_logged_by_name_every_n_steps_and_the_rest_at_the_end(door,
     for row in written:
         expected = row["train/task"] + 0.9 * row["train/kd"] + 2.0 * row["train/hint"]
         assert row["train/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+class Watch(Callback):
+    """Remembers what the progress bar and the callbacks are shown after each step."""
+
+    def __init__(self):
+        self.shown = []
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        metrics = (trainer.progress_bar_metrics, trainer.callback_metrics)
+        self.shown.append([float(of["train/loss"]) if "train/loss" in of else None for of in metrics])
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_progress_bar_and_callbacks_see_the_loss_of_each_log_line(door, tmp_path):
+    logger, watch = CSVLogger(tmp_path), Watch()
+    made, callbacks = support.through(door)
+    support.fit(made, callbacks=[*callbacks, watch], logger=logger, max_epochs=1, log_every_n_steps=2)
+    loss = next(row["train/loss"] for row in rows(logger) if row["step"] == 1)
+    assert watch.shown[0] == [None, None]
+    assert watch.shown[1] == [pytest.approx(loss), pytest.approx(loss)]
 
 
 @pytest.mark.parametrize("door", ["module", "callback"])

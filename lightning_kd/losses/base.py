@@ -76,12 +76,21 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         super().__init__()
         if not 0.0 <= weight < float("inf"):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
-        self.student = student
-        self.teacher = teacher
         self.weight = weight
-        self._check_layers()
+        self.name_layers(student, teacher)
 
-    def _check_layers(self) -> None:
+    def name_layers(self, student: Layers, teacher: Layers) -> None:
+        """Set the layers to read, for a loss that was constructed without their names.
+
+        Args:
+            student: Dotted name of the student layer, or a list of them.
+            teacher: Dotted name of the teacher layer for each student layer.
+
+        Raises:
+            ValueError: If the layers do not pair up, or one is named twice.
+        """
+        self.student, self.teacher = student, teacher
+        self._student_layers, self._teacher_layers = _as_names(student), _as_names(teacher)
         name = type(self).__name__
         for role, layers in (("student", self.student_layers), ("teacher", self.teacher_layers)):
             twice = sorted({layer for layer in layers if layers.count(layer) > 1})
@@ -96,12 +105,12 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def student_layers(self) -> tuple[str, ...]:
         """Dotted names of the student layers that this loss reads, in order."""
-        return _as_names(self.student)
+        return self._student_layers
 
     @property
     def teacher_layers(self) -> tuple[str, ...]:
         """Dotted names of the teacher layers that this loss reads, paired with the student's."""
-        return _as_names(self.teacher)
+        return self._teacher_layers
 
     @property
     def needs_teacher(self) -> bool:
@@ -130,15 +139,13 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Pick this loss's tensors out of a training step and return the unweighted scalar."""
-        if self.student_layers:
-            args: list[Tensor | list[Tensor] | None] = [
-                _one_or_all([step.student_features[layer] for layer in self.student_layers]),
-                _one_or_all([step.teacher_features[layer] for layer in self.teacher_layers]),
-            ]
+        args: list[Tensor | list[Tensor] | None]
+        if self._student_layers:
+            args = [_read(step.student_features, self._student_layers)]
+            if self._teacher_layers:
+                args.append(_read(step.teacher_features, self._teacher_layers))
         else:
-            args = [step.student_logits]
-            if self.needs_teacher_logits:
-                args.append(step.teacher_logits)
+            args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
         extra = {}
         if self.needs_target:
             extra["target"] = step.target
@@ -187,6 +194,11 @@ def check_positive(function: str, **values: float) -> None:
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 
 
+def add_up(values: Sequence[Tensor]) -> Tensor:
+    """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
+    return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
+
+
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -198,5 +210,5 @@ def _as_names(layers: Layers) -> tuple[str, ...]:
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
-def _one_or_all(tensors: list[Tensor]) -> Tensor | list[Tensor]:
-    return tensors[0] if len(tensors) == 1 else tensors
+def _read(features: Mapping[str, Tensor], layers: tuple[str, ...]) -> Tensor | list[Tensor]:
+    return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]

@@ -4,11 +4,10 @@ import copy
 from collections.abc import Mapping
 from typing import final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Shape, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, Shape, add_up, check_same_shape, upcast
 from lightning_kd.projectors import Projector, default_projector
 
 
@@ -34,6 +33,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         ValueError: If the shapes differ in anything but the height and width of two maps.
 
     Example:
+        >>> import torch
         >>> hint_loss(torch.tensor([[1.0, -2.0]]), torch.tensor([[3.0, 1.0]]))  # (4 + 9) / 2
         tensor(6.5000)
         >>> hint_loss(torch.tensor([[[[1.0, 4.0]]]]), torch.tensor([[[[-1.0]]]]))  # mean 2.5 against -1
@@ -115,7 +115,7 @@ class HintLoss(DistillationLoss):
         students = [student] if isinstance(student, Tensor) else student
         teachers = [teacher] if isinstance(teacher, Tensor) else teacher
         pairs = zip(self.projectors, students, teachers, strict=True)
-        return torch.stack([hint_loss(projector(s), t) for projector, s, t in pairs]).sum()
+        return add_up([hint_loss(projector(s), t) for projector, s, t in pairs])
 
     def _make_projector(self, student_layer: str, teacher_layer: str, student: Shape, teacher: Shape) -> Projector:
         try:

@@ -44,7 +44,9 @@ HINT_MUTANTS = (
     Mutant("sum of squares", "F.mse_loss(student, teacher)", "F.mse_loss(student, teacher, reduction='sum')"),
     Mutant("absolute distance", "F.mse_loss(", "F.l1_loss("),
     Mutant("maximum for average", "F.adaptive_avg_pool2d(", "F.adaptive_max_pool2d("),
-    Mutant("mean over pairs", "for projector, s, t in pairs]).sum()", "for projector, s, t in pairs]).mean()"),
+    Mutant(
+        "mean over pairs", "for projector, s, t in pairs])", "for projector, s, t in pairs]) / len(self.projectors)"
+    ),
     Mutant("every pair to the first teacher", "hint_loss(projector(s), t)", "hint_loss(projector(s), teachers[0])"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
     Mutant("detach the student", "hint_loss(projector(s), t)", "hint_loss(projector(s.detach() + 0 * s), t)"),
