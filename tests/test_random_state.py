@@ -1,0 +1,34 @@
+"""Collecting and restoring the random state of Python, numpy and torch."""
+
+import random
+
+import numpy as np
+import torch
+
+from lightning_kd import random_state
+
+
+def draw():
+    return random.random(), float(np.random.rand()), torch.rand(2).tolist()
+
+
+def test_a_restored_state_draws_what_came_next():
+    saved = random_state.collect()
+    expected = draw()
+    draw()
+    random_state.restore(saved)
+    assert draw() == expected
+
+
+def test_the_state_of_another_number_of_processes_is_left_alone():
+    saved = random_state.collect() * 2
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    random_state.restore(saved)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_state_is_plain_data_that_loads_without_running_code(tmp_path):
+    torch.save(random_state.collect(), tmp_path / "state.pt")
+    random_state.restore(torch.load(tmp_path / "state.pt", weights_only=True))
