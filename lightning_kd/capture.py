@@ -56,7 +56,7 @@ class Capture:
         self.role = role
         self._store = _Store()
         self._handles: list[RemovableHandle] = []
-        self._attached = False
+        self.attached = False
         inner = original(module)
         names = [name for name, _ in inner.named_modules() if name]
         for layer in self.layers:
@@ -69,9 +69,9 @@ class Capture:
         A graph that was compiled before its module had hooks runs without them, so compiled code is dropped here
         and made again at the next call.
         """
-        if self._attached:
+        if self.attached:
             return
-        self._attached = True
+        self.attached = True
         if self.with_call:
             self._attach_call()
         for layer in self.layers:
@@ -92,7 +92,7 @@ class Capture:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._attached = False
+        self.attached = False
 
     def start(self) -> Record:
         """Begin a step with an empty record, which fills as the module and its layers run."""

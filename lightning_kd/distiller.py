@@ -7,16 +7,19 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.batches import Batch, Hooks
 from lightning_kd.capture import Capture, Record, Recording
 from lightning_kd.configurable import restore
+from lightning_kd.default_layers import Seen, Trace, choose_layers
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
+_NOT_CALLED = "The training step did not call the student, so there is nothing to distil."
 
 
 class Distiller:
@@ -44,15 +47,12 @@ class Distiller:
         self.shapes: Shapes | None = None
         self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
-        self.capture = Capture(student, [n for loss in self.components for n in loss.student_layers], "student")
-        self.teacher_capture: Capture | None = None
+        self._make_captures()
         needy = [name for name, loss in self.named_losses() if loss.needs_teacher]
         if teacher is None:
             if needy:
                 raise ValueError(f"The loss part(s) {needy} need a teacher; pass teacher=...")
             return
-        layers = [n for loss in self.components for n in loss.teacher_layers]
-        self.teacher_capture = Capture(teacher.module, layers, "teacher", with_call=False)
         shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.module.parameters()}
         if shared:
             raise ValueError(
@@ -64,6 +64,14 @@ class Distiller:
     def components(self) -> list[DistillationLoss]:
         """The loss components, in the order in which they are added."""
         return [loss for _, loss in self.named_losses()]
+
+    def _make_captures(self) -> None:
+        layers = [name for loss in self.components for name in loss.student_layers]
+        self.capture = Capture(self.student, layers, "student")
+        self.teacher_capture: Capture | None = None
+        if self.teacher is not None:
+            layers = [name for loss in self.components for name in loss.teacher_layers]
+            self.teacher_capture = Capture(self.teacher.module, layers, "teacher", with_call=False)
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
@@ -90,8 +98,23 @@ class Distiller:
         Raises:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
+        if any(loss.awaits_layers for loss in self.components):
+            self._choose_layers(batch, call_student, module)
         self.attach()
         self._build_or_check(self._measure(batch, call_student, module))
+
+    def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give the losses that name no layers those that were chosen when a checkpoint was made."""
+        waiting = [(name, loss) for name, loss in self.named_losses() if loss.awaits_layers and name in chosen]
+        if not waiting:
+            return
+        attached = self.capture.attached
+        self.detach()
+        for name, loss in waiting:
+            loss.name_layers(chosen[name]["student"], chosen[name]["teacher"])
+        self._make_captures()
+        if attached:
+            self.attach()
 
     def build(self, shapes: Shapes) -> None:
         """Build every component for the given shapes; called once."""
@@ -157,10 +180,35 @@ class Distiller:
         with _undisturbed(module), self.recording() as record:
             call_student(batch)
             if not record.called:
-                raise ValueError("The training step did not call the student, so there is nothing to distil.")
+                raise ValueError(_NOT_CALLED)
             self.capture.check_complete(record)
             seen = self.run_teacher(batch, record)
             return {"student": self._shapes_of(record), "teacher": self._shapes_of(seen)}
+
+    def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+        self.detach()
+        self.capture.attach()
+        if self.teacher is not None:
+            self.teacher.module.to(device_of(self.student))
+        with _undisturbed(module), self.recording() as record, Trace(self.student) as student:
+            call_student(batch)
+            if not record.called:
+                raise ValueError(_NOT_CALLED)
+            mine = student.before(self.hooks.logits_of(record.output))
+            its = self._trace_teacher(batch, record)
+        self.detach()
+        for name, loss in self.named_losses():
+            if loss.awaits_layers:
+                choose_layers(loss, mine, its)
+                rank_zero_info(f"Part {name!r} reads student {loss.student!r} and teacher {loss.teacher!r}.")
+        self._make_captures()
+
+    def _trace_teacher(self, batch: Any, record: Record) -> list[Seen]:
+        if self.teacher is None:
+            return []
+        with Trace(self.teacher.module) as trace:
+            seen = self.run_teacher(batch, record)
+        return trace.before(self.hooks.logits_of(seen.output))
 
     def _shapes_of(self, record: Record) -> dict[str, Shape]:
         shapes = {name: tuple(tensor.shape) for name, tensor in record.features.items()}

@@ -144,7 +144,15 @@ class DistillationRun:
         """Write sizes and random state into a checkpoint, as plain data."""
         shapes = self.distiller.shapes
         plain = None if shapes is None else {r: {n: list(s) for n, s in of.items()} for r, of in shapes.items()}
-        checkpoint[CHECKPOINT_KEY] = {"shapes": plain, "random_state": random_state.collect()}
+        checkpoint[CHECKPOINT_KEY] = {
+            "shapes": plain,
+            "layers": {
+                name: {"student": loss.student, "teacher": loss.teacher}
+                for name, loss in self.distiller.named_losses()
+                if loss.reads != "logits" and not loss.awaits_layers
+            },
+            "random_state": random_state.collect(),
+        }
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Build the losses for a checkpoint's sizes, and remember its random state for the start of the fit.
@@ -157,6 +165,7 @@ class DistillationRun:
             return
         self._random_state = saved["random_state"]
         if saved["shapes"] is not None and self.distiller.shapes is None:
+            self.distiller.name_layers(saved["layers"])
             shapes: Shapes = {r: {n: tuple(s) for n, s in of.items()} for r, of in saved["shapes"].items()}
             self.distiller.build(shapes)
 

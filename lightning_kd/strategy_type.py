@@ -58,12 +58,11 @@ class DistillationStrategyType(IntEnum):
         """Make the family's first loss component.
 
         Args:
-            **options: Arguments of that component by name; what is left out has defaults that train, except for the
-                names of the layers.
+            **options: Arguments of that component by name; what is left out has defaults that train.
 
         Raises:
             NotImplementedError: If the family has no component yet.
-            TypeError: If an option is missing or unknown; the message names what there is.
+            TypeError: If an option is unknown; the message names what there is.
         """
         if self not in _FIRST:
             available = ", ".join(strategy.name for strategy in sorted(_FIRST))
@@ -74,16 +73,11 @@ class DistillationStrategyType(IntEnum):
 
     def _check_options(self, component: Callable[..., DistillationLoss], options: dict[str, object]) -> None:
         parameters = inspect.signature(component).parameters
-        called = f"{self.name}.create: {component.__name__}"
         unknown = [name for name in options if name not in parameters]
         if unknown:
-            raise TypeError(f"{called} has no option {unknown[0]!r}; its options: {', '.join(parameters)}.")
-        missing = [n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n not in options]
-        if missing:
-            example = ", ".join(f'{name}="layer3"' for name in missing)
             raise TypeError(
-                f"{called} needs {' and '.join(missing)}, the dotted names of the layers to read, "
-                f"such as create({example})."
+                f"{self.name}.create: {component.__name__} has no option {unknown[0]!r}; "
+                f"its options: {', '.join(parameters)}."
             )
 
 

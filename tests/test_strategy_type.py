@@ -48,13 +48,6 @@ def test_feature_creates_hint() -> None:
     assert (loss.student_layers, loss.teacher_layers) == (("a",), ("b",))
 
 
-def test_missing_layers_are_asked_for() -> None:
-    with pytest.raises(TypeError, match=r"FEATURE_BASED.create: HintLoss needs student and teacher, the dotted names"):
-        DistillationStrategyType.FEATURE_BASED.create()
-    with pytest.raises(TypeError, match=r'HintLoss needs teacher, .*such as create\(teacher="layer3"\)'):
-        DistillationStrategyType.FEATURE_BASED.create(student="layer2")
-
-
 def test_an_unknown_option_is_answered_with_the_known_ones() -> None:
     with pytest.raises(TypeError, match="KDLoss has no option 'alpha'; its options: temperature, standardize, weight"):
         DistillationStrategyType.RESPONSE_BASED.create(alpha=0.5)

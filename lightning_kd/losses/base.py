@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.configurable import Configurable
+from lightning_kd.losses.gather import gather
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
 
 Shape = tuple[int, ...]
 Layers = str | Sequence[str] | None
+Reads = Literal["logits", "embedding", "map", "maps", "pre_activation_maps"]
 LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
 
@@ -57,9 +59,12 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         ValueError: If the layers do not pair up, one is named twice, or the weight is negative or not finite.
     """
 
-    reads: ClassVar[Literal["logits", "embedding", "map", "maps"]] = "logits"
-    """What the loss reads if no layer is named: the logits, the input of the network's last linear layer, its last
-    feature map, or the last feature map of every resolution. The layers are chosen, and named, at set-up."""
+    reads: ClassVar[Reads] = "logits"
+    """What the loss reads if no layer is named: the logits, the last features before them, the last feature map, or
+    the last feature map of every resolution, after or before its activation. The layers are chosen, and named, at
+    set-up."""
+    pairs_layers: ClassVar[bool] = True
+    """Each student layer is compared with a teacher layer."""
     needs_target: ClassVar[bool] = False
     """``forward`` takes the keyword argument ``target``."""
     needs_index: ClassVar[bool] = False
@@ -96,7 +101,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             twice = sorted({layer for layer in layers if layers.count(layer) > 1})
             if twice:
                 raise ValueError(f"{name}: {role} layer {twice[0]!r} is named twice; name each layer once.")
-        if len(self.student_layers) != len(self.teacher_layers):
+        if self.pairs_layers and len(self.student_layers) != len(self.teacher_layers):
             raise ValueError(
                 f"{name}: expected as many student layers as teacher layers, got {len(self.student_layers)} "
                 f"{list(self.student_layers)} and {len(self.teacher_layers)} {list(self.teacher_layers)}."
@@ -115,7 +120,12 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def needs_teacher(self) -> bool:
         """Whether the loss reads anything of a teacher."""
-        return self.needs_teacher_logits or self.reads != "logits" or bool(self.teacher_layers)
+        return self.needs_teacher_logits or (self.reads != "logits" and self.pairs_layers) or bool(self.teacher_layers)
+
+    @property
+    def awaits_layers(self) -> bool:
+        """Whether the layers to read are yet to be chosen."""
+        return self.reads != "logits" and not self._student_layers
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.
@@ -151,6 +161,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["target"] = step.target
         if self.needs_index:
             extra["index"] = step.index
+        if self.relational and getattr(self, "gather", False):
+            args = [gather(arg) if isinstance(arg, Tensor) else arg and [gather(one) for one in arg] for arg in args]
+            extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
         value = self(*args, **extra)
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")

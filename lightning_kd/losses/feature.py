@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Shape, add_up, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, check_same_shape, upcast
 from lightning_kd.projectors import Projector, default_projector
 
 
@@ -61,30 +61,28 @@ class HintLoss(DistillationLoss):
     pairs are added.
 
     Args:
-        student: Dotted name of the student layer to read, or a list of them.
+        student: Dotted name of the student layer to read, or a list of them; by default its last feature map.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 100.
         projector: Which projector to copy for each pair, not yet built; by default a linear one that suits the
             layers' shapes. ``ConvRegressor()`` reproduces RepDistiller.
 
     Raises:
-        ValueError: If no layer is named, the layers do not pair up, the projector is built already, or the weight is
+        ValueError: If the layers do not pair up, the projector is built already, or the weight is
             negative or not finite.
     """
 
+    reads = "map"
+
     def __init__(
         self,
-        student: str | list[str],
-        teacher: str | list[str],
+        student: Layers = None,
+        teacher: Layers = None,
         *,
         weight: float = 1.0,
         projector: Projector | None = None,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
-        if not self.student_layers:
-            raise ValueError(
-                'HintLoss: expected at least one pair of layers, got none; name them: HintLoss("layer2", "layer3").'
-            )
         if projector is not None and projector.built:
             raise ValueError(
                 "HintLoss: expected a projector that is not built yet; the loss builds a copy for each pair."

@@ -1,0 +1,113 @@
+"""Which layers a loss reads that was constructed without their names."""
+
+from dataclasses import dataclass
+from types import TracebackType
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_kd.capture import first_tensor, original
+from lightning_kd.losses.base import DistillationLoss
+
+_NO_SOURCE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
+_BEFORE_ACTIVATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.conv._ConvNd)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One layer in the order in which the network ran them: its name, its type and what it returned."""
+
+    name: str
+    layer: nn.Module
+    value: Tensor
+
+
+class Trace:
+    """Follows one call of a network through all of its layers.
+
+    Where a layer passes on what an inner one returned, the outer one stands for both; layers without a value of their
+    own, such as dropout, are left out.
+
+    Args:
+        network: The network that will be called inside the block.
+
+    Example:
+        >>> import torch
+        >>> net = nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.ReLU(), nn.Dropout()), nn.Linear(3, 4))
+        >>> with Trace(net) as trace:
+        ...     logits = net(torch.ones(1, 2))
+        >>> [seen.name for seen in trace.before(logits)]
+        ['0', '1.0', '1']
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = original(network)
+        self._handles: list[RemovableHandle] = []
+        self._seen: list[Seen] = []
+
+    def __enter__(self) -> "Trace":
+        for name, layer in self._network.named_modules():
+            if name and not isinstance(layer, _NO_SOURCE):
+                self._handles.append(layer.register_forward_hook(self._hook(name)))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def before(self, logits: Tensor | None) -> list[Seen]:
+        """Return the layers before the one that returned the logits, each value once, under its outermost name."""
+        last: dict[int, Seen] = {id(seen.value): seen for seen in self._seen}
+        return [seen for seen in last.values() if seen.value is not logits]
+
+    def _hook(self, name: str) -> "_Hook":
+        return _Hook(name, self._seen)
+
+
+class _Hook:
+    def __init__(self, name: str, seen: list[Seen]) -> None:
+        self.name = name
+        self.seen = seen
+
+    def __call__(self, layer: nn.Module, args: object, output: object) -> None:
+        value = first_tensor(output)
+        if value is not None and value.ndim >= 2 and all(seen.name != self.name for seen in self.seen):
+            self.seen.append(Seen(self.name, layer, value))
+
+
+def choose_layers(loss: DistillationLoss, student: list[Seen], teacher: list[Seen]) -> None:
+    """Name the layers of a loss that was constructed without names, as its ``reads`` asks for.
+
+    Args:
+        loss: The loss.
+        student: The student's layers in the order in which they ran.
+        teacher: The teacher's layers; not looked at if the loss reads the student alone.
+
+    Raises:
+        ValueError: If the networks have no layer of the kind that the loss reads.
+    """
+    ours = _find(loss.reads, student)
+    theirs = _find(loss.reads, teacher) if loss.pairs_layers else ours
+    count = min(len(ours), len(theirs))
+    if count == 0:
+        role, seen = ("student", student) if not ours else ("teacher", teacher)
+        raise ValueError(
+            f"{type(loss).__name__} names no layers, and the {role} has none of the kind that it reads "
+            f"({loss.reads.replace('_', ' ')}). Name them: {type(loss).__name__}(student=..., teacher=...). "
+            f"The {role} has: {', '.join(one.name for one in seen[:20]) or 'no layers'}."
+        )
+    mine, its = ([one.name for one in side[-count:]] for side in (ours, theirs))
+    one = loss.reads in ("embedding", "map")
+    loss.name_layers(mine[0] if one else mine, (its[0] if one else its) if loss.pairs_layers else None)
+
+
+def _find(reads: str, layers: list[Seen]) -> list[Seen]:
+    if reads == "embedding":
+        return layers[-1:]
+    if reads == "pre_activation_maps":
+        layers = [one for one in layers if isinstance(one.layer, _BEFORE_ACTIVATION)] or layers
+    maps = [one for one in layers if one.value.ndim == 4 and one.value[0, 0].numel() > 1]
+    maps = maps or [one for one in layers if one.value.ndim == 3]
+    if reads == "map":
+        return maps[-1:]
+    return list({one.value.shape[2:] if one.value.ndim == 4 else (): one for one in maps}.values())

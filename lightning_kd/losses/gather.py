@@ -1,0 +1,44 @@
+"""Collect a batch from all processes, for losses that compare samples with one another."""
+
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Return the samples of all processes in the order of the processes, with the gradient of the own ones.
+
+    Every process then computes the same loss of the whole batch. DDP averages the processes' gradients, so each
+    process sends ``world size`` times its own samples' gradient back, and the average is the gradient of one process
+    with the whole batch. Processes may hold different numbers of samples.
+
+    Args:
+        tensor: Samples along the first axis; the other axes are equal in all processes.
+    """
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    gathered: Tensor = cast(Any, _Gather).apply(tensor)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        sizes = [torch.zeros((), dtype=torch.long, device=tensor.device) for _ in range(dist.get_world_size())]
+        dist.all_gather(sizes, torch.tensor(len(tensor), device=tensor.device))
+        lengths = [int(size) for size in sizes]
+        longest = max(lengths)
+        padded = tensor.new_zeros(longest, *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.length = sum(lengths[: dist.get_rank()]), len(tensor)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad[ctx.start : ctx.start + ctx.length] * dist.get_world_size()

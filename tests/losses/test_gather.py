@@ -1,0 +1,39 @@
+"""Collecting a batch from two processes: the loss of the whole batch, and the gradient of one process with it."""
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from lightning_kd.losses.gather import gather
+from tests.losses.case import random
+
+SAMPLES = random(5, 3, seed=1)
+SPLIT = (0, 2, 5)  # processes with 2 and 3 samples
+
+
+def relation(features):
+    return (features @ features.T).square().mean()
+
+
+def work(rank, file, results):
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    mine = SAMPLES[SPLIT[rank] : SPLIT[rank + 1]].clone().requires_grad_()
+    loss = relation(gather(mine))
+    loss.backward()
+    torch.save((loss.detach(), mine.grad), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_see_the_whole_batch_and_average_to_its_gradient(tmp_path):
+    mp.spawn(work, (tmp_path / "init", tmp_path), nprocs=2)
+    whole = SAMPLES.clone().requires_grad_()
+    expected = relation(whole)
+    expected.backward()
+    for rank in range(2):
+        loss, grad = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(loss, expected.detach())
+        torch.testing.assert_close(grad / 2, whole.grad[SPLIT[rank] : SPLIT[rank + 1]])  # DDP halves the sum
+
+
+def test_one_process_alone_gets_its_own_tensor_back():
+    assert gather(SAMPLES) is SAMPLES
