@@ -12,7 +12,7 @@ TARGET_KEYS = ("target", "labels", "label", "y")
 INDEX_KEYS = ("index", "idx")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Batch:
     """A batch taken apart.
 
@@ -64,7 +64,7 @@ def unpack_batch(batch: Any) -> Batch:
         >>> sorted(unpack_batch({"input_ids": torch.ones(2, 3), "labels": torch.tensor([0, 1])}).kwargs)
         ['input_ids']
     """
-    if isinstance(batch, Mapping):
+    if not isinstance(batch, tuple | list | Tensor) and isinstance(batch, Mapping):
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
         index = _pop_first(named, INDEX_KEYS)
@@ -96,6 +96,8 @@ def logits_of(output: Any) -> Tensor | None:
         >>> logits_of({"logits": torch.tensor([1.0, 2.0]), "hidden": None})
         tensor([1., 2.])
     """
+    if isinstance(output, Tensor):
+        return output
     if isinstance(output, Mapping):
         found = output.get("logits")
     elif hasattr(output, "logits"):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
-@dataclass
+@dataclass(slots=True)
 class Record:
     """What one recorded step held: the first call of the module, and the first value of each named layer."""
 

@@ -21,7 +21,7 @@ LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class StepTensors:
     """What one training step offers to every loss; teacher tensors carry no gradient.
 
