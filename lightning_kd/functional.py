@@ -1,4 +1,6 @@
 """Every formula in one flat namespace: tensors in, scalar out, student before teacher."""
 
+from lightning_kd.losses.attention import attention_transfer_loss as attention_transfer_loss
 from lightning_kd.losses.feature import hint_loss as hint_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
+from lightning_kd.losses.similarity import similarity_preserving_loss as similarity_preserving_loss

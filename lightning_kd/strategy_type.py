@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from enum import IntEnum
 
-from lightning_kd.losses import DistillationLoss, HintLoss, KDLoss
+from lightning_kd.losses import ATLoss, DistillationLoss, HintLoss, KDLoss, SPLoss
 
 
 class DistillationStrategyType(IntEnum):
@@ -84,4 +84,6 @@ class DistillationStrategyType(IntEnum):
 _FIRST: dict[DistillationStrategyType, Callable[..., DistillationLoss]] = {
     DistillationStrategyType.RESPONSE_BASED: KDLoss,
     DistillationStrategyType.FEATURE_BASED: HintLoss,
+    DistillationStrategyType.ATTENTION_BASED: ATLoss,
+    DistillationStrategyType.SIMILARITY_PRESERVING: SPLoss,
 }

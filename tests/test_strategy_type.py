@@ -4,10 +4,14 @@ import inspect
 import re
 
 import pytest
+import torch
 
+from lightning_kd import DistillationModule
+from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.strategy_type import _FIRST, DistillationStrategyType
+from tests import support
 
 NAMES = [
     "RESPONSE_BASED",
@@ -59,3 +63,13 @@ def test_what_is_not_there_yet_says_what_is(strategy: DistillationStrategyType) 
     assert available.startswith("RESPONSE_BASED, FEATURE_BASED")
     with pytest.raises(NotImplementedError, match=f"{strategy.name} is not yet available; available now: {available}."):
         strategy.create()
+
+
+@pytest.mark.parametrize("strategy", sorted(_FIRST), ids=lambda s: s.name)
+def test_every_strategy_that_is_there_trains_with_defaults_on_digits(strategy: DistillationStrategyType) -> None:
+    losses = [strategy.create()]
+    student, teacher = DigitsConvNet(width=4), DigitsConvNet(width=8, depth=2)
+    before = student.stage1.conv.weight.detach().clone()
+    module = DistillationModule(student, teacher, losses)
+    support.trainer(max_steps=2, limit_val_batches=0).fit(module, datamodule=DigitsDataModule())
+    assert not torch.equal(student.stage1.conv.weight, before)

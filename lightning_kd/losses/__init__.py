@@ -1,6 +1,8 @@
 """The loss components, one file a family; each file holds the formula and the component that uses it."""
 
+from lightning_kd.losses.attention import ATLoss as ATLoss
 from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
+from lightning_kd.losses.similarity import SPLoss as SPLoss

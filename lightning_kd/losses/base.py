@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.configurable import Configurable
@@ -212,6 +213,12 @@ def add_up(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
 
 
+def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool two maps (B, C, H, W) to the smaller height and the smaller width of the two."""
+    height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool(student, (height, width)), _pool(teacher, (height, width))
+
+
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -225,3 +232,7 @@ def _as_names(layers: Layers) -> tuple[str, ...]:
 
 def _read(features: Mapping[str, Tensor], layers: tuple[str, ...]) -> Tensor | list[Tensor]:
     return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
+
+
+def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)

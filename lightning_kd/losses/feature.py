@@ -7,7 +7,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, check_same_shape, pool_to_smaller, upcast
 from lightning_kd.projectors import Projector, default_projector
 
 
@@ -44,7 +44,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     student, teacher = upcast(student), upcast(teacher.detach())
     if student.ndim == teacher.ndim == 4 and student.shape[:2] == teacher.shape[:2]:
-        student, teacher = _pool_to_smaller(student, teacher)
+        student, teacher = pool_to_smaller(student, teacher)
     check_same_shape(
         "hint_loss", student, teacher, "bring the student to the teacher's width with a projector, on layers that match"
     )
@@ -133,12 +133,3 @@ def _check_tokens(student: Shape, teacher: Shape) -> None:
             f"expected the same number of tokens, got student {student} and teacher {teacher}; name layers that "
             "see the same tokens."
         )
-
-
-def _pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return _pool(student, (height, width)), _pool(teacher, (height, width))
-
-
-def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)

@@ -43,7 +43,11 @@ HINT_MUTANTS = (
     Mutant("the paper's half", "return F.mse_loss(student, teacher)", "return F.mse_loss(student, teacher) / 2"),
     Mutant("sum of squares", "F.mse_loss(student, teacher)", "F.mse_loss(student, teacher, reduction='sum')"),
     Mutant("absolute distance", "F.mse_loss(", "F.l1_loss("),
-    Mutant("maximum for average", "F.adaptive_avg_pool2d(", "F.adaptive_max_pool2d("),
+    Mutant(
+        "pick positions instead of pooling",
+        "student, teacher = pool_to_smaller(student, teacher)",
+        "student = F.interpolate(student, size=teacher.shape[2:])",
+    ),
     Mutant(
         "mean over pairs", "for projector, s, t in pairs])", "for projector, s, t in pairs]) / len(self.projectors)"
     ),

@@ -1,0 +1,115 @@
+"""Attention transfer (AT): make the student look where the teacher looks."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_kd.losses.base import (
+    DistillationLoss,
+    Layers,
+    Shape,
+    add_up,
+    check_positive,
+    check_same_batch,
+    pool_to_smaller,
+    upcast,
+)
+
+
+def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:
+    r"""Mean squared distance between the attention maps of two feature maps, each of length one (AT).
+
+    .. math::
+        L = \frac{1}{BN} \sum_{b,n} \big( \hat q(S)_{bn} - \hat q(T)_{bn} \big)^2, \qquad
+        q(A)_{bn} = \frac{1}{C} \sum_c |A_{bcn}|^p, \quad \hat q = q / \lVert q \rVert_2
+
+    over the :math:`N = HW` positions. Follows RepDistiller's code; the paper sums norms instead of averaging squares,
+    and like the paper we raise the absolute value, where that code lets an odd ``p`` keep signs. Of two maps of unequal
+    height or width, the larger is average-pooled to the smaller first, each axis for itself.
+
+    Shape:
+        - student: :math:`(B, C_S, H_S, W_S)`, teacher: :math:`(B, C_T, H_T, W_T)`; only the batch must agree.
+        - Output: scalar :math:`()`, in :math:`[0, 2/N]`.
+
+    Args:
+        student: Feature map to train.
+        teacher: Feature map to imitate; no gradient reaches it.
+        p: Exponent of the absolute activation, > 0. The paper uses 2.
+
+    Raises:
+        ValueError: If a map is not 4-D, the batch sizes differ, or ``p`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> student, teacher = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[-8.0, 6.0]]]])
+        >>> attention_transfer_loss(student, teacher, p=1.0)  # (.6, .8) against (.8, .6)
+        tensor(0.0400)
+
+    Reference:
+        Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928.
+    """
+    check_positive("attention_transfer_loss", p=p)
+    _check_maps("attention_transfer_loss", tuple(student.shape), tuple(teacher.shape))
+    check_same_batch("attention_transfer_loss", student, teacher)
+    student, teacher = pool_to_smaller(upcast(student), upcast(teacher.detach()))
+    return F.mse_loss(_attention(student, p), _attention(teacher, p))
+
+
+@final
+class ATLoss(DistillationLoss):
+    """Make the student look where the teacher looks (attention transfer, AT).
+
+    Best for convolutional networks of one family: it has no parameters of its own and does not ask for equal widths,
+    but it sees only where the activations are strong, not what they are. The losses of several pairs are added.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them; by default its last map of every
+            resolution.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        p: Exponent of the absolute activation, > 0. The paper uses 2.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 1000.
+
+    Raises:
+        ValueError: If ``p`` is not positive, the layers do not pair up, or the weight is negative or not finite.
+    """
+
+    reads = "maps"
+
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, p: float = 2.0, weight: float = 1.0) -> None:
+        super().__init__(student, teacher, weight=weight)
+        check_positive("ATLoss", p=p)
+        self.p = p
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that every layer returns a map.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            ValueError: If one is not 4-D.
+        """
+        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
+            _check_maps(f"ATLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, or the sum over several."""
+        students = [student] if isinstance(student, Tensor) else student
+        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+        return add_up([attention_transfer_loss(s, t, p=self.p) for s, t in zip(students, teachers, strict=True)])
+
+
+def _attention(features: Tensor, p: float) -> Tensor:
+    energy = features.square() if p == 2.0 else features.abs().pow(p)
+    return F.normalize(energy.mean(dim=1).flatten(1), dim=1)
+
+
+def _check_maps(function: str, student: Shape, teacher: Shape) -> None:
+    if len(student) != 4 or len(teacher) != 4:
+        raise ValueError(
+            f"{function}: expected feature maps (B, C, H, W), got student {student} and teacher {teacher}; "
+            "name convolutional layers."
+        )

@@ -1,0 +1,85 @@
+"""Similarity-preserving distillation (SP): samples that excite the teacher alike shall excite the student alike."""
+
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_kd.losses.base import DistillationLoss, Layers, add_up, check_same_batch, upcast
+
+
+def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared distance between the row-normalised similarities of the samples of a batch (SP).
+
+    .. math::
+        L = \frac{1}{B^2} \lVert \hat G(S) - \hat G(T) \rVert_F^2, \qquad G(A) = A A^\top, \quad
+        \hat G_{i} = G_{i} / \lVert G_{i} \rVert_2
+
+    with one flattened sample in each row of :math:`A`. Follows the paper and RepDistiller's code.
+
+    Shape:
+        - student: :math:`(B, ...)`, teacher: :math:`(B, ...)`; only the batch must agree.
+        - Output: scalar :math:`()`, in :math:`[0, 4/B]`.
+
+    Args:
+        student: Features to train.
+        teacher: Features to imitate; no gradient reaches them.
+
+    Raises:
+        ValueError: If the batch sizes differ, or a tensor has no axis beside the batch.
+
+    Example:
+        >>> student, teacher = torch.tensor([[3.0, 4.0], [0.0, 5.0]]), torch.tensor([[1.0, 0.0], [0.0, -2.0]])
+        >>> similarity_preserving_loss(student, teacher)  # rows (.781, .625), (.625, .781) against the unit matrix
+        tensor(0.2191)
+
+    Reference:
+        Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682.
+    """
+    check_same_batch("similarity_preserving_loss", student, teacher)
+    if student.ndim < 2 or teacher.ndim < 2:
+        raise ValueError(
+            f"similarity_preserving_loss: expected (B, ...) with an axis beside the batch, got student "
+            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}."
+        )
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        return F.mse_loss(_similarities(upcast(student)), _similarities(upcast(teacher.detach())))
+
+
+@final
+class SPLoss(DistillationLoss):
+    """Make samples that excite the teacher alike excite the student alike (similarity-preserving, SP).
+
+    Best on one late layer and with large batches; the widths and sizes of the layers may differ, and there is nothing
+    to train beside the student. It says nothing about a sample by itself. The losses of several pairs are added.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them; by default its last feature map.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 3000.
+
+    Raises:
+        ValueError: If the layers do not pair up, or the weight is negative or not finite.
+    """
+
+    reads = "map"
+    relational = True
+
+    def __init__(
+        self, student: Layers = None, teacher: Layers = None, *, gather: bool = True, weight: float = 1.0
+    ) -> None:
+        super().__init__(student, teacher, weight=weight)
+        self.gather = gather
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
+        """Compute the unweighted loss of one pair of features, or the sum over several."""
+        students = [student] if isinstance(student, Tensor) else student
+        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+        return add_up([similarity_preserving_loss(s, t) for s, t in zip(students, teachers, strict=True)])
+
+
+def _similarities(features: Tensor) -> Tensor:
+    rows = features.flatten(1)
+    return F.normalize(rows @ rows.T, dim=1)
