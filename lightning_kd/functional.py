@@ -2,5 +2,9 @@
 
 from lightning_kd.losses.attention import attention_transfer_loss as attention_transfer_loss
 from lightning_kd.losses.feature import hint_loss as hint_loss
+from lightning_kd.losses.flow import fsp_loss as fsp_loss
+from lightning_kd.losses.flow import fsp_matrix as fsp_matrix
+from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
+from lightning_kd.losses.selectivity import nst_loss as nst_loss
 from lightning_kd.losses.similarity import similarity_preserving_loss as similarity_preserving_loss

@@ -4,7 +4,16 @@ import inspect
 from collections.abc import Callable
 from enum import IntEnum
 
-from lightning_kd.losses import ATLoss, DistillationLoss, HintLoss, KDLoss, SPLoss
+from lightning_kd.losses import (
+    ATLoss,
+    DistillationLoss,
+    FSPLoss,
+    HintLoss,
+    KDLoss,
+    NSTLoss,
+    PKTLoss,
+    SPLoss,
+)
 
 
 class DistillationStrategyType(IntEnum):
@@ -86,4 +95,7 @@ _FIRST: dict[DistillationStrategyType, Callable[..., DistillationLoss]] = {
     DistillationStrategyType.FEATURE_BASED: HintLoss,
     DistillationStrategyType.ATTENTION_BASED: ATLoss,
     DistillationStrategyType.SIMILARITY_PRESERVING: SPLoss,
+    DistillationStrategyType.FLOW_BASED: FSPLoss,
+    DistillationStrategyType.PROBABILISTIC_TRANSFER: PKTLoss,
+    DistillationStrategyType.NEURON_SELECTIVITY: NSTLoss,
 }

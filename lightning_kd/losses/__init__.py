@@ -4,5 +4,8 @@ from lightning_kd.losses.attention import ATLoss as ATLoss
 from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.feature import HintLoss as HintLoss
+from lightning_kd.losses.flow import FSPLoss as FSPLoss
+from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
+from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
 from lightning_kd.losses.similarity import SPLoss as SPLoss

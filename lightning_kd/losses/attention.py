@@ -11,6 +11,7 @@ from lightning_kd.losses.base import (
     Layers,
     Shape,
     add_up,
+    check_maps,
     check_positive,
     check_same_batch,
     pool_to_smaller,
@@ -51,7 +52,7 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0)
         Zagoruyko & Komodakis, "Paying More Attention to Attention", ICLR 2017, arXiv:1612.03928.
     """
     check_positive("attention_transfer_loss", p=p)
-    _check_maps("attention_transfer_loss", tuple(student.shape), tuple(teacher.shape))
+    check_maps("attention_transfer_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("attention_transfer_loss", student, teacher)
     student, teacher = pool_to_smaller(upcast(student), upcast(teacher.detach()))
     return F.mse_loss(_attention(student, p), _attention(teacher, p))
@@ -93,7 +94,7 @@ class ATLoss(DistillationLoss):
             ValueError: If one is not 4-D.
         """
         for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            _check_maps(f"ATLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+            check_maps(f"ATLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of maps, or the sum over several."""
@@ -105,11 +106,3 @@ class ATLoss(DistillationLoss):
 def _attention(features: Tensor, p: float) -> Tensor:
     energy = features.square() if p == 2.0 else features.abs().pow(p)
     return F.normalize(energy.mean(dim=1).flatten(1), dim=1)
-
-
-def _check_maps(function: str, student: Shape, teacher: Shape) -> None:
-    if len(student) != 4 or len(teacher) != 4:
-        raise ValueError(
-            f"{function}: expected feature maps (B, C, H, W), got student {student} and teacher {teacher}; "
-            "name convolutional layers."
-        )

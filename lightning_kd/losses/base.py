@@ -201,6 +201,15 @@ def check_same_shape(function: str, student: Tensor, teacher: Tensor, remedy: st
         )
 
 
+def check_maps(function: str, student: Shape, teacher: Shape) -> None:
+    """Raise a ``ValueError`` that names both shapes unless both are feature maps."""
+    if len(student) != 4 or len(teacher) != 4:
+        raise ValueError(
+            f"{function}: expected feature maps (B, C, H, W), got student {student} and teacher {teacher}; "
+            "name convolutional layers."
+        )
+
+
 def check_positive(function: str, **values: float) -> None:
     """Raise a ``ValueError`` that names the first argument that is not a positive, finite number."""
     for name, value in values.items():

@@ -1,0 +1,146 @@
+"""Flow distillation (FSP): make the step from one layer of the student to the next that of the teacher."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast
+
+
+def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
+    r"""Products of the channels of two layers, averaged over positions: how features flow from one to the other (FSP).
+
+    .. math::
+        G_{bij} = \frac{1}{HW} \sum_n \mathrm{top}_{bin} \, \mathrm{bottom}_{bjn}
+
+    Of two maps of unequal height or width, the larger is average-pooled to the smaller, each axis for itself, as in
+    RepDistiller's code; the paper takes the maximum.
+
+    Shape:
+        - bottom: :math:`(B, C_b, H_b, W_b)`, top: :math:`(B, C_t, H_t, W_t)`.
+        - Output: :math:`(B, C_t, C_b)`.
+
+    Args:
+        bottom: Map of the earlier layer.
+        top: Map of the later layer.
+
+    Raises:
+        ValueError: If a map is not 4-D or the batch sizes differ.
+
+    Example:
+        >>> fsp_matrix(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[3.0, 4.0]], [[0.0, -1.0]]]]))
+        tensor([[[ 5.5000],
+                 [-1.0000]]])
+
+    Reference:
+        Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
+    """
+    if bottom.ndim != 4 or top.ndim != 4 or bottom.shape[0] != top.shape[0]:
+        raise ValueError(
+            f"fsp_matrix: expected maps (B, C, H, W) of one batch, got bottom {tuple(bottom.shape)} and top "
+            f"{tuple(top.shape)}."
+        )
+    with torch.autocast(device_type=bottom.device.type, enabled=False):
+        bottom, top = (features.flatten(2) for features in pool_to_smaller(upcast(bottom), upcast(top)))
+        return top @ bottom.mT / bottom.shape[2]
+
+
+def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor, teacher_top: Tensor) -> Tensor:
+    r"""Mean squared distance between the flow matrices of student and teacher (FSP).
+
+    .. math::
+        L = \frac{1}{B C_t C_b} \lVert G(S) - G(T) \rVert_F^2
+
+    Follows RepDistiller's code, which averages over the entries; the paper sums them.
+
+    Shape:
+        - student_bottom, teacher_bottom: :math:`(B, C_b, H, W)`; student_top, teacher_top: :math:`(B, C_t, H', W')`.
+          Channels of student and teacher must agree, sizes need not.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student_bottom: The student's earlier map.
+        student_top: The student's later map.
+        teacher_bottom: The teacher's earlier map; no gradient reaches it.
+        teacher_top: The teacher's later map; no gradient reaches it.
+
+    Raises:
+        ValueError: If a map is not 4-D, or channels or batch sizes differ.
+
+    Example:
+        >>> maps = [torch.tensor([[[values]]]) for values in ([1.0, 2.0], [3.0, 4.0], [2.0, 0.0], [1.0, 1.0])]
+        >>> fsp_loss(*maps)  # 5.5 against 1
+        tensor(20.2500)
+
+    Reference:
+        Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
+    """
+    student, teacher = (
+        fsp_matrix(student_bottom, student_top),
+        fsp_matrix(teacher_bottom.detach(), teacher_top.detach()),
+    )
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"fsp_loss: expected equal batches and channels, got student {tuple(student_bottom.shape)} and "
+            f"{tuple(student_top.shape)}, teacher {tuple(teacher_bottom.shape)} and {tuple(teacher_top.shape)}; "
+            "bring the student to the teacher's channels with a projector."
+        )
+    return F.mse_loss(student, teacher)
+
+
+@final
+class FSPLoss(DistillationLoss):
+    """Make the student's features change from layer to layer as the teacher's do (flow, FSP).
+
+    Best for deep networks of the same layout. Every two neighbours in the list of layers are one flow; the losses of
+    the flows are added. The published method asks for equal channels; where they differ, a trained 1x1 convolution
+    brings the student's map to the teacher's channels first.
+
+    Args:
+        student: Dotted names of at least two student layers, from the first to the last; by default the last map of
+            every resolution.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        weight: Factor of this part in the total loss, >= 0.
+
+    Raises:
+        ValueError: If the layers do not pair up, or the weight is negative or not finite.
+    """
+
+    reads = "maps"
+
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: float = 1.0) -> None:
+        super().__init__(student, teacher, weight=weight)
+        self.projectors = nn.ModuleList()
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make a projector wherever the channels differ.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            ValueError: If there are fewer than two layers, or one returns no map.
+        """
+        pairs = [
+            (student_shapes[s], teacher_shapes[t])
+            for s, t in zip(self.student_layers, self.teacher_layers, strict=True)
+        ]
+        if len(pairs) < 2 or any(len(shape) != 4 for pair in pairs for shape in pair):
+            raise ValueError(
+                f"FSPLoss: expected at least two layers of each network that return maps (B, C, H, W), got student "
+                f"{[s for s, _ in pairs]} and teacher {[t for _, t in pairs]}; name two or more: "
+                'FSPLoss(["layer1", "layer2"], ["layer1", "layer2"]).'
+            )
+        self.projectors.extend(
+            nn.Identity() if mine[1] == its[1] else nn.Conv2d(mine[1], its[1], 1, bias=False) for mine, its in pairs
+        )
+
+    def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """Compute the unweighted loss: the sum over neighbouring layers."""
+        mine = [projector(features) for projector, features in zip(self.projectors, student, strict=True)]
+        return add_up([fsp_loss(*ours, *its) for ours, its in zip(pairwise(mine), pairwise(teacher), strict=True)])

@@ -1,0 +1,170 @@
+"""Neuron selectivity transfer (NST): make the student's channels fire at the positions where the teacher's do."""
+
+from collections.abc import Mapping
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_kd.losses.base import (
+    DistillationLoss,
+    Layers,
+    Shape,
+    add_up,
+    check_maps,
+    check_positive,
+    check_same_batch,
+    pool_to_smaller,
+)
+
+Kernel = Literal["polynomial", "linear", "gaussian"]
+
+
+def nst_loss(
+    student: Tensor, teacher: Tensor, *, kernel: Kernel = "polynomial", bandwidth: float | None = None
+) -> Tensor:
+    r"""Squared maximum mean discrepancy between the channels of two feature maps (NST).
+
+    .. math::
+        L = \frac{1}{B} \sum_b \Big( \overline{k(t, t)} + \overline{k(s, s)} - 2\, \overline{k(s, t)} \Big)
+
+    where a bar is the mean over all pairs of channels, each channel a vector over the positions and of length one.
+    The kernel is :math:`\langle x, y \rangle^2` (polynomial), :math:`\langle x, y \rangle` (linear), or
+    :math:`\exp(-|x - y|^2 / 2 \sigma^2)` (gaussian), with :math:`\sigma^2` the mean squared distance of student and
+    teacher channels in the batch unless given. Follows RepDistiller's code, all three terms; the first has no gradient.
+    Of two maps of unequal height or width, the larger is average-pooled to the smaller, each axis for itself.
+
+    The polynomial kernel costs one product of the smaller side: with :math:`M = X^\top X / C` over the positions, the
+    three terms are :math:`\lVert M_s - M_t \rVert_F^2`. It is computed in float64, which it needs near a match.
+
+    Shape:
+        - student: :math:`(B, C_S, H_S, W_S)`, teacher: :math:`(B, C_T, H_T, W_T)`; only the batch must agree.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student: Feature map to train.
+        teacher: Feature map to imitate; no gradient reaches it.
+        kernel: Which kernel compares two channels.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch.
+
+    Raises:
+        ValueError: If a map is not 4-D, the batch sizes differ, or the kernel or its bandwidth is not one of these.
+
+    Example:
+        >>> student, teacher = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[2.0, 0.0]]]])
+        >>> nst_loss(student, teacher)  # (.6, .8) against (1, 0): 1 + 1 - 2 * .36
+        tensor(1.2800)
+        >>> nst_loss(student, teacher, kernel="linear")  # 1 + 1 - 2 * .6
+        tensor(0.8000)
+
+    Reference:
+        Huang & Wang, "Like What You Like: Knowledge Distill via Neuron Selectivity Transfer", 2017, arXiv:1707.01219.
+    """
+    _check_kernel("nst_loss", kernel, bandwidth)
+    check_maps("nst_loss", tuple(student.shape), tuple(teacher.shape))
+    check_same_batch("nst_loss", student, teacher)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        mine, its = (_directions(features) for features in pool_to_smaller(_wide(student), _wide(teacher.detach())))
+        if kernel == "linear":
+            value = (mine.mean(dim=1) - its.mean(dim=1)).square().sum(dim=1)
+        elif kernel == "polynomial":
+            value = _squared_products(mine, its)
+        else:
+            value = _gaussian(mine, its, bandwidth)
+        return value.mean().to(dtype)
+
+
+@final
+class NSTLoss(DistillationLoss):
+    """Make the student's channels fire at the positions where the teacher's do (neuron selectivity transfer, NST).
+
+    Best for feature maps of convolutional networks whose positions mean the same in both; the channels may differ in
+    number and order. Has no parameters of its own. The losses of several pairs are added.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them; by default its last map of every
+            resolution.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        kernel: Which kernel compares two channels.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 50.
+
+    Raises:
+        ValueError: If the bandwidth does not suit the kernel, the layers do not pair up, or the weight is negative or
+            not finite.
+    """
+
+    reads = "maps"
+
+    def __init__(
+        self,
+        student: Layers = None,
+        teacher: Layers = None,
+        *,
+        kernel: Kernel = "polynomial",
+        bandwidth: float | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        super().__init__(student, teacher, weight=weight)
+        _check_kernel("NSTLoss", kernel, bandwidth)
+        self.kernel: Kernel = kernel
+        self.bandwidth = bandwidth
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that every layer returns a map.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            ValueError: If one is not 4-D.
+        """
+        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
+            check_maps(f"NSTLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, or the sum over several."""
+        students = [student] if isinstance(student, Tensor) else student
+        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+        pairs = zip(students, teachers, strict=True)
+        return add_up([nst_loss(s, t, kernel=self.kernel, bandwidth=self.bandwidth) for s, t in pairs])
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()  # that device has no float64
+
+
+def _directions(features: Tensor) -> Tensor:
+    return F.normalize(features.flatten(2), dim=2)
+
+
+def _squared_products(mine: Tensor, its: Tensor) -> Tensor:
+    if mine.shape[2] < max(mine.shape[1], its.shape[1]):
+        difference = mine.mT @ mine / mine.shape[1] - its.mT @ its / its.shape[1]
+        return difference.square().sum(dim=(1, 2))
+    own, other, cross = mine @ mine.mT, its @ its.mT, mine @ its.mT
+    return own.square().mean(dim=(1, 2)) + other.square().mean(dim=(1, 2)) - 2 * cross.square().mean(dim=(1, 2))
+
+
+def _gaussian(mine: Tensor, its: Tensor, bandwidth: float | None) -> Tensor:
+    own, other, cross = (_squared_distances(x, y) for x, y in ((mine, mine), (its, its), (mine, its)))
+    variance = cross.detach().mean().clamp_min(1e-12) if bandwidth is None else bandwidth**2
+    own, other, cross = ((-distances / (2 * variance)).exp().mean(dim=(1, 2)) for distances in (own, other, cross))
+    return own + other - 2 * cross
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    lengths = x.square().sum(dim=2).unsqueeze(2) + y.square().sum(dim=2).unsqueeze(1)
+    return (lengths - 2 * x @ y.mT).clamp_min(0.0)
+
+
+def _check_kernel(function: str, kernel: str, bandwidth: float | None) -> None:
+    if kernel not in ("polynomial", "linear", "gaussian"):
+        raise ValueError(f"{function}: expected kernel 'polynomial', 'linear' or 'gaussian', got {kernel!r}.")
+    if bandwidth is not None:
+        check_positive(function, bandwidth=bandwidth)
+        if kernel != "gaussian":
+            raise ValueError(f"{function}: bandwidth has no effect on the {kernel} kernel; use kernel='gaussian'.")

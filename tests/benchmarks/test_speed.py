@@ -1,0 +1,81 @@
+"""Losses against a straight transcription of their formula: forward and backward, float32, two threads.
+
+python -m pytest tests/benchmarks/test_speed.py -s
+"""
+
+import statistics
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from lightning_kd.functional import attention_transfer_loss, fsp_loss, nst_loss, pkt_loss, similarity_preserving_loss
+
+
+def nst_as_written(student, teacher):
+    """All pairs of channels, as vectors."""
+    s, t = (F.normalize(x.flatten(2), dim=2) for x in (student, teacher))
+
+    def mean(x, y):
+        return (x.unsqueeze(2) * y.unsqueeze(1)).sum(-1).square().mean()
+
+    return mean(t, t).detach() + mean(s, s) - 2 * mean(s, t)
+
+
+def fsp_as_written(student_bottom, student_top, teacher_bottom, teacher_top):
+    """Every product of two channels at every position."""
+    matrices = [
+        (top.unsqueeze(2) * bottom.unsqueeze(1)).mean((3, 4))
+        for bottom, top in ((student_bottom, student_top), (teacher_bottom, teacher_top))
+    ]
+    return (matrices[0] - matrices[1].detach()).square().mean()
+
+
+def attention_as_written(student, teacher):
+    maps = [F.normalize(x.abs().pow(2).mean(1).flatten(1), dim=1) for x in (student, teacher.detach())]
+    return (maps[0] - maps[1]).pow(2).mean()
+
+
+def similarity_as_written(student, teacher):
+    grams = [F.normalize(x.flatten(1) @ x.flatten(1).T, dim=1) for x in (student, teacher.detach())]
+    return (grams[0] - grams[1]).pow(2).sum() / len(student) ** 2
+
+
+def pkt_as_written(student, teacher):
+    probabilities = []
+    for x in (student, teacher.detach()):
+        unit = x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-7)
+        kernel = (unit @ unit.T + 1) / 2
+        probabilities.append(kernel / kernel.sum(1, keepdim=True))
+    s, t = probabilities
+    return (t * torch.log((t + 1e-7) / (s + 1e-7))).mean()
+
+
+def milliseconds(function, inputs, rounds):
+    times = []
+    for _ in range(rounds):
+        leaves = [x.clone().requires_grad_(i < len(inputs) // 2) for i, x in enumerate(inputs)]
+        start = time.perf_counter()
+        function(*leaves).backward()
+        times.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours", "written", "shapes", "aim", "guard"),
+    [
+        ("NST", nst_loss, nst_as_written, [(64, 128, 8, 8)] * 2, 60, 30),
+        ("NST", nst_loss, nst_as_written, [(64, 32, 16, 16)] * 2, 15, 9),
+        ("FSP", fsp_loss, fsp_as_written, [(64, 64, 16, 16)] * 4, 40, 40),
+        ("AT", attention_transfer_loss, attention_as_written, [(64, 256, 8, 8)] * 2, 1, 0.9),
+        ("SP", similarity_preserving_loss, similarity_as_written, [(256, 256, 8, 8)] * 2, 1, 0.9),
+        ("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
+    ],
+)
+def test_it_is_as_many_times_faster(name, ours, written, shapes, aim, guard):
+    torch.set_num_threads(2)
+    inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    fast, slow = milliseconds(ours, inputs, 15), milliseconds(written, inputs, 5 if aim > 1 else 15)
+    print(f"\n{name} {list(shapes[0])}: {fast:.2f} ms, as written {slow:.2f} ms, {slow / fast:.1f}x (aim {aim}x)")
+    assert slow / fast >= guard
