@@ -11,9 +11,11 @@ from lightning_kd.losses.base import (
     Layers,
     Shape,
     add_up,
+    check_map_layers,
     check_maps,
     check_positive,
     check_same_batch,
+    pair_up,
     pool_to_smaller,
     upcast,
 )
@@ -93,14 +95,11 @@ class ATLoss(DistillationLoss):
         Raises:
             ValueError: If one is not 4-D.
         """
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            check_maps(f"ATLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+        check_map_layers(self, student_shapes, teacher_shapes)
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of maps, or the sum over several."""
-        students = [student] if isinstance(student, Tensor) else student
-        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-        return add_up([attention_transfer_loss(s, t, p=self.p) for s, t in zip(students, teachers, strict=True)])
+        return add_up([attention_transfer_loss(s, t, p=self.p) for s, t in pair_up(student, teacher)])
 
 
 def _attention(features: Tensor, p: float) -> Tensor:

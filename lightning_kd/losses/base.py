@@ -217,6 +217,31 @@ def check_positive(function: str, **values: float) -> None:
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 
 
+def check_rows(function: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise a ``ValueError`` that names both shapes unless both hold features of as many samples."""
+    check_same_batch(function, student, teacher)
+    if student.ndim < 2 or teacher.ndim < 2:
+        raise ValueError(
+            f"{function}: expected (B, ...) with an axis beside the batch, got student {tuple(student.shape)} and "
+            f"teacher {tuple(teacher.shape)}."
+        )
+
+
+def check_map_layers(
+    loss: DistillationLoss, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]
+) -> None:
+    """Raise a ``ValueError`` that names the layers and both shapes unless every layer of a loss returns a map."""
+    for mine, its in zip(loss.student_layers, loss.teacher_layers, strict=True):
+        check_maps(f"{type(loss).__name__}, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+
+
+def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of one student and one teacher tensor, or of two lists of them."""
+    students = [student] if isinstance(student, Tensor) else student
+    teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+    return list(zip(students, teachers, strict=True))
+
+
 def add_up(values: Sequence[Tensor]) -> Tensor:
     """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum()

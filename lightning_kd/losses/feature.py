@@ -7,7 +7,16 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, check_same_shape, pool_to_smaller, upcast
+from lightning_kd.losses.base import (
+    DistillationLoss,
+    Layers,
+    Shape,
+    add_up,
+    check_same_shape,
+    pair_up,
+    pool_to_smaller,
+    upcast,
+)
 from lightning_kd.projectors import Projector, default_projector
 
 
@@ -110,10 +119,8 @@ class HintLoss(DistillationLoss):
         """Compute the unweighted loss of one pair of features, or the sum over a list of them, see ``hint_loss``."""
         if not len(self.projectors):
             raise RuntimeError("HintLoss: not built yet; call build(student_shapes, teacher_shapes) first.")
-        students = [student] if isinstance(student, Tensor) else student
-        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-        pairs = zip(self.projectors, students, teachers, strict=True)
-        return add_up([hint_loss(projector(s), t) for projector, s, t in pairs])
+        pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
+        return add_up([hint_loss(projector(s), t) for projector, (s, t) in pairs])
 
     def _make_projector(self, student_layer: str, teacher_layer: str, student: Shape, teacher: Shape) -> Projector:
         try:

@@ -5,7 +5,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers, add_up, check_positive, check_same_batch, upcast
+from lightning_kd.losses.base import (
+    DistillationLoss,
+    Layers,
+    add_up,
+    check_positive,
+    check_rows,
+    pair_up,
+    upcast,
+)
 
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -41,12 +49,7 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
         arXiv:1803.10837.
     """
     check_positive("pkt_loss", eps=eps)
-    check_same_batch("pkt_loss", student, teacher)
-    if student.ndim < 2 or teacher.ndim < 2:
-        raise ValueError(
-            f"pkt_loss: expected (B, ...) with an axis beside the batch, got student {tuple(student.shape)} and "
-            f"teacher {tuple(teacher.shape)}."
-        )
+    check_rows("pkt_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
         mine, its = _neighbours(upcast(student), eps), _neighbours(upcast(teacher.detach()), eps)
         return (its * ((its + eps) / (mine + eps)).log()).mean()
@@ -90,9 +93,7 @@ class PKTLoss(DistillationLoss):
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, or the sum over several."""
-        students = [student] if isinstance(student, Tensor) else student
-        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-        return add_up([pkt_loss(s, t, eps=self.eps) for s, t in zip(students, teachers, strict=True)])
+        return add_up([pkt_loss(s, t, eps=self.eps) for s, t in pair_up(student, teacher)])
 
 
 def _neighbours(features: Tensor, eps: float) -> Tensor:

@@ -12,9 +12,11 @@ from lightning_kd.losses.base import (
     Layers,
     Shape,
     add_up,
+    check_map_layers,
     check_maps,
     check_positive,
     check_same_batch,
+    pair_up,
     pool_to_smaller,
 )
 
@@ -122,14 +124,11 @@ class NSTLoss(DistillationLoss):
         Raises:
             ValueError: If one is not 4-D.
         """
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            check_maps(f"NSTLoss, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
+        check_map_layers(self, student_shapes, teacher_shapes)
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of maps, or the sum over several."""
-        students = [student] if isinstance(student, Tensor) else student
-        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-        pairs = zip(students, teachers, strict=True)
+        pairs = pair_up(student, teacher)
         return add_up([nst_loss(s, t, kernel=self.kernel, bandwidth=self.bandwidth) for s, t in pairs])
 
 

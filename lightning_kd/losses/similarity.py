@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers, add_up, check_same_batch, upcast
+from lightning_kd.losses.base import DistillationLoss, Layers, add_up, check_rows, pair_up, upcast
 
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -37,12 +37,7 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Reference:
         Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682.
     """
-    check_same_batch("similarity_preserving_loss", student, teacher)
-    if student.ndim < 2 or teacher.ndim < 2:
-        raise ValueError(
-            f"similarity_preserving_loss: expected (B, ...) with an axis beside the batch, got student "
-            f"{tuple(student.shape)} and teacher {tuple(teacher.shape)}."
-        )
+    check_rows("similarity_preserving_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
         return F.mse_loss(_similarities(upcast(student)), _similarities(upcast(teacher.detach())))
 
@@ -75,9 +70,7 @@ class SPLoss(DistillationLoss):
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of features, or the sum over several."""
-        students = [student] if isinstance(student, Tensor) else student
-        teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-        return add_up([similarity_preserving_loss(s, t) for s, t in zip(students, teachers, strict=True)])
+        return add_up([similarity_preserving_loss(s, t) for s, t in pair_up(student, teacher)])
 
 
 def _similarities(features: Tensor) -> Tensor:

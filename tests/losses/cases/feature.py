@@ -49,9 +49,13 @@ HINT_MUTANTS = (
         "student = F.interpolate(student, size=teacher.shape[2:])",
     ),
     Mutant(
-        "mean over pairs", "for projector, s, t in pairs])", "for projector, s, t in pairs]) / len(self.projectors)"
+        "mean over pairs", "for projector, (s, t) in pairs])", "for projector, (s, t) in pairs]) / len(self.projectors)"
     ),
-    Mutant("every pair to the first teacher", "hint_loss(projector(s), t)", "hint_loss(projector(s), teachers[0])"),
+    Mutant(
+        "every pair to the first teacher",
+        "hint_loss(projector(s), t)",
+        "hint_loss(projector(s), pair_up(student, teacher)[0][1])",
+    ),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
     Mutant("detach the student", "hint_loss(projector(s), t)", "hint_loss(projector(s.detach() + 0 * s), t)"),
 )
