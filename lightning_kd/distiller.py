@@ -270,7 +270,7 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     """
     total = base
     for name, value in parts.items():
-        weight = cast(DistillationLoss, losses[name]).weight
+        weight = cast(DistillationLoss, losses[name]).weight_now
         term = value if weight == 1.0 else weight * value
         total = term if total is None else total + term
     if total is None:

@@ -113,7 +113,7 @@ class DistillationRun:
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
         means = self.log.epoch_means
-        weights = {"task": self.task_weight, **{name: loss.weight for name, loss in self.distiller.named_losses()}}
+        weights = {"task": self.task_weight, **{name: loss.weight_now for name, loss in self.distiller.named_losses()}}
         total = means.get("loss") or 1.0
         return [
             (name, weights[name], mean, weights[name] * mean / total) for name, mean in means.items() if name in weights

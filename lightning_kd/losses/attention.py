@@ -19,6 +19,7 @@ from lightning_kd.losses.base import (
     pool_to_smaller,
     upcast,
 )
+from lightning_kd.schedules import Scalar
 
 
 def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0) -> Tensor:
@@ -80,7 +81,7 @@ class ATLoss(DistillationLoss):
 
     reads = "maps"
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, p: float = 2.0, weight: float = 1.0) -> None:
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, p: float = 2.0, weight: Scalar = 1.0) -> None:
         super().__init__(student, teacher, weight=weight)
         check_positive("ATLoss", p=p)
         self.p = p

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lightning_kd.configurable import Configurable
 from lightning_kd.losses.gather import gather
+from lightning_kd.losses.stage import Stage
+from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -33,6 +35,8 @@ class StepTensors:
         teacher_features: Captured teacher tensors by dotted layer name.
         target: The batch's target, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if the batch has none.
+        student_args: What the student was called with by position.
+        student_kwargs: What it was called with by name.
     """
 
     student_logits: Tensor | None = None
@@ -41,6 +45,8 @@ class StepTensors:
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
+    student_args: tuple[Any, ...] = ()
+    student_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DistillationLoss(Configurable, nn.Module, ABC):
@@ -54,7 +60,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default those that ``reads`` asks for.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
-        weight: Factor of this part in the total loss, >= 0.
+        weight: Factor of this part in the total loss, >= 0; a number, or a schedule of it.
 
     Raises:
         ValueError: If the layers do not pair up, one is named twice, or the weight is negative or not finite.
@@ -72,17 +78,22 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """``forward`` takes the keyword argument ``index``: the row of each sample in the data set."""
     needs_teacher_logits: ClassVar[bool] = False
     """The loss reads the teacher's logits, so its forward pass must run to the end."""
+    needs_student_logits: ClassVar[bool] = False
+    """``forward`` takes the keyword argument ``student_logits`` beside the layers that it reads."""
+    stage: Stage | None = None
+    """What is to be trained before the main training; its loss is :meth:`evaluate_stage`."""
     relational: ClassVar[bool] = False
     """The loss compares samples with one another, so a batch split over processes is another loss; such a class takes
     ``gather`` (whether to compare the samples of all processes) and keeps it under that name."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself keeps equal in all processes, so that nothing needs to be sent for them."""
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: float = 1.0) -> None:
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
         super().__init__()
-        if not 0.0 <= weight < float("inf"):
+        if not all(0.0 <= value < float("inf") for value in extremes(weight)):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
         self.weight = weight
+        self.moment = Moment()
         self.name_layers(student, teacher)
 
     def name_layers(self, student: Layers, teacher: Layers) -> None:
@@ -128,6 +139,20 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Whether the layers to read are yet to be chosen."""
         return self.reads != "logits" and not self._student_layers
 
+    @property
+    def weight_now(self) -> float:
+        """The weight at this moment of the run."""
+        return value_at(self.weight, self.moment)
+
+    def now(self, scalar: Scalar) -> float:
+        """Return the value of a number or schedule at this moment of the run."""
+        return value_at(scalar, self.moment)
+
+    @property
+    def follows_time(self) -> bool:
+        """Whether the loss must be told how far the run has come, as ``moment``."""
+        return self.stage is not None or any(isinstance(value, Schedule) for value in vars(self).values())
+
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.
 
@@ -162,6 +187,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["target"] = step.target
         if self.needs_index:
             extra["index"] = step.index
+        if self.needs_student_logits:
+            extra["student_logits"] = step.student_logits
         if self.relational and getattr(self, "gather", False):
             args = [gather(arg) if isinstance(arg, Tensor) else arg and [gather(one) for one in arg] for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
@@ -169,6 +196,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
         return value
+
+    def evaluate_stage(self, step: StepTensors) -> Tensor:
+        """Return the unweighted loss of the stage before the main training; by default that of :meth:`evaluate`."""
+        return self.evaluate(step)
 
     @abstractmethod
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -179,8 +210,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return []
 
     def extra_repr(self) -> str:
-        """Show the options that are plain values."""
-        return ", ".join(f"{k}={v!r}" for k, v in self.options().items() if not isinstance(v, dict))
+        """Show the options that are plain values, and schedules."""
+        shown = {k: getattr(self, k) if isinstance(v, dict) else v for k, v in self.options().items()}
+        return ", ".join(f"{k}={v!r}" for k, v in shown.items() if not isinstance(v, nn.Module))
 
 
 def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -210,10 +242,10 @@ def check_maps(function: str, student: Shape, teacher: Shape) -> None:
         )
 
 
-def check_positive(function: str, **values: float) -> None:
-    """Raise a ``ValueError`` that names the first argument that is not a positive, finite number."""
+def check_positive(function: str, **values: Scalar) -> None:
+    """Raise a ``ValueError`` that names the first argument that is not a positive, finite number at all times."""
     for name, value in values.items():
-        if not 0.0 < value < float("inf"):
+        if not all(0.0 < extreme < float("inf") for extreme in extremes(value)):
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 
 

@@ -18,6 +18,7 @@ from lightning_kd.losses.base import (
     upcast,
 )
 from lightning_kd.projectors import Projector, default_projector
+from lightning_kd.schedules import Scalar
 
 
 def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ class HintLoss(DistillationLoss):
         student: Layers = None,
         teacher: Layers = None,
         *,
-        weight: float = 1.0,
+        weight: Scalar = 1.0,
         projector: Projector | None = None,
     ) -> None:
         super().__init__(student, teacher, weight=weight)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast
+from lightning_kd.schedules import Scalar
 
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class FSPLoss(DistillationLoss):
 
     reads = "maps"
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: float = 1.0) -> None:
+    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
         super().__init__(student, teacher, weight=weight)
         self.projectors = nn.ModuleList()
 

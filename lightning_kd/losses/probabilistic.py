@@ -14,6 +14,7 @@ from lightning_kd.losses.base import (
     pair_up,
     upcast,
 )
+from lightning_kd.schedules import Scalar
 
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -84,7 +85,7 @@ class PKTLoss(DistillationLoss):
         *,
         eps: float = 1e-7,
         gather: bool = True,
-        weight: float = 1.0,
+        weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
         check_positive("PKTLoss", eps=eps)

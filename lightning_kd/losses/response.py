@@ -15,6 +15,7 @@ from lightning_kd.losses.base import (
     check_same_shape,
     upcast,
 )
+from lightning_kd.schedules import Scalar
 
 _STD_EPS = 1e-7
 
@@ -90,7 +91,7 @@ class KDLoss(DistillationLoss):
 
     needs_teacher_logits = True
 
-    def __init__(self, temperature: float = 4.0, standardize: bool = False, *, weight: float = 1.0) -> None:
+    def __init__(self, temperature: Scalar = 4.0, standardize: bool = False, *, weight: Scalar = 1.0) -> None:
         super().__init__(weight=weight)
         check_positive("KDLoss", temperature=temperature)
         self.temperature = temperature
@@ -120,7 +121,9 @@ class KDLoss(DistillationLoss):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``kd_loss``."""
-        return kd_loss(student_logits, teacher_logits, temperature=self.temperature, standardize=self.standardize)
+        return kd_loss(
+            student_logits, teacher_logits, temperature=self.now(self.temperature), standardize=self.standardize
+        )
 
 
 _REMEDY = "give both networks heads for the same classes and positions, or distil a layer with HintLoss"

@@ -19,6 +19,7 @@ from lightning_kd.losses.base import (
     pair_up,
     pool_to_smaller,
 )
+from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
 
@@ -107,7 +108,7 @@ class NSTLoss(DistillationLoss):
         *,
         kernel: Kernel = "polynomial",
         bandwidth: float | None = None,
-        weight: float = 1.0,
+        weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
         _check_kernel("NSTLoss", kernel, bandwidth)

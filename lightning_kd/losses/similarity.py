@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.losses.base import DistillationLoss, Layers, add_up, check_rows, pair_up, upcast
+from lightning_kd.schedules import Scalar
 
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,7 +64,7 @@ class SPLoss(DistillationLoss):
     relational = True
 
     def __init__(
-        self, student: Layers = None, teacher: Layers = None, *, gather: bool = True, weight: float = 1.0
+        self, student: Layers = None, teacher: Layers = None, *, gather: bool = True, weight: Scalar = 1.0
     ) -> None:
         super().__init__(student, teacher, weight=weight)
         self.gather = gather
