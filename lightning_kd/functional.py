@@ -4,6 +4,8 @@ from lightning_kd.losses.attention import attention_transfer_loss as attention_t
 from lightning_kd.losses.feature import hint_loss as hint_loss
 from lightning_kd.losses.flow import fsp_loss as fsp_loss
 from lightning_kd.losses.flow import fsp_matrix as fsp_matrix
+from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
+from lightning_kd.losses.mutual import mutual_learning_loss as mutual_learning_loss
 from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.selectivity import nst_loss as nst_loss

@@ -2,3 +2,4 @@
 
 from lightning_kd.data.digits import DigitsDataModule as DigitsDataModule
 from lightning_kd.data.digits_models import DigitsConvNet as DigitsConvNet
+from lightning_kd.data.indexed import Indexed as Indexed

@@ -5,6 +5,8 @@ from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.flow import FSPLoss as FSPLoss
+from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
+from lightning_kd.losses.mutual import MutualLearning as MutualLearning
 from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss

@@ -1,7 +1,7 @@
 """The loss component: which layers a distillation loss reads, its weight, and the modules it owns."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -35,8 +35,8 @@ class StepTensors:
         teacher_features: Captured teacher tensors by dotted layer name.
         target: The batch's target, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if the batch has none.
-        student_args: What the student was called with by position.
-        student_kwargs: What it was called with by name.
+        taught: Whether there is a teacher that has something to teach, or no loss needs one.
+        call: Calls another network with what the student was called with, and returns its logits.
     """
 
     student_logits: Tensor | None = None
@@ -45,8 +45,8 @@ class StepTensors:
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
-    student_args: tuple[Any, ...] = ()
-    student_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    taught: bool = True
+    call: Callable[[nn.Module], Tensor | None] | None = None
 
 
 class DistillationLoss(Configurable, nn.Module, ABC):
@@ -72,8 +72,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     set-up."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
-    needs_target: ClassVar[bool] = False
-    """``forward`` takes the keyword argument ``target``."""
+    needs_target: bool = False
+    """``forward`` takes the keyword argument ``target``; may depend on the options."""
     needs_index: ClassVar[bool] = False
     """``forward`` takes the keyword argument ``index``: the row of each sample in the data set."""
     needs_teacher_logits: ClassVar[bool] = False
@@ -152,6 +152,27 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     def follows_time(self) -> bool:
         """Whether the loss must be told how far the run has come, as ``moment``."""
         return self.stage is not None or any(isinstance(value, Schedule) for value in vars(self).values())
+
+    def leaves(self) -> "Iterator[tuple[str, DistillationLoss]]":
+        """Yield the losses that read layers or logits themselves, with their names within this one: here itself."""
+        yield "", self
+
+    def set_moment(self, moment: Moment) -> None:
+        """Tell the loss how far the run has come."""
+        self.moment = moment
+
+    def takes_part(self, step: StepTensors) -> bool:
+        """Whether the loss belongs to the main training, not to its stage alone, and has the teacher that it needs."""
+        only_stage = self.stage is not None and self.stage.then_stops and bool(self.stage.length)
+        return not only_stage and (step.taught or not self.needs_teacher)
+
+    def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
+        """Look at the layers that the loss reads, before :meth:`build`; a checkpoint's losses are built without.
+
+        Args:
+            student_layers: Each named student layer.
+            teacher_layers: Each named teacher layer.
+        """
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.

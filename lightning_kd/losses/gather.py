@@ -24,6 +24,15 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def mean_over_processes(tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor without gradient over all processes."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:
