@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -34,7 +34,8 @@ class DistillationCallback(Callback):
     known. The module's checkpoint keeps its own keys only; the losses' weights are stored beside them.
 
     Args:
-        teacher: The trained module to learn from, frozen here.
+        teacher: The trained module to learn from, frozen here; ``None`` where another callback makes it of the student
+            (EMATeacher, BornAgain), or no loss needs one.
         losses: The distillation losses, each with its own weight.
         student: Dotted name of the student inside the module, ``""`` if the module itself is the network; by
             default its only child with parameters.
@@ -54,13 +55,13 @@ class DistillationCallback(Callback):
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | None,
         losses: Sequence[DistillationLoss],
         *,
         student: str | None = None,
         teacher_dtype: torch.dtype | None = None,
     ) -> None:
-        self.teacher = FrozenTeacher(teacher, teacher_dtype)
+        self.teacher = None if teacher is None else FrozenTeacher(teacher, teacher_dtype)
         self.losses = name_losses(losses)
         self.student = student
         self._run: DistillationRun | None = None
@@ -101,6 +102,7 @@ class DistillationCallback(Callback):
         if self._run is not None:
             distiller.shapes = self._run.distiller.shapes
         self._run = DistillationRun(distiller)
+        self._run.find_source(trainer)
         distiller.attach()
         if stage != "fit":
             return
@@ -112,10 +114,15 @@ class DistillationCallback(Callback):
         step = pl_module.training_step
         self._wrap_state(pl_module)
         batch = probe_batch(trainer, pl_module)
-        distiller.prepare(batch, functools.partial(_call_until_student, pl_module, distiller.student), pl_module)
+        call_student = functools.partial(_call_until_student, pl_module, distiller.student)
+        self._run.prepare(trainer, pl_module, batch, call_student)
         pl_module.add_module(ATTRIBUTE, self.losses)
+        self._run.keep_from_ddp(pl_module, ATTRIBUTE)
         self._run.copy_again(trainer, pl_module)
         pl_module.training_step = self._wrap(step, pl_module)  # type: ignore[method-assign]
+        if distiller.stages():
+            move_on = pl_module.lr_scheduler_step
+            pl_module.lr_scheduler_step = self._wrap_schedule(move_on, pl_module)  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
@@ -123,9 +130,17 @@ class DistillationCallback(Callback):
         self._place_teacher(trainer)
         self.run.fit_start(pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up a run that was stopped within an epoch."""
+        self.run.train_start(pl_module)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's means."""
         self.run.log.start_epoch()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tell the losses how far the run has come."""
+        self.run.start_batch(pl_module, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Write a log line every ``log_every_n_steps``."""
@@ -216,7 +231,8 @@ class DistillationCallback(Callback):
         self._restore(pl_module)
 
     def _restore(self, pl_module: LightningModule) -> None:
-        pl_module.__dict__.pop("training_step", None)
+        for name in ("training_step", "lr_scheduler_step"):
+            pl_module.__dict__.pop(name, None)
         pl_module._modules.pop(ATTRIBUTE, None)
         for handle in self._handles:
             handle.remove()
@@ -247,16 +263,27 @@ class DistillationCallback(Callback):
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
+            batch = kwargs["batch"] if "batch" in kwargs else args[0]
+            if run.distiller.follows_time and run.leaves_out_student(pl_module):
+                record = _inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
+                return run.training_loss(pl_module, batch, record, None)
             with run.distiller.recording() as record:
                 output = step(*args, **kwargs)
                 if output is None:
                     return None
                 task = output["loss"] if isinstance(output, Mapping) else output
-                batch = kwargs["batch"] if "batch" in kwargs else args[0]
                 total = run.training_loss(pl_module, batch, record, task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
+
+    def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
+        @functools.wraps(move_on)
+        def lr_scheduler_step(*args: Any, **kwargs: Any) -> None:
+            if not self.run.in_stage(pl_module, steps_ago=1):
+                move_on(*args, **kwargs)
+
+        return lr_scheduler_step
 
     def _wrap_state(self, pl_module: LightningModule) -> None:
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
@@ -280,8 +307,9 @@ class DistillationCallback(Callback):
 
     def _place_teacher(self, trainer: Trainer) -> None:
         self.run.place_teacher()
-        if self.teacher.dtype is None:
-            self.teacher.module = trainer.precision_plugin.convert_module(self.teacher.module)
+        teacher = self.run.distiller.teacher
+        if teacher is not None and teacher.dtype is None:
+            teacher.module = trainer.precision_plugin.convert_module(teacher.module)
 
     def _evaluate(self, trainer: Trainer, batch: Any) -> None:
         record, self._record = self._record, None
@@ -296,25 +324,42 @@ class DistillationCallback(Callback):
         self.run.distiller.capture.stop()
 
 
-class _StudentReturnedError(Exception):
-    """Ends a probe as soon as the student has returned, before the training step can have a side effect."""
+class _StudentReachedError(Exception):
+    """Ends a training step as soon as the student is reached, before the step can have a side effect."""
 
 
 def _call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
     def stop(*_: Any) -> None:
-        raise _StudentReturnedError
+        raise _StudentReachedError
 
     step = pl_module.training_step
     quiet = dict.fromkeys(("log", "log_dict"), _ignore)  # there is nothing to log to before the fit
     handle = student.register_forward_hook(stop)
     pl_module.__dict__.update(quiet)
     try:
-        with suppress(_StudentReturnedError):
+        with suppress(_StudentReachedError):
             step(*(batch, 0)[: len(inspect.signature(step).parameters)])
     finally:
         handle.remove()
         for name in quiet:
             del pl_module.__dict__[name]
+
+
+def _inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
+    """Return what a training step calls the student with, without calling it."""
+    record = Record()
+
+    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        record.args, record.kwargs = args, kwargs
+        raise _StudentReachedError
+
+    handle = student.register_forward_pre_hook(torch.compiler.disable(stop), with_kwargs=True)
+    try:
+        with suppress(_StudentReachedError):
+            step()
+    finally:
+        handle.remove()
+    return record
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

@@ -1,6 +1,5 @@
 """The engine behind the three doors: run the teacher, capture the layers, evaluate the losses, add them up."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
@@ -11,11 +10,15 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.batches import Batch, Hooks
-from lightning_kd.capture import Capture, Record, Recording
+from lightning_kd.capture import Capture, Record, Recording, original
 from lightning_kd.configurable import restore
 from lightning_kd.default_layers import Seen, Trace, choose_layers
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.hybrid import HybridLoss
+from lightning_kd.losses.naming import names_of
+from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
+from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
@@ -35,8 +38,7 @@ class Distiller:
         hooks: The door, which answers how batches and outputs are read.
 
     Raises:
-        ValueError: If a layer does not exist, a loss needs a teacher and there is none, or student and teacher
-            share parameters.
+        ValueError: If a layer does not exist, or student and teacher share parameters.
     """
 
     def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: nn.ModuleDict, hooks: Hooks) -> None:
@@ -46,14 +48,34 @@ class Distiller:
         self.hooks = hooks
         self.shapes: Shapes | None = None
         self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
+        self._leaves = [
+            (f"{name}.{inner}" if inner else name, leaf) for name, loss in self._named for inner, leaf in loss.leaves()
+        ]
+        self._timed = [loss for _, loss in self._named if loss.follows_time]
+        self._hybrids = [(name, loss) for name, loss in self._named if isinstance(loss, HybridLoss)]
+        self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
         self._make_captures()
-        needy = [name for name, loss in self.named_losses() if loss.needs_teacher]
-        if teacher is None:
-            if needy:
-                raise ValueError(f"The loss part(s) {needy} need a teacher; pass teacher=...")
-            return
-        shared = {id(p) for p in student.parameters()} & {id(p) for p in teacher.module.parameters()}
+        if teacher is not None:
+            self._check_not_shared(teacher)
+
+    def set_teacher(self, teacher: FrozenTeacher) -> None:
+        """Give the losses a teacher that was not there at first."""
+        self.detach()
+        self.teacher = teacher
+        self._make_captures()
+
+    def check_teacher(self) -> None:
+        """Raise a ``ValueError`` if a loss needs a teacher and there is none."""
+        needy = [name for name, loss in self._leaves if loss.needs_teacher]
+        if self.teacher is None and needy:
+            raise ValueError(
+                f"The loss part(s) {needy} need a teacher; pass teacher=..., or add a callback that makes one of the "
+                "student: EMATeacher or BornAgain."
+            )
+
+    def _check_not_shared(self, teacher: FrozenTeacher) -> None:
+        shared = {id(p) for p in self.student.parameters()} & {id(p) for p in teacher.module.parameters()}
         if shared:
             raise ValueError(
                 f"Student and teacher share {len(shared)} parameter(s), which would be frozen for both; "
@@ -62,8 +84,26 @@ class Distiller:
 
     @property
     def components(self) -> list[DistillationLoss]:
-        """The loss components, in the order in which they are added."""
-        return [loss for _, loss in self.named_losses()]
+        """The losses that read layers or logits themselves, those inside a hybrid included, in order."""
+        return [loss for _, loss in self._leaves]
+
+    @property
+    def follows_time(self) -> bool:
+        """Whether a loss has a schedule or a stage."""
+        return bool(self._timed)
+
+    def set_moment(self, moment: Moment) -> None:
+        """Tell the losses how far the run has come."""
+        for loss in self._timed:
+            loss.set_moment(moment)
+
+    def stages(self) -> list[Stage]:
+        """Return the stages that the losses want before the main training."""
+        return [loss.stage for _, loss in self._staged if loss.stage is not None]
+
+    def stage_at(self, moment: Moment) -> list[tuple[str, DistillationLoss]]:
+        """Return the losses, with their names, whose stage is going on."""
+        return [(name, loss) for name, loss in self._staged if loss.stage is not None and loss.stage.includes(moment)]
 
     def _make_captures(self) -> None:
         layers = [name for loss in self.components for name in loss.student_layers]
@@ -98,14 +138,17 @@ class Distiller:
         Raises:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
+        self.check_teacher()
         if any(loss.awaits_layers for loss in self.components):
             self._choose_layers(batch, call_student, module)
+        if self.shapes is None:
+            self._show_layers()
         self.attach()
         self._build_or_check(self._measure(batch, call_student, module))
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
-        waiting = [(name, loss) for name, loss in self.named_losses() if loss.awaits_layers and name in chosen]
+        waiting = [(name, loss) for name, loss in self._leaves if loss.awaits_layers and name in chosen]
         if not waiting:
             return
         attached = self.capture.attached
@@ -128,7 +171,7 @@ class Distiller:
 
     def run_teacher(self, batch: Any, record: Record) -> Record:
         """Run the teacher on its view of the batch, and return what its layers gave."""
-        if self.teacher is None or self.teacher_capture is None:
+        if self.teacher is None or self.teacher_capture is None or not self.teacher.ready:
             return Record()
         args, kwargs = self.hooks.teacher_inputs(batch, record.args, record.kwargs)
         with self.teacher_capture.recording() as seen:
@@ -136,7 +179,7 @@ class Distiller:
         return Record(True, args, kwargs, output, seen.features)
 
     def parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
-        """Evaluate every loss on a recorded step.
+        """Evaluate every loss of the main training on a recorded step.
 
         Args:
             batch: The batch as the data loader gave it.
@@ -151,33 +194,60 @@ class Distiller:
         """
         if not self._named:
             return {}
-        self.capture.check_complete(record)
+        step = self._step(batch, record)
+        for name, loss in self._leaves:
+            if loss.takes_part(step):
+                _check_has(name, loss, step)
+        return {name: loss.evaluate(step) for name, loss in self._named if loss.takes_part(step)}
+
+    def stage_parts(self, batch: Any, record: Record, moment: Moment) -> dict[str, Tensor]:
+        """Evaluate the losses of the stage that is going on; the arguments and errors are those of :meth:`parts`."""
+        step = self._step(batch, record)
+        return {name: loss.evaluate_stage(step) for name, loss in self.stage_at(moment)}
+
+    def _step(self, batch: Any, record: Record) -> StepTensors:
+        if record.called:
+            self.capture.check_complete(record)
         seen = self.run_teacher(batch, record)
-        if self.teacher_capture is not None:
+        if self.teacher_capture is not None and seen.called:
             self.teacher_capture.check_complete(seen)
         unpacked = self.hooks.unpack_batch(batch) if self._needs_batch else Batch()
-        step = StepTensors(
-            student_logits=self.hooks.logits_of(record.output),
-            teacher_logits=self.hooks.logits_of(seen.output) if seen.called else None,
+        logits_of = self.hooks.logits_of
+        return StepTensors(
+            student_logits=logits_of(record.output) if record.called else None,
+            teacher_logits=logits_of(seen.output) if seen.called else None,
             student_features=record.features,
             teacher_features=seen.features,
             target=unpacked.target,
             index=unpacked.index,
+            taught=self.teacher is None or self.teacher.ready,
+            call=lambda network: logits_of(network(*record.args, **record.kwargs)),
         )
-        values = {}
-        for name, loss in self.named_losses():
-            _check_has(name, loss, step)
-            values[name] = loss.evaluate(step)
-        return values
 
     def named_losses(self) -> list[tuple[str, DistillationLoss]]:
-        """Return the components with their names, in the order in which they are added."""
+        """Return the losses that are added, with their names, in order."""
         return self._named
+
+    def named_leaves(self) -> list[tuple[str, DistillationLoss]]:
+        """Return the losses that read layers or logits themselves, with their dotted names, in order."""
+        return self._leaves
+
+    def named_hybrids(self) -> list[tuple[str, HybridLoss]]:
+        """Return the losses that are made of others, with their names."""
+        return self._hybrids
+
+    def _show_layers(self) -> None:
+        student = original(self.student)
+        teacher = None if self.teacher is None else original(self.teacher.module)
+        for loss in self.components:
+            mine = {name: student.get_submodule(name) for name in loss.student_layers}
+            its = {} if teacher is None else {name: teacher.get_submodule(name) for name in loss.teacher_layers}
+            loss.see_layers(mine, its)
 
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
         if self.teacher is not None:
             self.teacher.module.to(device_of(self.student))
-        with _undisturbed(module), self.recording() as record:
+        with self._probing(module), self.recording() as record:
             call_student(batch)
             if not record.called:
                 raise ValueError(_NOT_CALLED)
@@ -190,18 +260,31 @@ class Distiller:
         self.capture.attach()
         if self.teacher is not None:
             self.teacher.module.to(device_of(self.student))
-        with _undisturbed(module), self.recording() as record, Trace(self.student) as student:
+        with self._probing(module), self.recording() as record, Trace(self.student) as student:
             call_student(batch)
             if not record.called:
                 raise ValueError(_NOT_CALLED)
             mine = student.before(self.hooks.logits_of(record.output))
             its = self._trace_teacher(batch, record)
         self.detach()
-        for name, loss in self.named_losses():
+        for name, loss in self._leaves:
             if loss.awaits_layers:
                 choose_layers(loss, mine, its)
                 rank_zero_info(f"Part {name!r} reads student {loss.student!r} and teacher {loss.teacher!r}.")
         self._make_captures()
+
+    @contextmanager
+    def _probing(self, module: nn.Module) -> Iterator[None]:
+        """Leave no trace, and ask a teacher too that has nothing to teach yet."""
+        ready = self.teacher is None or self.teacher.ready
+        with _undisturbed(module):
+            if self.teacher is not None:
+                self.teacher.ready = True
+            try:
+                yield
+            finally:
+                if self.teacher is not None:
+                    self.teacher.ready = ready
 
     def _trace_teacher(self, batch: Any, record: Record) -> list[Seen]:
         if self.teacher is None:
@@ -243,7 +326,7 @@ def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn
             "The list of losses is empty, so the teacher would teach nothing; pass at least one, such as "
             "losses=[KDLoss()]."
         )
-    named: dict[str, nn.Module] = {}
+    components: list[DistillationLoss] = []
     for loss in losses:
         component = restore(loss, DistillationLoss) if isinstance(loss, Mapping) else loss
         if not isinstance(component, DistillationLoss):
@@ -251,13 +334,10 @@ def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn
                 f"Expected DistillationLoss components in losses, got {type(loss).__name__}; "
                 "give the task's own loss as task_loss."
             )
-        if any(component is other for other in named.values()):
+        if any(component is other for other in components):
             raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
-        stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(component).__name__).lower()
-        stem = stem.removesuffix("_loss")
-        taken = [name for name in (*named, "task", "loss") if re.fullmatch(rf"{stem}(_\d+)?", name)]
-        named[f"{stem}_{len(taken) + 1}" if taken else stem] = component
-    return nn.ModuleDict(named)
+        components.append(component)
+    return nn.ModuleDict(dict(zip(names_of(components), components, strict=True)))
 
 
 def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.ModuleDict) -> Tensor:

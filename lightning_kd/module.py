@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -40,7 +40,8 @@ class DistillationModule(LightningModule):
 
     Args:
         student: The module that learns; its output is a tensor, a tuple, or has ``logits``.
-        teacher: The trained module to learn from, frozen here; none for plain supervised training.
+        teacher: The trained module to learn from, frozen here; none for plain supervised training, and where a callback
+            makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
         task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
         task_weight: Factor of the task's own loss, >= 0.
@@ -50,8 +51,8 @@ class DistillationModule(LightningModule):
         teacher_dtype: Format that the teacher computes in; by default the student's.
 
     Raises:
-        ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), a loss
-            needs a teacher and there is none, or student and teacher share parameters.
+        ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
+            and teacher share parameters; at set-up, if a loss needs a teacher and there is none.
 
     Example:
         >>> from functools import partial
@@ -128,12 +129,14 @@ class DistillationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Learn the sizes from one small batch and build the losses."""
+        self.run.find_source(self.trainer)
         if stage != "fit":
             self.distiller.attach()
             return
         example = self.example_input_array
         batch = probe_batch(self.trainer, self) if example is None else (example,)
-        self.distiller.prepare(batch, self._call_student, self)
+        self.run.prepare(self.trainer, self, batch, self._call_student)
+        self.run.keep_from_ddp(self, "losses")
         self.run.copy_again(self.trainer, self)
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
             raise ValueError(
@@ -161,16 +164,32 @@ class DistillationModule(LightningModule):
         """Take up a resumed run where it stopped."""
         self.run.fit_start(self)
 
+    def on_train_start(self) -> None:
+        """Take up a run that was stopped within an epoch."""
+        self.run.train_start(self)
+
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's means."""
         self.run.log.start_epoch()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Tell the losses how far the run has come."""
+        self.run.start_batch(self, batch_idx)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""
         with self.distiller.recording() as record:
             unpacked = self.unpack_batch(batch)
+            if self.distiller.follows_time and self.run.leaves_out_student(self):
+                record.args, record.kwargs = unpacked.args, unpacked.kwargs
+                return self.run.training_loss(self, batch, record, None)
             task = self._task(self.student(*unpacked.args, **unpacked.kwargs), unpacked.target)
             return self.run.training_loss(self, batch, record, task)
+
+    def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
+        """Move the learning rate on, except in a stage before the main training."""
+        if not (self.distiller.follows_time and self.run.in_stage(self, steps_ago=1)):
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Write a log line every ``log_every_n_steps``."""

@@ -41,13 +41,16 @@ class PartLog:
 
         Args:
             total: The whole loss.
-            parts: The unweighted parts by name, the same in every step of an epoch.
+            parts: The unweighted parts by name; each is averaged over the steps that have it.
             step: Number of the step, for the error.
 
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
-        self._names = ("loss", *parts)
+        names = ("loss", *parts)
+        if names != self._names:
+            self._add_up()
+            self._names = names
         self._steps.append(step)
         if self._waits(total):
             with torch.no_grad():
@@ -66,7 +69,7 @@ class PartLog:
             FloatingPointError: If the loss of one of these steps was not finite.
         """
         self._add_up()
-        means = self._window.means(self._names)
+        means = self._window.means()
         self._window = _Sum()
         return means
 
@@ -77,7 +80,7 @@ class PartLog:
     @property
     def epoch_means(self) -> dict[str, float]:
         """Means of the steps of this epoch that have been added up, by name."""
-        return self._epoch.means(self._names)
+        return self._epoch.means()
 
     def _waits(self, value: Tensor) -> bool:
         """Whether looking at a value now would stall the device."""
@@ -94,21 +97,23 @@ class PartLog:
             if bad:
                 raise _not_finite(bad, step)
         for total in (self._window, self._epoch):
-            total.add(table)
+            total.add(self._names, table)
 
 
 class _Sum:
+    """Sums and counts by name, in the order in which the names came."""
+
     def __init__(self) -> None:
-        self.values: list[float] = []
-        self.count = 0
+        self.values: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
 
-    def add(self, table: list[list[float]]) -> None:
-        have = self.values or [0.0] * len(table[0])
-        self.values = [before + sum(column) for before, column in zip(have, zip(*table, strict=True), strict=True)]
-        self.count += len(table)
+    def add(self, names: tuple[str, ...], table: list[list[float]]) -> None:
+        for name, column in zip(names, zip(*table, strict=True), strict=True):
+            self.values[name] = self.values.get(name, 0.0) + sum(column)
+            self.counts[name] = self.counts.get(name, 0) + len(column)
 
-    def means(self, names: tuple[str, ...]) -> dict[str, float]:
-        return {name: value / self.count for name, value in zip(names, self.values, strict=True)} if self.count else {}
+    def means(self) -> dict[str, float]:
+        return {name: value / self.counts[name] for name, value in self.values.items()}
 
 
 def _not_finite(bad: Mapping[str, float], step: int) -> FloatingPointError:

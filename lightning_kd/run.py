@@ -1,22 +1,30 @@
 """What both doors do at each moment of a run: set up, step, log, evaluate, save and resume."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_kd import random_state
-from lightning_kd.capture import Record
+from lightning_kd.capture import Record, original
+from lightning_kd.data.indexed import targets_of
 from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
+from lightning_kd.idle import touch, unreached
+from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
+from lightning_kd.restart import OptimizerStart
+from lightning_kd.schedules import Moment
+from lightning_kd.teachers.source import TeacherSource
 
 CHECKPOINT_KEY = "lightning_kd"
 
@@ -36,7 +44,72 @@ class DistillationRun:
         self.comparison = Comparison()
         self.results: dict[str, float] = {}
         self.teacher_accuracy: float | None = None
+        self.origin = Moment()
+        """Where schedules and stages count from: the beginning of the fit, or of a generation."""
         self._random_state: list[dict[str, Any]] | None = None
+        self._source: TeacherSource | None = None
+        self._start: OptimizerStart | None = None
+        self._idle: list[nn.Parameter] = []
+        self._dataset = (0, False)
+
+    def find_source(self, trainer: Trainer) -> None:
+        """Take the teacher from the callback that makes one of the student, if there is such a callback.
+
+        Raises:
+            MisconfigurationException: If there are several, or there is a teacher besides.
+        """
+        sources = [c for c in trainer.callbacks if isinstance(c, TeacherSource)]  # type: ignore[attr-defined]
+        if not sources:
+            return
+        source = sources[0]
+        if source is self._source:
+            return
+        if len(sources) > 1:
+            names = " and ".join(type(one).__name__ for one in sources)
+            raise MisconfigurationException(f"{names} make the teacher of the student; a run takes at most one.")
+        if self.distiller.teacher is not None:
+            raise MisconfigurationException(
+                f"{type(source).__name__} makes the teacher of the student, but there is a teacher besides; pass "
+                "teacher=None, or take the callback away."
+            )
+        self._source = source
+        self.distiller.set_teacher(source.provide(original(self.distiller.student)))
+
+    def prepare(
+        self, trainer: Trainer, module: LightningModule, batch: Any, call_student: Callable[[Any], object]
+    ) -> None:
+        """Build the losses for a fit, see :meth:`Distiller.prepare`, and settle how long their stages are.
+
+        Args:
+            trainer: The Trainer, during ``setup`` of a fit.
+            module: The module that trains.
+            batch: A small batch, on the student's device.
+            call_student: Calls the student once on that batch.
+        """
+        if self.distiller.shapes is None:
+            self._show_dataset(trainer)
+        self.distiller.prepare(batch, call_student, module)
+        self._settle_stages(trainer)
+        if self._source is not None:
+            self._source.begin(self, trainer)
+
+    def keep_from_ddp(self, module: LightningModule, prefix: str) -> None:
+        """Tell DDP which buffers the losses themselves keep equal in all processes.
+
+        Args:
+            module: The module that DDP will wrap.
+            prefix: Where the losses sit in it.
+        """
+        names = [
+            f"{prefix}.{path}.{buffer}"
+            for path, loss in self.distiller.losses.named_modules()
+            if isinstance(loss, DistillationLoss)
+            for buffer in loss.replicated_buffers
+        ]
+        if names:
+            # the name is private to torch, but the only way; torch's own FSDP and TorchRec use it
+            ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
+            module._ddp_params_and_buffers_to_ignore = ignored | set(names)  # type: ignore[assignment]
 
     def copy_again(self, trainer: Trainer, module: LightningModule) -> None:
         """Let weight-averaging callbacks that were set up before the losses were built copy the module once more."""
@@ -50,19 +123,67 @@ class DistillationRun:
     def fit_start(self, module: LightningModule) -> None:
         """Bring the teacher to the student's device, and take up a resumed run's random state."""
         self.place_teacher()
+        self._start = OptimizerStart(module.trainer)
+        self._same_banks()
         if self._random_state is not None:
             random_state.restore(self._random_state)
-            self._random_state = None
         if not self.distiller.student.training:
             rank_zero_warn(
                 "The student is in eval mode, so its BatchNorm and dropout layers will not train; "
                 "call student.train() before fit unless you froze them on purpose."
             )
 
+    def train_start(self, module: LightningModule) -> None:
+        """Take up the random state once more if the run goes on within an epoch, whose data is being read by now."""
+        done = module.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        if self._random_state is not None and 0 < done < module.trainer.num_training_batches:
+            random_state.restore(self._random_state)
+        self._random_state = None
+
     def place_teacher(self) -> None:
         """Bring the teacher to the student's device, for strategies that do not move the module themselves."""
         if self.distiller.teacher is not None:
             self.distiller.teacher.module.to(device_of(self.distiller.student)).eval()
+
+    def start_batch(self, module: LightningModule, batch_idx: int) -> None:
+        """Begin a generation or leave a stage where it is due, and tell the losses how far the run has come."""
+        trainer = module.trainer
+        if self._source is not None:
+            self._source.start_batch(self, trainer, module, batch_idx)
+        if not self.distiller.follows_time:
+            return
+        moment = self.moment(module)
+        self.distiller.set_moment(moment)
+        stages = [loss.stage for _, loss in self.distiller.stage_at(moment) if loss.stage is not None]
+        for stage in stages:
+            if stage.lr is not None:
+                OptimizerStart.set_lr(trainer, stage.lr)
+        if not stages and self._leaves_stages(moment, batch_idx):
+            self.restart_optimizers(trainer)
+
+    def moment(self, module: LightningModule, steps_ago: int = 0) -> Moment:
+        """Return how far the run has come since its beginning, or that of its generation."""
+        return Moment(module.global_step - steps_ago - self.origin.step, module.current_epoch - self.origin.epoch)
+
+    def in_stage(self, module: LightningModule, steps_ago: int = 0) -> bool:
+        """Whether a stage before the main training is going on, or was some steps ago."""
+        return bool(self.distiller.stage_at(self.moment(module, steps_ago)))
+
+    def leaves_out_student(self, module: LightningModule) -> bool:
+        """Whether the stage that is going on does not call the student."""
+        losses = [loss for _, loss in self.distiller.stage_at(self.moment(module))]
+        return bool(losses) and not any(loss.stage is not None and loss.stage.runs_student for loss in losses)
+
+    def restart_optimizers(self, trainer: Trainer) -> None:
+        """Forget momenta, and set learning rates and schedules to where they began."""
+        assert self._start is not None, "a fit has begun"
+        self._start.restore(trainer)
+
+    def _leaves_stages(self, moment: Moment, batch_idx: int) -> bool:
+        before = [Moment(moment.step - 1, moment.epoch)]
+        if batch_idx == 0:
+            before.append(Moment(moment.step, moment.epoch - 1))
+        return any(self.distiller.stage_at(one) for one in before)
 
     def training_loss(self, module: LightningModule, batch: Any, record: Record, task: Tensor | None) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
@@ -73,15 +194,32 @@ class DistillationRun:
             record: The student's recorded call.
             task: The unweighted task term, ``None`` without one.
         """
-        parts = self.distiller.parts(batch, record)
-        base = task if task is None or self.task_weight == 1.0 else self.task_weight * task
-        total = weighted_sum(base, parts, self.distiller.losses)
-        counted = parts if task is None else {"task": task, **parts}
+        if self.distiller.follows_time and self.in_stage(module):
+            counted = self.distiller.stage_parts(batch, record, self.moment(module))
+            total = add_up(list(counted.values()))
+        else:
+            parts = self.distiller.parts(batch, record)
+            base = task if task is None or self.task_weight == 1.0 else self.task_weight * task
+            total = weighted_sum(base, parts, self.distiller.losses)
+            counted = parts if task is None else {"task": task, **parts}
+        for name, loss in self.distiller.named_hybrids():
+            if name in counted:
+                counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         self.log.add(total, counted, module.global_step)
-        return total
+        return self._with_idle(module, total)
+
+    def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
+        """Name the parameters that this step leaves out, which DDP would wait for."""
+        sometimes_idle = self._source is not None or self.distiller.stages()
+        if not sometimes_idle or module.trainer.world_size == 1:
+            return total
+        self._idle = unreached(total, module.parameters())
+        return touch(total, self._idle)
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Hand the means to the Trainer if this step writes a log line."""
+        for parameter in self._idle:  # an optimizer must not even decay what the step left out
+            parameter.grad = None
         every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (module.global_step + 1) % every == 0:
             self.write_log(module)
@@ -148,9 +286,11 @@ class DistillationRun:
             "shapes": plain,
             "layers": {
                 name: {"student": loss.student, "teacher": loss.teacher}
-                for name, loss in self.distiller.named_losses()
+                for name, loss in self.distiller.named_leaves()
                 if loss.reads != "logits" and not loss.awaits_layers
             },
+            "stages": [[stage.length, stage.unit] for stage in self.distiller.stages()],
+            "dataset": self._dataset,
             "random_state": random_state.collect(),
         }
 
@@ -164,15 +304,67 @@ class DistillationRun:
         if saved is None:
             return
         self._random_state = saved["random_state"]
+        for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
+            stage.length, stage.unit = length, unit
         if saved["shapes"] is not None and self.distiller.shapes is None:
             self.distiller.name_layers(saved["layers"])
+            self._tell_dataset(*saved["dataset"])
             shapes: Shapes = {r: {n: tuple(s) for n, s in of.items()} for r, of in saved["shapes"].items()}
             self.distiller.build(shapes)
+
+    def _settle_stages(self, trainer: Trainer) -> None:
+        """Make the length of a stage that names none a tenth of the run."""
+        for stage in self.distiller.stages():
+            if stage.length is None:
+                by_steps = trainer.max_steps > 0
+                total = trainer.max_steps if by_steps else trainer.max_epochs or -1
+                stage.unit = "step" if by_steps else "epoch"
+                if total < 1:
+                    raise MisconfigurationException(
+                        "The length of a loss's first stage is by default a tenth of the run, but the run has no end; "
+                        "give stage_length, or the Trainer max_epochs."
+                    )
+                stage.length = -(-total // 10)
+                rank_zero_info(f"The first stage takes {stage.length} {stage.unit}(s).")
+
+    def _show_dataset(self, trainer: Trainer) -> None:
+        if not any(loss.needs_index for loss in self.distiller.components):
+            return
+        dataset = getattr(train_loader(trainer), "dataset", None)
+        if dataset is None or not hasattr(dataset, "__len__"):
+            raise ValueError(
+                "A loss needs each sample's row, so the training data must be a DataLoader over a data set with a "
+                "length; wrap yours in lightning_kd.data.Indexed."
+            )
+        self._tell_dataset(len(dataset), targets_of(dataset))
+
+    def _tell_dataset(self, num_samples: int, targets: Tensor | bool | None) -> None:
+        """Tell the losses the number of rows and the class ids; zeros stand for what a checkpoint will fill in."""
+        known = targets is not None and targets is not False
+        self._dataset = (num_samples, known)
+        values = torch.zeros(num_samples, dtype=torch.long) if targets is True else targets
+        for loss in self.distiller.components:
+            if loss.needs_index:
+                loss.set_dataset(num_samples, values if isinstance(values, Tensor) else None)
+
+    def _same_banks(self) -> None:
+        """Start from the same buffers in every process, where DDP does not see to it."""
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            for loss in self.distiller.components:
+                for name in loss.replicated_buffers:
+                    dist.broadcast(loss.get_buffer(name), src=0)
 
     def _write(self, module: LightningModule, means: Mapping[str, float], step: int) -> None:
         line = {f"train/{name}": value for name, value in means.items()}
         for logger in module.loggers:
             logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)
+
+
+def train_loader(trainer: Trainer) -> Any:
+    """Return the training data as the user gave it, during ``setup`` of a fit."""
+    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        return trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    return trainer.fit_loop._data_source.dataloader()
 
 
 def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
@@ -183,10 +375,7 @@ def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
         module: The module; its batch-transfer hooks, or the data module's, are applied.
     """
     with isolate_rng():
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-        else:
-            loader = trainer.fit_loop._data_source.dataloader()
+        loader = train_loader(trainer)
         batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
         if batch is None:
             batch, _, _ = next(iter(CombinedLoader(loader, "max_size_cycle")))

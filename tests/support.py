@@ -3,7 +3,7 @@
 from functools import partial
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -59,6 +59,43 @@ def data(count=24, seed=0):
 
 def loader(shuffle=False, batch_size=8, count=24):
     return DataLoader(data(count), batch_size=batch_size, shuffle=shuffle)
+
+
+class ResumableLoader:
+    """The same batches every epoch; goes on in the middle of one when it is resumed there."""
+
+    def __init__(self, **options):
+        self.batches, self.start, self.done = list(loader(**options)), 0, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        torch.empty(()).normal_()  # as torch's own loader does for its workers' seed
+        start, self.start = self.start, 0
+        return self._rest(start)
+
+    def _rest(self, start):
+        for i, batch in enumerate(self.batches):
+            if i >= start:
+                self.done = i + 1
+                yield batch
+
+    def state_dict(self):
+        return {"done": self.done}
+
+    def load_state_dict(self, state):
+        self.start = state["done"] % len(self.batches)
+
+
+class SaveEveryStep(Callback):
+    """Writes ``<steps>.ckpt`` after every step."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
 def batches(*ready):

@@ -67,8 +67,8 @@ def test_a_task_loss_among_the_losses():
 
 
 def test_a_loss_without_its_teacher():
-    with pytest.raises(ValueError, match=says("['kd', 'hint']", "need a teacher")):
-        support.module(teacher=None)
+    with pytest.raises(ValueError, match=says("['kd', 'hint']", "need a teacher", "EMATeacher or BornAgain")):
+        support.fit(support.module(teacher=None))
 
 
 def test_student_and_teacher_that_share_parameters():

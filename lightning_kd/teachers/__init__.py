@@ -1,4 +1,8 @@
-"""Teachers: frozen, in eval mode, and out of the checkpoint."""
+"""Teachers: frozen, in eval mode, and out of the checkpoint; some are made of the student itself."""
 
+from lightning_kd.teachers.born_again import BornAgain as BornAgain
 from lightning_kd.teachers.checkpoint import from_checkpoint as from_checkpoint
+from lightning_kd.teachers.ema import EMATeacher as EMATeacher
+from lightning_kd.teachers.ensemble import Ensemble as Ensemble
 from lightning_kd.teachers.frozen import FrozenTeacher as FrozenTeacher
+from lightning_kd.teachers.source import TeacherSource as TeacherSource

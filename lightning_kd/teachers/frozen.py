@@ -28,6 +28,8 @@ class FrozenTeacher:
     def __init__(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
         self.module = module.requires_grad_(False).eval()
         self.dtype = dtype
+        self.ready = True
+        """Whether it has something to teach; losses that need a teacher wait until then."""
         if dtype is not None:
             self.module.to(dtype)
 

@@ -1,0 +1,38 @@
+"""How optimizers and learning rate schedules stood when a fit began, to begin anew with."""
+
+import copy
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+
+class OptimizerStart:
+    """Remembers the options of all optimizers and the state of all learning rate schedules.
+
+    Args:
+        trainer: The Trainer, before its first step and before a checkpoint's optimizer state is loaded.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._groups = [[_options(group) for group in optimizer.param_groups] for optimizer in trainer.optimizers]
+        self._schedules = [copy.deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs]
+
+    def restore(self, trainer: Trainer) -> None:
+        """Forget momenta and averages, and set learning rates and schedules to where they began."""
+        for optimizer, groups in zip(trainer.optimizers, self._groups, strict=True):
+            optimizer.state.clear()
+            for group, options in zip(optimizer.param_groups, groups, strict=True):
+                group.update(copy.deepcopy(options))
+        for config, state in zip(trainer.lr_scheduler_configs, self._schedules, strict=True):
+            config.scheduler.load_state_dict(copy.deepcopy(state))
+
+    @staticmethod
+    def set_lr(trainer: Trainer, lr: float) -> None:
+        """Set the learning rate of every parameter."""
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    return copy.deepcopy({name: value for name, value in group.items() if name != "params"})

@@ -1,0 +1,56 @@
+"""Teachers that come from the student itself, for self-distillation."""
+
+import copy
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
+
+from lightning_kd.teachers.frozen import FrozenTeacher
+
+if TYPE_CHECKING:
+    from lightning_kd.run import DistillationRun
+
+
+class TeacherSource(Callback, ABC):
+    """A callback that makes the teacher out of the student; give the module or the callback door no teacher then.
+
+    The doors find it among the Trainer's callbacks. A run has at most one.
+    """
+
+    teacher: FrozenTeacher | None = None
+    student: nn.Module | None = None
+
+    def provide(self, student: nn.Module) -> FrozenTeacher:
+        """Return the teacher: a copy of the student, or the one that was made of this student before."""
+        if self.teacher is None or self.student is not student:
+            self.student, self.teacher = student, FrozenTeacher(copy.deepcopy(student))
+        return self.teacher
+
+    @abstractmethod
+    def begin(self, run: "DistillationRun", trainer: Trainer) -> None:
+        """Prepare for a fit, once its losses are built and before a checkpoint is loaded."""
+
+    @abstractmethod
+    def start_batch(self, run: "DistillationRun", trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
+        """Bring the teacher up to date before a training batch."""
+
+    def pair(self) -> tuple[nn.Module, FrozenTeacher]:
+        """Return student and teacher, or raise a ``RuntimeError`` if no run has asked for the teacher yet."""
+        if self.student is None or self.teacher is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no teacher yet; fit a DistillationModule without a teacher, or use a "
+                "DistillationCallback(teacher=None, ...)."
+            )
+        return self.student, self.teacher
+
+
+def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:
+    """Give every process the first process's weights."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return
+    tensors = list(module.buffers()) if buffers_only else [*module.parameters(), *module.buffers()]
+    for tensor in tensors:
+        dist.broadcast(tensor.data, src=0)
