@@ -1,4 +1,4 @@
-"""Fit through one door on one or two processes and write the weights; run as a program by test_distributed.py."""
+"""Fit scenario after scenario through one door on one or two processes and write the weights; a program."""
 
 import os
 import sys
@@ -10,7 +10,22 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd import DistillationCallback
+from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
+from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
+from tests.test_stages import Compressed, Initialised
+
+SCENARIOS = {
+    "default": lambda: (support.default_losses(), []),
+    "stage without the student": lambda: ([Compressed(2, "step"), KDLoss()], []),
+    "stage of the loss alone": lambda: ([Initialised(2, "step"), KDLoss()], []),
+    "born again": lambda: (support.default_losses(), [BornAgain(generations=2)]),
+    "mean teacher": lambda: (support.default_losses(), [EMATeacher(decay=0.9)]),
+    "mutual": lambda: ([MutualLearning([support.seeded(lambda: Plain(5), 5)])], []),
+    "balanced": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="magnitude")], []),
+    "uncertain": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="uncertainty")], []),
+}
+"""Losses and callbacks; those whose callbacks make the teacher get none."""
 
 
 class Plain(nn.Module):
@@ -32,15 +47,17 @@ class CountParameters(Callback):
         self.count = len(list(trainer.strategy.model.parameters()))
 
 
-def main(door, devices, path):
+def fit(door, devices, scenario, path):
     learner, guide = (support.seeded(lambda width=width: Plain(width), width) for width in (3, 8))
     before = support.snapshot(guide)
+    parts, callbacks = SCENARIOS[scenario]()
+    teacher = None if callbacks else guide
     if door == "module":
-        made = support.module(learner, teacher=guide)
-        losses, callbacks = made.losses, []
+        made = support.module(learner, teacher=teacher, losses=parts)
+        losses = made.losses
     else:
-        callback = DistillationCallback(guide, support.default_losses())
-        made, losses, callbacks = support.UserModule(learner), callback.losses, [callback]
+        callback = DistillationCallback(teacher, parts)
+        made, losses, callbacks = support.UserModule(learner), callback.losses, [*callbacks, callback]
     strategy = DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
     counter = CountParameters()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -54,4 +71,5 @@ def main(door, devices, path):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    for name in sys.argv[4:]:
+        fit(sys.argv[1], int(sys.argv[2]), name, f"{sys.argv[3]}/{name}")

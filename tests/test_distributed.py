@@ -8,28 +8,40 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.distributed_fit import SCENARIOS
+
 ROOT = Path(__file__).parent.parent
 
 
-def fitted(door, devices, folder):
-    path = folder / f"{door}{devices}.pt"
-    inherited = {
-        name: value for name, value in os.environ.items() if not name.startswith("PL_")
-    }  # no other test's seed
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.distributed_fit", door, str(devices), str(path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [torch.load(f"{path}.{rank}", weights_only=True) for rank in range(devices)]
+SCENARIOS_OF = {"module": list(SCENARIOS), "callback": ["default", "stage without the student", "born again"]}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """What every process has after every scenario, by door, number of processes and scenario."""
+    found = {}
+    for door, scenarios in SCENARIOS_OF.items():
+        for devices in (1, 2):
+            folder = tmp_path_factory.mktemp(f"{door}{devices}")
+            inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
+            command = [sys.executable, "-m", "tests.distributed_fit", door, str(devices), str(folder), *scenarios]
+            environment = {**inherited, "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, done.stderr[-3000:]
+            for name in scenarios:
+                paths = [folder / f"{name}.{rank}" for rank in range(devices)]
+                found[door, devices, name] = [torch.load(path, weights_only=True) for path in paths]
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("door", ["module", "callback"])
-def test_two_processes_equal_one(door, tmp_path):
-    (one,) = fitted(door, 1, tmp_path)
-    first, second = fitted(door, 2, tmp_path)
+@pytest.mark.parametrize(("door", "scenario"), [(door, name) for door, names in SCENARIOS_OF.items() for name in names])
+def test_two_processes_equal_one(door, scenario, weights):
+    (one,) = weights[door, 1, scenario]
+    first, second = weights[door, 2, scenario]
     assert one["state"].keys() == first["state"].keys()
     for name, expected in one["state"].items():
         torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(first["state"][name], second["state"][name])
-    assert first["tracked"] == len(one["state"])  # the teacher is not among what DDP synchronizes
+    # the teacher is not among what DDP synchronizes
+    assert first["tracked"] == sum("means" not in name for name in one["state"])

@@ -109,14 +109,15 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         self.student, self.teacher = student, teacher
         self._student_layers, self._teacher_layers = _as_names(student), _as_names(teacher)
         name = type(self).__name__
-        for role, layers in (("student", self.student_layers), ("teacher", self.teacher_layers)):
+        for role, layers in (("student", self._student_layers), ("teacher", self._teacher_layers)):
             twice = sorted({layer for layer in layers if layers.count(layer) > 1})
             if twice:
                 raise ValueError(f"{name}: {role} layer {twice[0]!r} is named twice; name each layer once.")
-        if self.pairs_layers and len(self.student_layers) != len(self.teacher_layers):
+        mine, its = self._student_layers, self._teacher_layers
+        if self.pairs_layers and len(mine) != len(its):
             raise ValueError(
-                f"{name}: expected as many student layers as teacher layers, got {len(self.student_layers)} "
-                f"{list(self.student_layers)} and {len(self.teacher_layers)} {list(self.teacher_layers)}."
+                f"{name}: expected as many student layers as teacher layers, got {len(mine)} {list(mine)} and "
+                f"{len(its)} {list(its)}."
             )
 
     @property
