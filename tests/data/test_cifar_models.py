@@ -1,5 +1,7 @@
 """The networks of the CIFAR-100 table: published sizes, named layers, wiring, and how they are initialised."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -101,42 +103,118 @@ def test_pre_activation_is_the_map_before_the_last_relu_and_nothing_overwrites_i
     assert not any(one.inplace for one in net.modules() if isinstance(one, nn.ReLU))
 
 
-@pytest.mark.parametrize("name", ["wrn_16_1", "wrn_16_2"])
-def test_wide_networks_are_wired_as_published(name):
-    """Block by block from the paper: norm, ReLU and convolution twice; a shortcut convolves the activated input."""
+class Layers:
+    """Convolutions and norms of a network in the order in which it runs them, shortcuts after what they go around."""
+
+    def __init__(self, net):
+        self.convolutions = [one for one in net.modules() if isinstance(one, nn.Conv2d)]
+        self.norms = [one for one in net.modules() if isinstance(one, nn.BatchNorm2d)]
+
+    def conv(self, x):
+        return self.convolutions.pop(0)(x)
+
+    def norm(self, x):
+        return self.norms.pop(0)(x)
+
+    def both(self, x):
+        return self.norm(self.conv(x))
+
+    def active(self, x):
+        return self.both(x).relu()
+
+
+def wide(layers, images, widths):
+    x = layers.conv(images)
+    for width in widths:
+        for _ in range(2):
+            before = layers.norm(x).relu()
+            changed = layers.conv(layers.norm(layers.conv(before)).relu())
+            x = changed + (x if x.shape[1] == width else layers.conv(before))
+    return layers.norm(x).relu()
+
+
+def thin(layers, images):
+    x = layers.active(images)
+    for width in (16, 32, 64):
+        for _ in range(2):
+            changed = layers.both(layers.active(x))
+            x = (changed + (x if x.shape[1] == width else layers.both(x))).relu()
+    return x
+
+
+def bottleneck(layers, images):
+    x = layers.active(images)
+    for depth in (3, 4, 6, 3):
+        for block in range(depth):
+            changed = layers.both(layers.active(layers.active(x)))
+            x = (changed + (x if block else layers.both(x))).relu()
+    return x
+
+
+def vgg(layers, images):
+    x = images
+    for block in range(5):
+        x = F.max_pool2d(x, 2) if 0 < block < 4 else x
+        x = layers.active(layers.active(x))
+    return x
+
+
+def mobile(layers, images):
+    x = layers.active(images)
+    for _ in range(17):
+        changed = layers.both(layers.active(layers.active(x)))
+        x = changed + x if changed.shape == x.shape else changed
+    return layers.active(x)
+
+
+def deal(x, groups):
+    return torch.stack(x.chunk(groups, dim=1), dim=2).flatten(1, 2)
+
+
+def shuffle_one(layers, images):
+    x = layers.active(images)
+    for stage, depth in enumerate((4, 8, 4)):
+        for block in range(depth):
+            changed = deal(layers.active(x), 3 if stage or block else 1)
+            changed = layers.both(layers.active(changed))
+            x = (changed + x if block else torch.cat([changed, F.avg_pool2d(x, 3, 2, 1)], dim=1)).relu()
+    return x
+
+
+def shuffle_two(layers, images):
+    x = layers.active(images)
+    for depth in (4, 8, 4):
+        left = layers.active(layers.both(x))
+        right = layers.active(layers.both(layers.active(x)))
+        x = deal(torch.cat([left, right], dim=1), 2)
+        for _ in range(depth - 1):
+            kept, changed = x.chunk(2, dim=1)
+            x = deal(torch.cat([kept, layers.active(layers.both(layers.active(changed)))], dim=1), 2)
+    return layers.active(x)
+
+
+@pytest.mark.parametrize(
+    ("name", "written_out"),
+    [
+        ("resnet14", thin),
+        ("resnet50", bottleneck),
+        ("wrn_16_1", partial(wide, widths=(16, 32, 64))),
+        ("wrn_16_2", partial(wide, widths=(32, 64, 128))),
+        ("vgg13", vgg),
+        ("mobilenet_v2", mobile),
+        ("shufflenet_v1", shuffle_one),
+        ("shufflenet_v2", shuffle_two),
+    ],
+)
+def test_networks_are_wired_as_published(name, written_out):
     net = lively(name)
     images, seen = run(net)
-    norms = iter([one for one in net.modules() if isinstance(one, nn.BatchNorm2d)])
-    convolutions = iter([one for one in net.modules() if isinstance(one, nn.Conv2d)])
+    layers = Layers(net)
     with torch.no_grad():
-        x = next(convolutions)(images)
-        for number, (width, _) in enumerate(NETWORKS[name][1][1:], 1):
-            for _ in range(2):
-                active = F.relu(next(norms)(x))
-                changed = next(convolutions)(active)
-                changed = next(convolutions)(F.relu(next(norms)(changed)))
-                x = changed + (x if x.shape[1] == width else next(convolutions)(active))
-            torch.testing.assert_close(seen[f"stage{number}"], x)
-        embedding = F.relu(next(norms)(x)).mean(dim=(2, 3))
+        embedding = written_out(layers, images).mean(dim=(2, 3))
         torch.testing.assert_close(seen["embedding"], embedding)
         torch.testing.assert_close(seen["output"], net.head(embedding))
-    assert next(norms, None) is None
-    assert next(convolutions, None) is None
-
-
-def test_thin_networks_are_wired_as_published():
-    net = lively("resnet14")
-    images, seen = run(net)
-    norms = iter([one for one in net.modules() if isinstance(one, nn.BatchNorm2d)])
-    convolutions = iter([one for one in net.modules() if isinstance(one, nn.Conv2d)])
-    with torch.no_grad():
-        x = F.relu(next(norms)(next(convolutions)(images)))
-        for width in (16, 32, 64):
-            for _ in range(2):
-                changed = F.relu(next(norms)(next(convolutions)(x)))
-                changed = next(norms)(next(convolutions)(changed))
-                x = F.relu(changed + (x if x.shape[1] == width else next(norms)(next(convolutions)(x))))
-        torch.testing.assert_close(seen["output"], net.head(x.mean(dim=(2, 3))))
+    assert not layers.convolutions + layers.norms
 
 
 @pytest.mark.parametrize("name", SMALL)
