@@ -290,5 +290,5 @@ class DistillationModule(LightningModule):
         if dtype is not None:
             options["teacher_dtype"] = str(dtype).removeprefix("torch.")
         with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading
-            options["losses"] = [describe(loss) for loss in self.distiller.components] or None
+            options["losses"] = [describe(loss) for _, loss in self.distiller.named_losses()] or None
         self.save_hyperparameters(options)

@@ -15,11 +15,7 @@ _IGNORED = -100
 
 
 def mutual_learning_loss(
-    student_logits: Tensor,
-    peer_logits: Sequence[Tensor],
-    target: Tensor | None = None,
-    *,
-    temperature: float = 1.0,
+    logits: Sequence[Tensor], target: Tensor | None = None, *, temperature: float = 1.0
 ) -> Tensor:
     r"""What the members of a cohort lose against one another and, for the peers, against the task (DML).
 
@@ -32,36 +28,35 @@ def mutual_learning_loss(
     other within a batch; here all learn from the same forward pass, as the common implementations do.
 
     Shape:
-        - student_logits and each of peer_logits: :math:`(B, C)`; target: :math:`(B)`, class ids, -100 for unlabelled.
+        - each of logits: :math:`(B, C)`; target: :math:`(B)`, class ids, -100 for unlabelled.
         - Output: scalar :math:`()`, >= 0.
 
     Args:
-        student_logits: The student's scores.
-        peer_logits: The peers' scores, one tensor each.
+        logits: The members' scores, the student's first.
         target: Class ids for the peers' own task; none if there are no labels.
         temperature: Softening of all distributions, > 0, no unit. The paper uses 1.
 
     Raises:
-        ValueError: If there is no peer, shapes differ, or ``temperature`` is not positive.
+        ValueError: If there are fewer than two members, shapes differ, or ``temperature`` is not positive.
 
     Example:
         >>> student, peer = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0986123, 0.0]])  # (1/2, 1/2), (3/4, 1/4)
-        >>> mutual_learning_loss(student, [peer])  # KL both ways: .1308 + .1438
+        >>> mutual_learning_loss([student, peer])  # KL both ways: .1308 + .1438
         tensor(0.2747)
-        >>> mutual_learning_loss(student, [peer], torch.tensor([0]))  # and ln(4/3) for the peer's task
+        >>> mutual_learning_loss([student, peer], torch.tensor([0]))  # and ln(4/3) for the peer's task
         tensor(0.5623)
 
     Reference:
         Zhang et al., "Deep Mutual Learning", CVPR 2018, arXiv:1706.00384.
     """
     check_positive("mutual_learning_loss", temperature=temperature)
-    if not peer_logits:
-        raise ValueError("mutual_learning_loss: expected at least one peer, got none.")
-    cohort = [upcast(logits) for logits in (student_logits, *peer_logits)]
+    if len(logits) < 2:
+        raise ValueError(f"mutual_learning_loss: expected the logits of two or more members, got {len(logits)}.")
+    cohort = [upcast(one) for one in logits]
     for peer in cohort[1:]:
         check_same_shape("mutual_learning_loss", cohort[0], peer, "give student and peers heads for the same classes")
     terms = [
-        kd_loss(learner, guide, temperature=temperature) / len(peer_logits)
+        kd_loss(learner, guide, temperature=temperature) / (len(cohort) - 1)
         for learner in cohort
         for guide in cohort
         if guide is not learner
@@ -107,16 +102,16 @@ class MutualLearning(DistillationLoss):
     def evaluate(self, step: StepTensors) -> Tensor:
         """Run the peers on what the student was called with, and compare all of them."""
         assert step.call is not None, "the engine gives the call"
-        logits = [step.call(peer) for peer in self.peers]
-        if step.student_logits is None or any(one is None for one in logits):
+        logits = [step.student_logits, *(step.call(peer) for peer in self.peers)]
+        if any(one is None for one in logits):
             raise ValueError("MutualLearning: a peer's output has no logits; override logits_of.")
-        value: Tensor = self(step.student_logits, cast("list[Tensor]", logits), target=step.target)
+        value: Tensor = self(cast("list[Tensor]", logits), target=step.target)
         return value
 
-    def forward(self, student_logits: Tensor, peer_logits: list[Tensor], *, target: Tensor | None = None) -> Tensor:
-        """Compute the unweighted loss of the cohort's logits, see ``mutual_learning_loss``."""
+    def forward(self, logits: list[Tensor], *, target: Tensor | None = None) -> Tensor:
+        """Compute the unweighted loss of the cohort's logits, the student's first, see ``mutual_learning_loss``."""
         target = target if self.supervised else None
-        return mutual_learning_loss(student_logits, peer_logits, target, temperature=self.now(self.temperature))
+        return mutual_learning_loss(logits, target, temperature=self.now(self.temperature))
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
