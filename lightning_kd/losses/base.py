@@ -183,6 +183,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             targets: Class id of every row, ``None`` if the data set does not tell.
         """
 
+    def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
+        """Look at the layers themselves before :meth:`build`, for a loss that needs more than what they return.
+
+        A loss must neither change nor keep them.
+
+        Args:
+            student_layers: The student's named layers by name.
+            teacher_layers: The teacher's; empty without one, or where its outputs are read from a cache.
+        """
+
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Make the modules that depend on sizes; called once, before the optimizer exists.
 
