@@ -19,6 +19,8 @@ class Inputs:
     student: Features
     teacher: Features | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
+    imitated: frozenset[int] = frozenset()
+    """Which of the student's tensors are imitated by the others, so that no gradient reaches them."""
 
     @property
     def args(self) -> list[Features]:
@@ -29,6 +31,11 @@ class Inputs:
         return as_list(self.student)
 
     @property
+    def learning(self) -> list[Tensor]:
+        """The student's tensors that a gradient reaches."""
+        return [tensor for i, tensor in enumerate(self.students) if i not in self.imitated]
+
+    @property
     def teachers(self) -> list[Tensor]:
         return as_list(self.teacher)
 
@@ -36,12 +43,19 @@ class Inputs:
         """Apply a function to every student and teacher tensor, and another to the extras."""
         changed = {k: extra(v) if extra else v for k, v in self.extra.items()}
         return Inputs(
-            _map(student, self.student), None if self.teacher is None else _map(student, self.teacher), changed
+            _map(student, self.student),
+            None if self.teacher is None else _map(student, self.teacher),
+            changed,
+            self.imitated,
         )
 
     def rows(self, chosen: Callable[[Tensor], Tensor]) -> "Inputs":
         """Choose samples, in all tensors alike."""
         return self.map(chosen, chosen)
+
+    def to(self, dtype: torch.dtype) -> "Inputs":
+        """Convert all that is no target or index."""
+        return self.map(lambda t: t.to(dtype), lambda t: t.to(dtype) if t.is_floating_point() else t)
 
     def fresh(self) -> "Inputs":
         """Copy the tensors to leaves; those of the student ask for a gradient."""
@@ -88,8 +102,8 @@ class Case:
     """The value of the built component, computed with the public formula."""
     references: tuple[Reference, ...] = ()
     mutants: tuple[Mutant, ...] = ()
-    bad_calls: tuple[tuple[Tensor, Tensor], ...] = ()
-    """First two arguments of the function that do not match; the error must name both shapes."""
+    bad_calls: tuple[tuple[Tensor, ...], ...] = ()
+    """Leading arguments of the function that do not match; the error must name their shapes."""
     bad_builds: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
     """Student and teacher shapes that ``build`` must refuse, naming both."""
     nonnegative: bool = True
@@ -97,6 +111,8 @@ class Case:
     """Zero when the teacher's input is the student's (with ``match_options`` on top of the options)."""
     match_options: Mapping[str, object] = field(default_factory=dict)
     permutation_invariant: bool = True
+    batch_statistics: bool = False
+    """A batch normalisation of its own makes a batch in two halves another loss."""
     single_sample: bool = True
     """Finite for a batch of 1."""
     extreme: bool = True
@@ -133,7 +149,10 @@ def shapes(
     """The shapes that ``build`` gets for these inputs."""
     students, teachers = ([tuple(t.shape) for t in side] for side in (inputs.students, inputs.teachers))
     names = (component.student_layers or (LOGITS,), component.teacher_layers or (LOGITS,))
-    return dict(zip(names[0], students, strict=False)), dict(zip(names[1], teachers, strict=False))
+    mine, its = dict(zip(names[0], students, strict=False)), dict(zip(names[1], teachers, strict=False))
+    if "student_logits" in inputs.extra:
+        mine[LOGITS] = tuple(inputs.extra["student_logits"].shape)
+    return mine, its
 
 
 def as_list(features: Features | None) -> list[Tensor]:
