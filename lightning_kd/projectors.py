@@ -227,6 +227,24 @@ def default_projector(student_shape: Shape, teacher_shape: Shape) -> Projector:
     return _BY_RANK[len(student_shape)]()
 
 
+def batch_norm_connector(student_shape: Shape, teacher_shape: Shape) -> ConvProjector:
+    """Make the built projector of methods that compare features before the activation: 1x1 convolution and norm.
+
+    The weights are drawn from a normal distribution of variance two over the teacher's channels, as in the code of OFD.
+
+    Args:
+        student_shape: Shape of the student's map ``(B, C, H, W)``.
+        teacher_shape: Shape of the teacher's map.
+
+    Raises:
+        ValueError: If one is no map.
+    """
+    connector = ConvProjector(bias=False, norm=True)
+    connector.build(student_shape, teacher_shape)
+    nn.init.kaiming_normal_(connector.conv.weight, mode="fan_out", nonlinearity="relu")
+    return connector
+
+
 def width(shape: Shape) -> int:
     """Return the number of channels: the last axis of ``(B, N, C)``, axis 1 of anything else, 1 if there is none.
 

@@ -3,11 +3,15 @@
 from lightning_kd.losses.attention import ATLoss as ATLoss
 from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
+from lightning_kd.losses.be_your_own_teacher import BYOTLoss as BYOTLoss
+from lightning_kd.losses.boundary import ABLoss as ABLoss
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.flow import FSPLoss as FSPLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.mutual import MutualLearning as MutualLearning
+from lightning_kd.losses.overhaul import OFDLoss as OFDLoss
 from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
+from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
 from lightning_kd.losses.similarity import SPLoss as SPLoss

@@ -10,7 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_kd.functional import attention_transfer_loss, fsp_loss, nst_loss, pkt_loss, similarity_preserving_loss
+from lightning_kd.functional import (
+    ab_loss,
+    attention_transfer_loss,
+    fsp_loss,
+    hcl_loss,
+    nst_loss,
+    ofd_loss,
+    pkt_loss,
+    similarity_preserving_loss,
+)
 
 
 def nst_as_written(student, teacher):
@@ -52,6 +61,34 @@ def pkt_as_written(student, teacher):
     return (t * torch.log((t + 1e-7) / (s + 1e-7))).mean()
 
 
+def ofd(student, teacher):
+    return ofd_loss(student, teacher, torch.full((teacher.shape[1],), -0.8))
+
+
+def ofd_as_written(student, teacher):
+    margin = torch.full((1, teacher.shape[1], 1, 1), -0.8)
+    loss = (student - margin) ** 2 * ((student > margin) & (teacher <= margin)).float()
+    loss = loss + (student - teacher) ** 2 * ((student > teacher) & (teacher > margin) & (teacher <= 0)).float()
+    loss = loss + (student - teacher) ** 2 * (teacher > 0).float()
+    return loss.abs().mean(0).sum()
+
+
+def boundary_as_written(student, teacher):
+    loss = (student + 1) ** 2 * ((student > -1) & (teacher <= 0)).float()
+    loss = loss + (student - 1) ** 2 * ((student <= 1) & (teacher > 0)).float()
+    return loss.abs().sum() / len(student) / 1000 * 3
+
+
+def review_as_written(student, teacher):
+    loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0
+    for level in (4, 2, 1):
+        if level < student.shape[2]:
+            weight, total = weight / 2, total + weight / 2
+            pooled = [F.adaptive_avg_pool2d(x, (level, level)) for x in (student, teacher)]
+            loss = loss + weight * F.mse_loss(*pooled)
+    return loss / total
+
+
 def milliseconds(function, inputs, rounds):
     times = []
     for _ in range(rounds):
@@ -70,6 +107,10 @@ def milliseconds(function, inputs, rounds):
         ("FSP", fsp_loss, fsp_as_written, [(64, 64, 16, 16)] * 4, 40, 40),
         ("AT", attention_transfer_loss, attention_as_written, [(64, 256, 8, 8)] * 2, 1, 0.9),
         ("SP", similarity_preserving_loss, similarity_as_written, [(256, 256, 8, 8)] * 2, 1, 0.9),
+        ("OFD", ofd, ofd_as_written, [(64, 128, 16, 16)] * 2, 1, 1),
+        ("AB", ab_loss, boundary_as_written, [(64, 128, 16, 16)] * 2, 1, 1),
+        ("HCL", hcl_loss, review_as_written, [(64, 128, 16, 16)] * 2, 1, 1),
+        ("HCL", hcl_loss, review_as_written, [(64, 64, 7, 7)] * 2, 1, 0.9),
         ("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
     ],
 )

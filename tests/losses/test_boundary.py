@@ -1,0 +1,112 @@
+"""Activation boundaries: the authors' numbers, what the loss does not see, and the first stage."""
+
+import pytest
+import torch
+
+from lightning_kd.functional import ab_loss
+from lightning_kd.losses import ABLoss
+from tests.losses.case import random
+from tests.losses.golden import Golden, check_golden, golden
+
+
+@pytest.mark.parametrize("record", golden("ab", "", "__m2"), ids=str)
+def test_it_equals_the_authors_code(record: Golden) -> None:
+    margin = record.hyper["margin"]
+    check_golden(
+        record,
+        lambda s, t, _: sum(
+            ab_loss(one, other, margin=margin) * 2.0 ** (i - len(s) + 1)
+            for i, (one, other) in enumerate(zip(s, t, strict=True))
+        ),
+    )
+
+
+@pytest.mark.parametrize("record", golden("ab", ""), ids=str)
+def test_every_stage_equals_the_authors_code(record: Golden) -> None:
+    items = record.arrays["loss_items"]
+    for i, item in enumerate(items):
+        value = ab_loss(record.arrays[f"s{i}"], record.arrays[f"t{i}"]) * 2.0 ** (i - len(items) + 1)
+        assert value.item() == pytest.approx(item.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("margin", [0.3, 2.0])
+def test_it_equals_a_loop_over_all_responses(margin: float) -> None:
+    student, teacher = random(3, 2, 5, 3, seed=1), random(3, 2, 5, 3, seed=2)
+    expected = 0.0
+    for s, t in zip(student.flatten().tolist(), teacher.flatten().tolist(), strict=True):
+        if t > 0 and s <= margin:
+            expected += (s - margin) ** 2
+        if t <= 0 and s > -margin:
+            expected += (s + margin) ** 2
+    value = ab_loss(student, teacher, margin=margin)
+    assert value.item() == pytest.approx(0.003 * expected / 3, rel=1e-12)
+
+
+@pytest.mark.parametrize(("mine", "its"), [((6, 3), (3, 5)), ((1, 1), (2, 2)), ((4, 4), (3, 3))])
+def test_the_larger_map_is_pooled_along_each_axis(mine: tuple[int, int], its: tuple[int, int]) -> None:
+    student, teacher = random(3, 4, *mine, seed=1), random(3, 4, *its, seed=2)
+    size = [min(pair) for pair in zip(mine, its, strict=True)]
+    pooled = [torch.nn.functional.adaptive_avg_pool2d(features, size) for features in (student, teacher)]
+    torch.testing.assert_close(ab_loss(student, teacher), ab_loss(*pooled))
+
+
+def test_it_sees_the_signs_of_the_teacher_alone() -> None:
+    student, teacher = random(3, 2, 5, 3, seed=1), random(3, 2, 5, 3, seed=2)
+    assert torch.equal(ab_loss(student, 100 * teacher), ab_loss(student, teacher))
+    assert torch.equal(ab_loss(student, teacher.sign()), ab_loss(student, teacher))
+
+
+def test_a_student_beyond_the_margin_has_nothing_to_learn() -> None:
+    teacher = random(3, 2, 5, 3, seed=2)
+    student = (1.5 * teacher.sign()).requires_grad_()
+    value = ab_loss(student, teacher)
+    value.backward()
+    assert value.item() == 0.0
+    assert not student.grad.any()
+
+
+def test_float32_is_exact_for_a_tight_cluster_far_from_zero() -> None:
+    student, teacher = (5 + 1e-3 * random(4, 8, 5, 3, seed=seed) for seed in (1, 2))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = student.float().to(dtype).requires_grad_()
+        loss = ab_loss(leaf, teacher.float().to(dtype) - 5.0)
+        loss.backward()
+        found.append((loss.detach().double(), leaf.grad.double()))
+    for exact, single in zip(*found, strict=True):
+        assert exact.abs().max() > 0
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+@pytest.mark.parametrize("margin", [0.0, -1.0, float("nan"), float("inf")])
+def test_the_margin_must_be_positive(margin: float) -> None:
+    with pytest.raises(ValueError, match="ab_loss: expected margin > 0"):
+        ab_loss(torch.zeros(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), margin=margin)
+    with pytest.raises(ValueError, match="ABLoss: expected margin > 0"):
+        ABLoss(margin=margin)
+
+
+def test_the_first_stage_is_all_there_is_to_it() -> None:
+    stage = ABLoss(stage_length=30, stage_unit="step").stage
+    assert stage is not None
+    assert (stage.length, stage.unit, stage.then_stops, stage.runs_student) == (30, "step", True, True)
+    default = ABLoss().stage
+    assert default is not None
+    assert (default.length, default.unit) == (None, "epoch")
+
+
+def test_without_a_first_stage_it_is_a_part_like_any_other() -> None:
+    assert ABLoss(stage_length=0).stage is None
+
+
+@pytest.mark.parametrize(
+    "options", [{"stage_length": -1}, {"stage_length": 1.5}, {"stage_length": 0, "stage_unit": "day"}]
+)
+def test_a_stage_that_cannot_be_is_refused(options: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ABLoss(**options)
+
+
+def test_two_losses_do_not_share_a_stage() -> None:
+    first, second = ABLoss(), ABLoss()
+    assert first.stage is not second.stage
