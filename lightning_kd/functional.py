@@ -3,6 +3,7 @@
 from lightning_kd.losses.attention import attention_transfer_loss as attention_transfer_loss
 from lightning_kd.losses.be_your_own_teacher import byot_loss as byot_loss
 from lightning_kd.losses.boundary import ab_loss as ab_loss
+from lightning_kd.losses.factor import factor_transfer_loss as factor_transfer_loss
 from lightning_kd.losses.feature import hint_loss as hint_loss
 from lightning_kd.losses.flow import fsp_loss as fsp_loss
 from lightning_kd.losses.flow import fsp_matrix as fsp_matrix
@@ -14,3 +15,4 @@ from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.review import hcl_loss as hcl_loss
 from lightning_kd.losses.selectivity import nst_loss as nst_loss
 from lightning_kd.losses.similarity import similarity_preserving_loss as similarity_preserving_loss
+from lightning_kd.losses.variational import vid_loss as vid_loss

@@ -5,6 +5,7 @@ from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.be_your_own_teacher import BYOTLoss as BYOTLoss
 from lightning_kd.losses.boundary import ABLoss as ABLoss
+from lightning_kd.losses.factor import FTLoss as FTLoss
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.flow import FSPLoss as FSPLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
@@ -15,3 +16,4 @@ from lightning_kd.losses.response import KDLoss as KDLoss
 from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
 from lightning_kd.losses.similarity import SPLoss as SPLoss
+from lightning_kd.losses.variational import VIDLoss as VIDLoss

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast
-from lightning_kd.schedules import Scalar
+from lightning_kd.losses.stage import Stage
+from lightning_kd.schedules import Scalar, Unit
 
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
@@ -99,22 +100,39 @@ class FSPLoss(DistillationLoss):
 
     Best for deep networks of the same layout. Every two neighbours in the list of layers are one flow; the losses of
     the flows are added. The published method asks for equal channels; where they differ, a trained 1x1 convolution
-    brings the student's map to the teacher's channels first.
+    brings the student's map to the teacher's channels first. As published, the loss alone trains the student in a
+    first stage, and then the task alone.
 
     Args:
         student: Dotted names of at least two student layers, from the first to the last; by default the last map of
             every resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
-        weight: Factor of this part in the total loss, >= 0.
+        stage_length: Epochs or steps of the first stage, >= 0; None is a tenth of the run, 0 leaves it out: the loss
+            is then added to the others throughout. Published recipes take 30 epochs of 240.
+        stage_unit: Whether ``stage_length`` counts epochs or optimizer steps.
+        weight: Factor of this part in the total loss, >= 0. It matters without a first stage; published recipes
+            use 50.
 
     Raises:
-        ValueError: If the layers do not pair up, or the weight is negative or not finite.
+        ValueError: If the layers do not pair up, or a number is out of its range.
     """
 
     reads = "maps"
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
+    def __init__(
+        self,
+        student: Layers = None,
+        teacher: Layers = None,
+        *,
+        stage_length: int | None = None,
+        stage_unit: Unit = "epoch",
+        weight: Scalar = 1.0,
+    ) -> None:
         super().__init__(student, teacher, weight=weight)
+        self.stage_length = stage_length
+        self.stage_unit: Unit = stage_unit
+        stage = Stage(stage_length, stage_unit, then_stops=True)
+        self.stage = stage if stage_length != 0 else None
         self.projectors = nn.ModuleList()
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:

@@ -113,6 +113,8 @@ class Case:
     permutation_invariant: bool = True
     batch_statistics: bool = False
     """A batch normalisation of its own makes a batch in two halves another loss."""
+    frozen: str | None = None
+    """Beginning of the names of own parameters that the loss itself does not train, but a stage before it."""
     single_sample: bool = True
     """Finite for a batch of 1."""
     extreme: bool = True

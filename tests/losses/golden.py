@@ -32,8 +32,11 @@ class Golden:
 
 
 def golden(name: str, *suffixes: str) -> list[Golden]:
-    """Read the named variants of every case, all if none is named; a variant that is nowhere is an error."""
-    found = [g for g in _read(name) if not suffixes or g.suffix in suffixes]
+    """Read the named variants of every case, all if none is named; a variant that is nowhere is an error.
+
+    What other implementations than the main one computed on the same inputs is only read by name.
+    """
+    found = [g for g in _read(name, crossed=bool(suffixes)) if not suffixes or g.suffix in suffixes]
     missing = set(suffixes) - {g.suffix for g in found}
     if missing or not found:
         raise LookupError(f"{name}: no golden variant {sorted(missing)}")
@@ -81,14 +84,16 @@ def _close(ours: Tensor | None, theirs: Tensor, tolerance: float, what: str, flo
     assert error <= tolerance * scale, f"{what}: off by {error:.3g}, expected at most {tolerance:.1g} of {scale:.3g}"
 
 
-def _read(name: str) -> Iterator[Golden]:
+def _read(name: str, crossed: bool) -> Iterator[Golden]:
     entry = json.loads((FOLDER / "manifest.json").read_text())["losses"][name]
     with np.load(FOLDER / entry["file"]) as stored:
         arrays = {key: torch.from_numpy(stored[key]) for key in stored.files}
     for case in entry["cases"]:
         mine = {k.split("/", 1)[1]: a for k, a in arrays.items() if k.startswith(case["id"] + "/")}
-        outputs = {o for variant in case["variants"] for o in variant["outputs"]}
-        for variant in case["variants"]:
+        others = [cross["saved_suffix"] for cross in case.get("cross", ()) if "saved_suffix" in cross]
+        saved = [{"suffix": s, "hyper": {}, "outputs": [k for k in mine if k.endswith(s)]} for s in others]
+        outputs = {o for variant in [*case["variants"], *saved] for o in variant["outputs"]}
+        for variant in [*case["variants"], *(saved if crossed else [])]:
             suffix = variant["suffix"]
             own = {o.removesuffix(suffix): mine[o] for o in variant["outputs"]}
             inputs = {k: a for k, a in mine.items() if k not in outputs}

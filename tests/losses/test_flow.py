@@ -5,6 +5,7 @@ import torch
 
 from lightning_kd.functional import fsp_loss, fsp_matrix
 from lightning_kd.losses import FSPLoss
+from lightning_kd.losses.stage import Stage
 from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 
@@ -40,3 +41,11 @@ def test_extreme_maps_are_finite(size: float, dtype: torch.dtype) -> None:
     loss.backward()
     assert loss.isfinite()
     assert all(leaf.grad.isfinite().all() for leaf in maps[:2])
+
+
+def test_the_published_method_has_two_stages() -> None:
+    assert FSPLoss().stage == Stage(None, "epoch", then_stops=True)
+    assert FSPLoss(stage_length=30, stage_unit="step").stage == Stage(30, "step", then_stops=True)
+    assert FSPLoss(stage_length=0).stage is None
+    with pytest.raises(ValueError, match="length >= 0"):
+        FSPLoss(stage_length=-1)

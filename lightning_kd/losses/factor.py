@@ -1,0 +1,284 @@
+"""Factor transfer (FT): make the student's features explain the teacher's, both in words learned for the purpose."""
+
+from collections.abc import Mapping
+from typing import Literal, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_kd.losses.base import (
+    DistillationLoss,
+    Layers,
+    Shape,
+    StepTensors,
+    add_up,
+    check_map_layers,
+    check_maps,
+    check_positive,
+    check_same_batch,
+    pair_up,
+    pool_to_smaller,
+    upcast,
+)
+from lightning_kd.losses.stage import Stage
+from lightning_kd.schedules import Scalar, Unit
+
+Variant = Literal["authors", "repdistiller"]
+_SHORTEST = 1e-12  # below this length a factor is not brought to length one
+
+
+def factor_transfer_loss(
+    student_factor: Tensor, teacher_factor: Tensor, *, variant: Variant = "authors", p1: float = 2.0, p2: float = 1.0
+) -> Tensor:
+    r"""Mean absolute distance between two factors, each of length one (FT).
+
+    .. math::
+        L = \frac{1}{BCHW} \sum_{b,c,n} \left| \frac{s_{bcn}}{\lVert s_b \rVert_2} -
+        \frac{t_{bcn}}{\lVert t_b \rVert_2} \right|
+
+    Follows the authors' code. RepDistiller's (``variant="repdistiller"``) pools the channels as attention transfer
+    does, so that their number may differ:
+
+    .. math::
+        L = \frac{1}{BHW} \sum_{b,n} \left| \hat q(s)_{bn} - \hat q(t)_{bn} \right|^{p_2}, \qquad
+        q(f)_{bn} = \frac{1}{C} \sum_c f_{bcn}^{p_1}, \quad \hat q = q / \lVert q \rVert_2
+
+    Of two factors of unequal height or width, the larger is average-pooled to the smaller, each axis for itself.
+
+    Shape:
+        - student_factor: :math:`(B, C, H_S, W_S)`, teacher_factor: :math:`(B, C, H_T, W_T)`.
+        - Output: scalar :math:`()`, in :math:`[0, 2/\sqrt{CHW}]` for the authors' variant.
+
+    Args:
+        student_factor: The student's features as translated, to train.
+        teacher_factor: The teacher's features as paraphrased; no gradient reaches them.
+        variant: Whose code to follow: the authors' or RepDistiller's.
+        p1: Exponent of the factor in RepDistiller's variant, a whole number >= 1; an odd one keeps the sign.
+        p2: Exponent of the distance in RepDistiller's variant, >= 1.
+
+    Raises:
+        ValueError: If a factor is not 4-D, batch sizes or channels do not match, an exponent is out of its range, or
+            one is given that the variant does not use.
+
+    Example:
+        >>> student, teacher = torch.tensor([[[[3.0, -4.0]]]]), torch.tensor([[[[8.0, 6.0]]]])
+        >>> factor_transfer_loss(student, teacher)  # (.6, -.8) against (.8, .6): (.2 + 1.4) / 2
+        tensor(0.8000)
+        >>> factor_transfer_loss(student, teacher, variant="repdistiller", p1=1.0, p2=2.0)  # (.04 + 1.96) / 2
+        tensor(1.0000)
+
+    Reference:
+        Kim, Park & Kwak, "Paraphrasing Complex Network: Network Compression via Factor Transfer", NeurIPS 2018,
+        arXiv:1802.04977.
+    """
+    _check_variant("factor_transfer_loss", variant, p1, p2)
+    check_maps("factor_transfer_loss", tuple(student_factor.shape), tuple(teacher_factor.shape))
+    check_same_batch("factor_transfer_loss", student_factor, teacher_factor)
+    if variant == "authors" and student_factor.shape[1] != teacher_factor.shape[1]:
+        raise ValueError(
+            f"factor_transfer_loss: expected as many channels, got student {tuple(student_factor.shape)} and teacher "
+            f"{tuple(teacher_factor.shape)}; translate the student to the teacher's number, or use "
+            "variant='repdistiller'."
+        )
+    if student_factor.numel() == 0:
+        return upcast(student_factor).sum() * 0.0
+    with torch.autocast(device_type=student_factor.device.type, enabled=False):
+        student, teacher = pool_to_smaller(upcast(student_factor), upcast(teacher_factor.detach()))
+        if variant == "authors":
+            return _distance_of_directions(student.flatten(1), teacher.flatten(1))
+        mine, its = _pooled_direction(student, p1), _pooled_direction(teacher, p1)
+        return F.l1_loss(mine, its) if p2 == 1.0 else (mine - its).abs().pow(p2).mean()
+
+
+@final
+class FTLoss(DistillationLoss):
+    """Make the student's features explain the teacher's, both in learned words (factor transfer, FT).
+
+    Best for pairs of different architecture. A paraphraser, an autoencoder of three convolutions and three transposed
+    ones, first learns to compress the teacher's map; then it is frozen, and a translator of three convolutions with
+    batch normalisation learns, along with the student, to give the same factor. It costs the first stage and both
+    networks' parameters. The losses of several pairs are added.
+
+    Args:
+        student: Dotted name of the student layer to read, or a list of them; by default its last feature map.
+        teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        rate: Channels of the factor over those of the teacher's map, > 0. The authors use 0.5 to 4.
+        variant: Whose code to follow: the authors' or RepDistiller's.
+        p1: Exponent of the factor in RepDistiller's variant, a whole number >= 1; an odd one keeps the sign.
+        p2: Exponent of the distance in RepDistiller's variant, >= 1.
+        stage_length: Epochs or steps of the first stage, >= 0; None is a tenth of the run, 0 leaves it out: the
+            paraphraser is then used as it is, random unless its weights are loaded into ``paraphrasers``. Published
+            recipes take 30 epochs of 240.
+        stage_unit: Whether ``stage_length`` counts epochs or optimizer steps.
+        stage_lr: Learning rate of the first stage, > 0; by default the optimizer's.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 1000, and 200 with RepDistiller's
+            variant.
+
+    Raises:
+        ValueError: If a number is out of its range or has no effect, or the layers do not pair up.
+    """
+
+    reads = "map"
+
+    def __init__(
+        self,
+        student: Layers = None,
+        teacher: Layers = None,
+        *,
+        rate: float = 0.5,
+        variant: Variant = "authors",
+        p1: float = 2.0,
+        p2: float = 1.0,
+        stage_length: int | None = None,
+        stage_unit: Unit = "epoch",
+        stage_lr: float | None = None,
+        weight: Scalar = 1.0,
+    ) -> None:
+        super().__init__(student, teacher, weight=weight)
+        check_positive("FTLoss", rate=rate)
+        _check_variant("FTLoss", variant, p1, p2)
+        self.rate = rate
+        self.variant: Variant = variant
+        self.p1, self.p2 = p1, p2
+        self.stage_length = stage_length
+        self.stage_unit: Unit = stage_unit
+        self.stage_lr = stage_lr
+        stage = Stage(stage_length, stage_unit, runs_student=False, lr=stage_lr)
+        self.stage = stage if stage_length != 0 else None
+        self.paraphrasers = nn.ModuleList()
+        self.translators = nn.ModuleList()
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make the paraphraser and the translator of each pair of layers.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            ValueError: If a layer returns no map.
+        """
+        check_map_layers(self, student_shapes, teacher_shapes)
+        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
+            channels = teacher_shapes[its][1]
+            factor = max(1, int(channels * self.rate))
+            self.paraphrasers.append(Paraphraser(channels, factor))
+            self.translators.append(Translator(student_shapes[mine][1], factor))
+
+    def evaluate_stage(self, step: StepTensors) -> Tensor:
+        """Return the mean squared error of the paraphrasers' reconstruction of the teacher's features."""
+        features = [step.teacher_features[layer] for layer in self.teacher_layers]
+        return add_up([_reconstruction_error(p, f) for p, f in zip(self.paraphrasers, features, strict=True)])
+
+    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, or the sum over several; the paraphraser is frozen."""
+        values = []
+        networks = zip(self.translators, self.paraphrasers, strict=True)
+        for (translator, paraphraser), (s, t) in zip(networks, pair_up(student, teacher), strict=True):
+            with torch.no_grad():
+                factor = paraphraser(t)
+            values.append(
+                factor_transfer_loss(translator(s), factor, variant=self.variant, p1=self.p1, p2=self.p2),
+            )
+        return add_up(values)
+
+
+@final
+class Paraphraser(nn.Module):
+    """Autoencoder that compresses a teacher's map to a factor.
+
+    Its weights have the same names and shapes as in RepDistiller's code.
+
+    Args:
+        channels: Channels of the teacher's map, >= 1.
+        factor_channels: Channels of the factor, >= 1.
+    """
+
+    def __init__(self, channels: int, factor_channels: int) -> None:
+        super().__init__()
+        widths = [(channels, channels), (channels, factor_channels), (factor_channels, factor_channels)]
+        self.encoder = _stack([nn.Conv2d(*one, 3, padding=1) for one in widths], norm=False)
+        mirrored = [(to, of) for of, to in reversed(widths)]
+        self.decoder = _stack([nn.ConvTranspose2d(*one, 3, padding=1) for one in mirrored], norm=False)
+
+    def forward(self, teacher: Tensor) -> Tensor:
+        """Return the factor of a map (B, C, H, W)."""
+        return self.encoder(teacher)  # type: ignore[no-any-return]  # modules are called through Any
+
+    def reconstruct(self, teacher: Tensor) -> Tensor:
+        """Return the map as it can be read from its factor."""
+        return self.decoder(self.encoder(teacher))  # type: ignore[no-any-return]
+
+
+@final
+class Translator(nn.Module):
+    """Network that turns a student's map into the teacher's factor.
+
+    Its weights have the same names and shapes as in RepDistiller's code.
+
+    Args:
+        channels: Channels of the student's map, >= 1.
+        factor_channels: Channels of the factor, >= 1.
+    """
+
+    def __init__(self, channels: int, factor_channels: int) -> None:
+        super().__init__()
+        widths = [(channels, channels), (channels, factor_channels), (factor_channels, factor_channels)]
+        self.encoder = _stack([nn.Conv2d(*one, 3, padding=1) for one in widths], norm=True)
+
+    def forward(self, student: Tensor) -> Tensor:
+        """Return the factor of a map (B, C, H, W)."""
+        return self.encoder(student)  # type: ignore[no-any-return]
+
+
+def _stack(convolutions: list[nn.Conv2d] | list[nn.ConvTranspose2d], *, norm: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for convolution in convolutions:
+        normalisation = nn.BatchNorm2d(convolution.out_channels) if norm else nn.Identity()
+        layers += [convolution, normalisation, nn.LeakyReLU(0.1, inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def _reconstruction_error(paraphraser: nn.Module, teacher: Tensor) -> Tensor:
+    assert isinstance(paraphraser, Paraphraser)
+    teacher = teacher.detach()
+    return F.mse_loss(upcast(paraphraser.reconstruct(teacher)), upcast(teacher))
+
+
+def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean of ``|s/|s| - t/|t||``, of which only the signs are kept for the gradient.
+
+    The difference is that of ``s - t``, with ``s`` brought near the length of ``t`` by a power of two, which is exact:
+    near a match single precision would else lose its sign.
+    """
+    length = torch.linalg.vector_norm(student, dim=1, keepdim=True).clamp_min(_SHORTEST)
+    with torch.no_grad():
+        its_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
+        scale = torch.exp2(torch.log2(its_length / length).round())
+        scaled_length = length * scale
+        difference = student * scale - teacher
+        excess = torch.linalg.vecdot(difference, teacher) * 2 + torch.linalg.vecdot(difference, difference)
+        excess = excess.unsqueeze(1) / (scaled_length + its_length)  # |s| - |t|
+        clamped = torch.minimum(length, its_length) <= _SHORTEST
+        excess = torch.where(clamped, scaled_length - its_length, excess)
+        difference = torch.addcmul(difference, teacher, excess / its_length, value=-1)
+        value = (torch.linalg.vector_norm(difference, 1, dim=1, keepdim=True) / scaled_length).sum()
+        signs = difference.sign()
+    slope = (torch.linalg.vecdot(signs, student).unsqueeze(1) / length).sum()
+    total: Tensor = value + (slope - slope.detach())
+    return total / student.numel()
+
+
+def _pooled_direction(factor: Tensor, p: float) -> Tensor:
+    powers = factor.square() if p == 2.0 else factor.pow(p)
+    return F.normalize(powers.mean(dim=1).flatten(1), dim=1)
+
+
+def _check_variant(function: str, variant: str, p1: float, p2: float) -> None:
+    if variant not in ("authors", "repdistiller"):
+        raise ValueError(f"{function}: expected variant 'authors' or 'repdistiller', got {variant!r}.")
+    if p1 < 1 or p1 != round(p1) or p2 < 1:
+        raise ValueError(f"{function}: expected a whole number p1 >= 1 and p2 >= 1, got {p1} and {p2}.")
+    if variant == "authors" and (p1, p2) != (2.0, 1.0):
+        raise ValueError(f"{function}: p1 and p2 have no effect on the authors' variant; use variant='repdistiller'.")
