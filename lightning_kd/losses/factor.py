@@ -257,14 +257,14 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
         its_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
         scale = torch.exp2(torch.log2(its_length / length).round())
         scaled_length = length * scale
-        difference = student * scale - teacher
+        difference = (student * scale).sub_(teacher)
         excess = torch.linalg.vecdot(difference, teacher) * 2 + torch.linalg.vecdot(difference, difference)
         excess = excess.unsqueeze(1) / (scaled_length + its_length)  # |s| - |t|
         clamped = torch.minimum(length, its_length) <= _SHORTEST
         excess = torch.where(clamped, scaled_length - its_length, excess)
-        difference = torch.addcmul(difference, teacher, excess / its_length, value=-1)
-        value = (torch.linalg.vector_norm(difference, 1, dim=1, keepdim=True) / scaled_length).sum()
-        signs = difference.sign()
+        difference.addcmul_(teacher, excess / its_length, value=-1)
+        value = (difference.abs().sum(dim=1, keepdim=True) / scaled_length).sum()
+        signs = difference.sign_()
     slope = (torch.linalg.vecdot(signs, student).unsqueeze(1) / length).sum()
     total: Tensor = value + (slope - slope.detach())
     return total / student.numel()

@@ -1,10 +1,11 @@
-"""Several networks that answer as one."""
+"""Several teachers as one."""
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.batches import logits_of
@@ -14,46 +15,67 @@ Average = Literal["probabilities", "logits"]
 
 @final
 class Ensemble(nn.Module):
-    r"""Average the answers of several networks, as a teacher or to predict with.
+    """Answers with the mean of several models' answers; give it wherever a teacher is expected.
 
-    .. math::
-        z = \log \frac{1}{K} \sum_k \mathrm{softmax}(z_k) \qquad \text{or} \qquad z = \frac{1}{K} \sum_k z_k
+    The logits that it returns are the logarithm of the mean probabilities, so that their softmax at temperature 1 is
+    that mean, or the mean of the logits. The members' layers are named ``members.0.layer3`` and so on.
 
     Args:
-        members: The networks; their outputs are tensors, tuples, or have ``logits``.
-        average: Whether to average the class probabilities, whose logarithm is returned, or the logits.
+        members: Models that take the same inputs and return logits of the same shape.
+        average: What to average: the probabilities, or the logits as they are.
 
     Raises:
-        ValueError: If there is no network, or ``average`` is neither; when called, if an output has no logits or
-            the shapes differ.
+        ValueError: If there are no members, or ``average`` is neither.
 
     Example:
-        >>> def always(*logits):
-        ...     layer = nn.Linear(1, 2)
-        ...     layer.weight.data.zero_(), layer.bias.data.copy_(torch.tensor(logits))
-        ...     return layer
-        >>> ensemble = Ensemble([always(0.0, 0.0), always(1.0986123, 0.0)])  # (1/2, 1/2) and (3/4, 1/4)
-        >>> ensemble(torch.zeros(1, 1)).exp()
-        tensor([[0.6250, 0.3750]], grad_fn=<ExpBackward0>)
+        >>> sure, unsure = nn.Identity(), nn.Identity()
+        >>> _ = sure.register_forward_hook(lambda *_: torch.tensor([[0.8, 0.2]]).log())
+        >>> _ = unsure.register_forward_hook(lambda *_: torch.tensor([[0.4, 0.6]]).log())
+        >>> Ensemble([sure, unsure])(torch.zeros(1, 2)).exp()
+        tensor([[0.6000, 0.4000]])
     """
 
     def __init__(self, members: Sequence[nn.Module], average: Average = "probabilities") -> None:
         super().__init__()
         if not members:
-            raise ValueError("Ensemble: expected at least one network, got none.")
+            raise ValueError("Ensemble: expected at least one member, got none; pass a list of models.")
         if average not in ("probabilities", "logits"):
             raise ValueError(f"Ensemble: expected average 'probabilities' or 'logits', got {average!r}.")
         self.members = nn.ModuleList(members)
         self.average: Average = average
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the logits of the average."""
-        answers = [logits_of(member(*args, **kwargs)) for member in self.members]
-        known = [answer for answer in answers if answer is not None]
-        if len(known) < len(answers) or len({answer.shape for answer in known}) > 1:
-            found = [None if answer is None else tuple(answer.shape) for answer in answers]
-            raise ValueError(f"Ensemble: expected logits of one shape from every network, got {found}.")
-        logits = torch.stack(known)
+    def forward(self, *args: object, **kwargs: object) -> Tensor:
+        """Call every member with these inputs and return the mean as logits, at least in float32.
+
+        Raises:
+            ValueError: If a member returns no logits, or their shapes differ.
+        """
+        answers = [self._logits(i, member(*args, **kwargs)) for i, member in enumerate(self.members)]
+        shapes = [tuple(answer.shape) for answer in answers]
+        if len(set(shapes)) > 1:
+            raise ValueError(
+                f"Ensemble: expected logits of one shape from all members, got {shapes}; "
+                "use models of the same classes and resolution."
+            )
+        total = answers[0]
         if self.average == "logits":
-            return logits.mean(dim=0)
-        return logits.log_softmax(dim=2).logsumexp(dim=0) - math.log(len(known))
+            for answer in answers[1:]:
+                total = total + answer
+            return total / len(answers)
+        total = F.log_softmax(total, dim=-1)
+        for answer in answers[1:]:
+            total = torch.logaddexp(total, F.log_softmax(answer, dim=-1))
+        return total - math.log(len(answers))
+
+    def extra_repr(self) -> str:
+        """Show what is averaged."""
+        return f"average={self.average!r}"
+
+    def _logits(self, index: int, output: object) -> Tensor:
+        logits = logits_of(output)
+        if logits is None:
+            raise ValueError(
+                f"Ensemble: member {index} ({type(self.members[index]).__name__}) returned a {type(output).__name__} "
+                "without logits; wrap it in a module that returns a tensor."
+            )
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

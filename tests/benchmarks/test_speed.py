@@ -19,6 +19,13 @@ from lightning_kd.functional import (
     ofd_loss,
     pkt_loss,
     similarity_preserving_loss,
+    attention_transfer_loss,
+    factor_transfer_loss,
+    fsp_loss,
+    nst_loss,
+    pkt_loss,
+    similarity_preserving_loss,
+    vid_loss,
 )
 
 
@@ -87,6 +94,28 @@ def review_as_written(student, teacher):
             pooled = [F.adaptive_avg_pool2d(x, (level, level)) for x in (student, teacher)]
             loss = loss + weight * F.mse_loss(*pooled)
     return loss / total
+def vid(prediction, target):
+    return vid_loss(prediction, target, torch.ones(prediction.shape[1], requires_grad=True))
+
+
+def vid_as_written(prediction, target):
+    log_scale = torch.ones(prediction.shape[1], requires_grad=True)
+    variance = (torch.log(1 + torch.exp(log_scale)) + 1e-5).view(1, -1, 1, 1)
+    return (0.5 * ((prediction - target.detach()) ** 2 / variance + torch.log(variance))).mean()
+
+
+def factor_as_written(student, teacher):
+    directions = [F.normalize(x.flatten(1), dim=1) for x in (student, teacher.detach())]
+    return (directions[0] - directions[1]).abs().mean()
+
+
+def pooled_factor(student, teacher):
+    return factor_transfer_loss(student, teacher, variant="repdistiller")
+
+
+def pooled_factor_as_written(student, teacher):
+    directions = [F.normalize(x.pow(2).mean(1).flatten(1), dim=1) for x in (student, teacher.detach())]
+    return (directions[0] - directions[1]).abs().mean()
 
 
 def milliseconds(function, inputs, rounds):
@@ -111,6 +140,11 @@ def milliseconds(function, inputs, rounds):
         ("AB", ab_loss, boundary_as_written, [(64, 128, 16, 16)] * 2, 1, 1),
         ("HCL", hcl_loss, review_as_written, [(64, 128, 16, 16)] * 2, 1, 1),
         ("HCL", hcl_loss, review_as_written, [(64, 64, 7, 7)] * 2, 1, 0.9),
+        ("VID", vid, vid_as_written, [(64, 128, 8, 8)] * 2, 1, 0.9),
+        ("VID", vid, vid_as_written, [(64, 32, 16, 16)] * 2, 1, 0.9),
+        ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 8, 8)] * 2, 1, 0.85),
+        ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 16, 16)] * 2, 1, 0.9),
+        ("FT pooled", pooled_factor, pooled_factor_as_written, [(64, 64, 16, 16)] * 2, 1, 0.85),
         ("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
     ],
 )
