@@ -203,12 +203,13 @@ class Paraphraser(nn.Module):
         self.decoder = _stack([nn.ConvTranspose2d(*one, 3, padding=1) for one in mirrored], norm=False)
 
     def forward(self, teacher: Tensor) -> Tensor:
-        """Return the factor of a map (B, C, H, W)."""
-        return self.encoder(teacher)  # type: ignore[no-any-return]  # modules are called through Any
+        """Return the factor of a map (B, C, H, W), whose format may be another than the weights'."""
+        weight = next(self.parameters())
+        return self.encoder(teacher.to(weight.dtype))  # type: ignore[no-any-return]  # modules are called through Any
 
     def reconstruct(self, teacher: Tensor) -> Tensor:
         """Return the map as it can be read from its factor."""
-        return self.decoder(self.encoder(teacher))  # type: ignore[no-any-return]
+        return self.decoder(self(teacher))  # type: ignore[no-any-return]
 
 
 @final

@@ -109,15 +109,6 @@ def factor_as_written(student, teacher):
     return (directions[0] - directions[1]).abs().mean()
 
 
-def pooled_factor(student, teacher):
-    return factor_transfer_loss(student, teacher, variant="repdistiller")
-
-
-def pooled_factor_as_written(student, teacher):
-    directions = [F.normalize(x.pow(2).mean(1).flatten(1), dim=1) for x in (student, teacher.detach())]
-    return (directions[0] - directions[1]).abs().mean()
-
-
 def milliseconds(function, inputs, rounds):
     times = []
     for _ in range(rounds):
@@ -144,7 +135,6 @@ def milliseconds(function, inputs, rounds):
         ("VID", vid, vid_as_written, [(64, 32, 16, 16)] * 2, 1, 0.9),
         ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 8, 8)] * 2, 1, 0.85),
         ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 16, 16)] * 2, 1, 0.9),
-        ("FT pooled", pooled_factor, pooled_factor_as_written, [(64, 64, 16, 16)] * 2, 1, 0.85),
         ("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
     ],
 )

@@ -154,12 +154,24 @@ def test_the_paraphraser_learns_in_its_stage_and_only_there() -> None:
         errors.append(error.item())
     assert errors == sorted(errors, reverse=True)
     optimizer.zero_grad()
+    factors: list[torch.Tensor] = []
+    loss.paraphrasers[0].register_forward_hook(lambda *call: factors.append(call[2]))
     before = copy.deepcopy(loss.state_dict())
     loss(torch.randn(4, 2, 3, 3), teacher).backward()
     optimizer.step()
+    assert [factor.requires_grad for factor in factors] == [False]
     for name, value in loss.state_dict().items():
         if name.startswith("paraphrasers") or value.ndim == 4:  # a bias before batch normalisation has no effect
             assert torch.equal(value, before[name]) == name.startswith("paraphrasers")
+
+
+def test_a_teacher_may_compute_in_another_format() -> None:
+    loss = FTLoss("a", "b")
+    loss.build({"a": (4, 2, 3, 3)}, {"b": (4, 4, 3, 3)})
+    student, teacher = torch.randn(4, 2, 3, 3), torch.randn(4, 4, 3, 3).bfloat16()
+    torch.testing.assert_close(loss(student, teacher), loss(student, teacher.float()))
+    step = StepTensors(teacher_features={"b": teacher})
+    assert loss.evaluate_stage(step).dtype == torch.float32
 
 
 def test_no_stage_can_be_asked_for() -> None:
