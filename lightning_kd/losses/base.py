@@ -167,14 +167,6 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         only_stage = self.stage is not None and self.stage.then_stops and bool(self.stage.length)
         return not only_stage and (step.taught or not self.needs_teacher)
 
-    def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
-        """Look at the layers that the loss reads, before :meth:`build`; a checkpoint's losses are built without.
-
-        Args:
-            student_layers: Each named student layer.
-            teacher_layers: Each named teacher layer.
-        """
-
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.
 

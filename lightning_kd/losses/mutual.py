@@ -14,9 +14,7 @@ from lightning_kd.schedules import Scalar
 _IGNORED = -100
 
 
-def mutual_learning_loss(
-    logits: Sequence[Tensor], target: Tensor | None = None, *, temperature: float = 1.0
-) -> Tensor:
+def mutual_learning_loss(logits: Sequence[Tensor], target: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
     r"""What the members of a cohort lose against one another and, for the peers, against the task (DML).
 
     .. math::

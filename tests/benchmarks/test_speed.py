@@ -13,16 +13,11 @@ import torch.nn.functional as F
 from lightning_kd.functional import (
     ab_loss,
     attention_transfer_loss,
+    factor_transfer_loss,
     fsp_loss,
     hcl_loss,
     nst_loss,
     ofd_loss,
-    pkt_loss,
-    similarity_preserving_loss,
-    attention_transfer_loss,
-    factor_transfer_loss,
-    fsp_loss,
-    nst_loss,
     pkt_loss,
     similarity_preserving_loss,
     vid_loss,
@@ -94,6 +89,8 @@ def review_as_written(student, teacher):
             pooled = [F.adaptive_avg_pool2d(x, (level, level)) for x in (student, teacher)]
             loss = loss + weight * F.mse_loss(*pooled)
     return loss / total
+
+
 def vid(prediction, target):
     return vid_loss(prediction, target, torch.ones(prediction.shape[1], requires_grad=True))
 
