@@ -277,7 +277,7 @@ class Distiller:
     def _probing(self, module: nn.Module) -> Iterator[None]:
         """Leave no trace, and ask a teacher too that has nothing to teach yet."""
         ready = self.teacher is None or self.teacher.ready
-        with _undisturbed(module):
+        with undisturbed(module):
             if self.teacher is not None:
                 self.teacher.ready = True
             try:
@@ -359,7 +359,7 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
 
 
 @contextmanager
-def _undisturbed(module: nn.Module) -> Iterator[None]:
+def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run eagerly in eval mode without gradients, and restore every mode and random state."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
