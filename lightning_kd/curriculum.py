@@ -1,0 +1,370 @@
+"""Curriculum: which samples the student sees when, ordered by how hard the teacher finds them."""
+
+from collections.abc import Callable, Iterator, Sized
+from functools import partial
+from typing import Any, Literal, cast, final
+
+import torch
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SequentialSampler,
+)
+
+from lightning_kd.difficulty import Scorer, TeacherLoss, check_scores, score_samples
+from lightning_kd.report.summary import find_run
+from lightning_kd.schedules import LinearSchedule, Moment, Unit
+
+Order = Literal["easy_to_hard", "hard_to_easy"]
+_NEVER = (-1, 0, 0)
+
+
+@final
+class CurriculumSampler(Sampler[int]):
+    """Draws from the first part of an order, which grows, and keeps the length of the epoch.
+
+    Samples come in random permutations of the admitted part, one after another until the epoch is full; a new one
+    begins whenever the part grows. Once all are admitted, an epoch is a permutation of the data set. All processes
+    draw the same permutations, of which each takes every ``num_replicas``-th sample.
+
+    Args:
+        num_samples: Samples of an epoch in this process.
+        pacing: The share of the data that is admitted at a moment, 0..1.
+        batch_size: Samples of a batch in this process.
+        num_replicas: Number of processes.
+        rank: Which of them this is.
+    """
+
+    def __init__(
+        self, num_samples: int, pacing: LinearSchedule, batch_size: int = 1, num_replicas: int = 1, rank: int = 0
+    ) -> None:
+        self.num_samples = num_samples
+        self.pacing = pacing
+        self.batch_size = batch_size
+        self.num_replicas, self.rank = num_replicas, rank
+        self.order: Tensor | None = None
+        self.prepare: Callable[[], None] | None = None
+        self.seed = 0
+        self.epoch = 0
+        self.step = 0
+        self.batches_a_step = 1
+        self.skip = 0
+        self.drawn: tuple[int, int, int] | None = None
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin another epoch; the Trainer calls this."""
+        self.epoch = epoch
+
+    @property
+    def due(self) -> tuple[int, int, int]:
+        """What decides over the samples that are drawn next: epoch, step, and batches of the epoch to leave out."""
+        return self.epoch, self.step, self.skip
+
+    @due.setter
+    def due(self, due: tuple[int, int, int]) -> None:
+        self.epoch, self.step, self.skip = due
+
+    def admitted(self, moment: Moment) -> int:
+        """Return the number of samples that are admitted at a moment, at least 1."""
+        assert self.order is not None
+        return max(1, round(self.pacing.at(moment) * len(self.order)))
+
+    def __iter__(self) -> Iterator[int]:
+        if self.prepare is not None:
+            self.prepare()
+        if self.order is None:  # before the fit: only the length is of interest
+            self.drawn = _NEVER
+            yield from range(self.num_samples)
+            return
+        self.drawn = self.due
+        skip, self.skip = self.skip * self.batch_size, 0  # of an epoch that is resumed in the middle
+        for samples in self._steps():
+            if skip < len(samples):
+                yield from samples[skip:]
+            skip = max(skip - len(samples), 0)
+
+    def _steps(self) -> Iterator[list[int]]:
+        """Yield this process's samples of each optimizer step."""
+        assert self.order is not None
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        by_step = self.pacing.unit == "step"
+        size = self.batch_size * self.batches_a_step if by_step else self.num_samples
+        left = torch.empty(0, dtype=torch.int64)
+        admitted = 0
+        for number, start in enumerate(range(0, self.num_samples, size)):
+            now = self.admitted(Moment(step=self.step + number, epoch=self.epoch))
+            if now != admitted:
+                admitted, left = now, left[:0]
+            needed = min(size, self.num_samples - start) * self.num_replicas
+            pieces, have = [left], len(left)
+            while have < needed:
+                pieces.append(self.order[:admitted][torch.randperm(admitted, generator=generator)])
+                have += admitted
+            drawn = torch.cat(pieces)
+            left = drawn[needed:]
+            yield drawn[:needed][self.rank :: self.num_replicas].tolist()
+
+
+class Curriculum(Callback):
+    r"""Show the student the easy samples first, or the hard ones; the rest is admitted little by little.
+
+    Before the first step the teacher scores every training sample once. From then on the training batches are drawn
+    from the admitted share of the data only, which grows in a straight line from ``start`` to all of it. An epoch
+    keeps its number of batches, so that learning rate schedules stay right: while few samples are admitted, each
+    comes several times (as in the paper, which draws uniformly from the admitted ones). What is drawn is shuffled
+    whether or not the data loader shuffles. It changes nothing but the samples, so it goes with every loss and with
+    either door, and in several processes all draw from the same share.
+
+    A checkpoint holds the scores and the seed: a run that is resumed, also in the middle of an epoch, sees the
+    samples that the uninterrupted one sees. (In the middle of an epoch the Trainer itself draws one random number
+    more than the uninterrupted run, so that dropout and augmentation differ from there on.)
+
+    Scores are those of the samples as the data set gives them. If it augments at random, give the same samples
+    without augmentation as ``dataset``. The module's batch transfer hooks run as they do for validation.
+
+    Args:
+        order: Which samples come first.
+        start: Share of the data that is admitted at first, > 0 and <= 1.
+        length: Number of epochs or steps until all are admitted, >= 1.
+        unit: Whether to count epochs or optimizer steps; with epochs the share is constant during an epoch.
+        scorer: What tells how hard a sample is: ``TeacherLoss`` (by default), ``TeacherEntropy`` or
+            ``TeacherConfidence``, a function (logits, target) -> (B,), or a tensor with a number for each sample.
+        dataset: The training samples in the same order, to be scored in their place.
+        seed: Seed of the order within the admitted share; by default it follows the global seed.
+
+    Raises:
+        ValueError: If a number is out of its range; at the start of the fit, if the data loader does not allow it.
+
+    Example:
+        >>> curriculum = Curriculum("easy_to_hard", start=0.5, length=2, scorer=torch.tensor([0.3, 0.1, 0.9, 0.2]))
+        >>> trainer = Trainer(callbacks=[curriculum], accelerator="cpu", barebones=True)
+
+    Reference:
+        Hacohen & Weinshall, "On The Power of Curriculum Learning in Training Deep Networks", ICML 2019,
+        arXiv:1904.03626, whose scores by a trained network and uniform draws this follows; their pacing grows in
+        jumps.
+    """
+
+    def __init__(
+        self,
+        order: Order = "easy_to_hard",
+        start: float = 0.3,
+        length: int = 10,
+        unit: Unit = "epoch",
+        *,
+        scorer: Scorer | Tensor | None = None,
+        dataset: Dataset[Any] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if order not in ("easy_to_hard", "hard_to_easy"):
+            raise ValueError(f"Curriculum: expected order 'easy_to_hard' or 'hard_to_easy', got {order!r}.")
+        if not 0.0 < start <= 1.0:
+            raise ValueError(f"Curriculum: expected start > 0 and <= 1, a share of the data, got {start!r}.")
+        self.order = order
+        try:
+            self.pacing = LinearSchedule(start, 1.0, length, unit)
+        except ValueError as error:
+            raise ValueError(str(error).replace("LinearSchedule", "Curriculum")) from None
+        self.scorer: Scorer | Tensor = TeacherLoss() if scorer is None else scorer
+        if isinstance(self.scorer, Tensor) and self.scorer.ndim != 1:
+            raise ValueError(
+                f"Curriculum: expected a scorer tensor (N,), a number for each sample, got shape "
+                f"{tuple(self.scorer.shape)}."
+            )
+        if isinstance(self.scorer, Tensor) and dataset is not None:
+            rank_zero_warn("Curriculum: dataset has no effect, because the scores are given as a tensor.")
+        self.dataset = dataset
+        self.seed = seed
+        self.difficulty: Tensor | None = None
+        self.sampler: CurriculumSampler | None = None
+        self._seed: int | None = None
+        self._started = False
+
+    # What the Trainer calls
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Ask to see the training data loader before it is first used."""
+        if stage != "fit":
+            return
+        if sum(isinstance(callback, Curriculum) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+            raise ValueError("The Trainer has more than one Curriculum, and only one can choose the samples.")
+        self.difficulty = self.sampler = self._seed = None
+        self._started = False
+        self._warn_without_effect(trainer)
+        self._release(trainer)
+        process = partial(self._process, trainer, pl_module, trainer.strategy.process_dataloader)
+        trainer.strategy.process_dataloader = process  # type: ignore[method-assign]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the teacher is in place, so that it can score."""
+        if self._seed is None:
+            seed = torch.initial_seed() * 6364136223846793005 + 1442695040888963407 if self.seed is None else self.seed
+            self._seed = trainer.strategy.broadcast(seed % 2**62)
+        self._started = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the samples, unless worker processes have already asked for them."""
+        if self.sampler is None:
+            return
+        self._prepare(trainer, pl_module, self.sampler)
+        due, drawn = _due(trainer), self.sampler.drawn
+        if drawn == due:
+            return
+        self.sampler.due = due
+        if drawn is not None:  # worker processes have drawn before the fit, to count the batches
+            with torch.random.fork_rng(devices=[]):
+                iter(cast(Any, trainer.fit_loop._data_fetcher))
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the sampler how far the run has come."""
+        if self.sampler is not None:
+            self.sampler.step = trainer.global_step
+            self.sampler.batches_a_step = trainer.accumulate_grad_batches
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave the strategy as it was."""
+        self._release(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave the strategy as it was."""
+        self._release(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scores and the seed."""
+        return {"difficulty": self.difficulty, "seed": self._seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the scores and the seed of a resumed run."""
+        self.difficulty, self._seed = state_dict["difficulty"], state_dict["seed"]
+
+    # The data loader
+
+    def _process(
+        self, trainer: Trainer, pl_module: LightningModule, process: Callable[[object], object], loader: object
+    ) -> object:
+        if trainer.training:
+            self._install(trainer, pl_module, loader)
+        return process(loader)
+
+    def _install(self, trainer: Trainer, pl_module: LightningModule, loader: object) -> None:
+        check_loader(loader)
+        assert isinstance(loader, DataLoader)
+        assert isinstance(loader.batch_sampler, BatchSampler)
+        replaced = loader.batch_sampler.sampler
+        if isinstance(replaced, DistributedSampler):
+            replicas = {"num_replicas": replaced.num_replicas, "rank": replaced.rank}
+        else:
+            replicas = trainer.distributed_sampler_kwargs or {}
+        batch_size = loader.batch_sampler.batch_size
+        sampler = CurriculumSampler(len(cast(Sized, replaced)), self.pacing, batch_size, **replicas)
+        sampler.prepare = partial(self._prepare, trainer, pl_module, sampler)
+        sampler.due = _due(trainer)
+        sampler.batches_a_step = trainer.accumulate_grad_batches
+        loader.batch_sampler.sampler = self.sampler = sampler
+
+    def _prepare(self, trainer: Trainer, pl_module: LightningModule, sampler: CurriculumSampler) -> None:
+        """See that a sampler knows the order of difficulty."""
+        if not self._started or sampler.order is not None:
+            return
+        loader = trainer.train_dataloader
+        if not isinstance(loader, DataLoader):
+            raise ValueError(
+                f"Curriculum: the training data is a {type(loader).__name__} of several data loaders; it can order the "
+                "samples of one. Join the data sets: DataLoader(torch.utils.data.ConcatDataset([...]))."
+            )
+        samples = len(cast(Sized, loader.dataset))
+        if self.difficulty is None:
+            self.difficulty = self._score(trainer, pl_module, loader)
+            if self.difficulty.min() == self.difficulty.max():
+                rank_zero_warn("Curriculum: all samples are equally difficult, so they are admitted in their order.")
+        if len(self.difficulty) != samples:
+            raise ValueError(
+                f"Curriculum: there are {len(self.difficulty)} scores, and {samples} training samples. Give a score "
+                "for each sample, keep the data set during the run, or resume with that of the checkpoint."
+            )
+        sign = -1.0 if self.order == "hard_to_easy" else 1.0
+        sampler.seed = cast(int, self._seed)
+        sampler.order = torch.argsort(sign * self.difficulty, stable=True)
+
+    def _score(self, trainer: Trainer, pl_module: LightningModule, loader: "DataLoader[Any]") -> Tensor:
+        if isinstance(self.scorer, Tensor):
+            return check_scores(self.scorer.detach().cpu().float(), "the scorer tensor")
+        run = find_run(trainer, pl_module)
+        if run is None or run.distiller.teacher is None:
+            raise ValueError(
+                "Curriculum: there is no teacher to score the samples. Give DistillationModule a teacher or the "
+                "Trainer a DistillationCallback, or give Curriculum the scores: scorer=tensor."
+            )
+        return score_samples(trainer, pl_module, run, self.scorer, loader, self.dataset)
+
+    def _warn_without_effect(self, trainer: Trainer) -> None:
+        length, unit = self.pacing.length, self.pacing.unit
+        if self.pacing.start == 1.0:
+            rank_zero_warn("Curriculum: start=1.0 admits all samples at once, so that there is no curriculum.")
+            return
+        whole = trainer.max_epochs if unit == "epoch" else trainer.max_steps
+        if whole is not None and 0 < whole <= length:
+            rank_zero_warn(
+                f"Curriculum: all samples are admitted after {length} {unit}s, but the run ends after {whole}, so that "
+                f"the {'hardest' if self.order == 'easy_to_hard' else 'easiest'} are never seen; shorten length."
+            )
+
+    @staticmethod
+    def _release(trainer: Trainer) -> None:
+        vars(trainer.strategy).pop("process_dataloader", None)
+
+
+def _due(trainer: Trainer) -> tuple[int, int, int]:
+    """Return epoch and step at which the next epoch begins, and the batches done if it is resumed in the middle."""
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    batches: Any = trainer.fit_loop.epoch_loop.batch_progress
+    inside = epochs.started > epochs.processed and batches.current.processed > 0
+    if inside and batches.is_last_batch:
+        return epochs.started, trainer.global_step, 0
+    done = batches.current.processed if inside else 0
+    return epochs.processed, trainer.global_step - done // trainer.accumulate_grad_batches, done
+
+
+def check_loader(loader: object) -> None:
+    """Raise a ``ValueError`` with the remedy unless a curriculum can choose the samples of a data loader."""
+    if not isinstance(loader, DataLoader):
+        raise ValueError(
+            f"Curriculum: the training data is a {type(loader).__name__}; it can order the samples of a "
+            "torch.utils.data.DataLoader only."
+        )
+    if isinstance(loader.dataset, IterableDataset):
+        raise ValueError(
+            f"Curriculum: {type(loader.dataset).__name__} is an IterableDataset, whose samples come in its own order; "
+            "use a data set with __getitem__ and __len__."
+        )
+    if loader.batch_sampler is None:
+        raise ValueError(
+            "Curriculum: the data loader has batch_size=None, so there are no single samples to choose; let it make "
+            "the batches: DataLoader(dataset, batch_size=...)."
+        )
+    batch_sampler: Any = loader.batch_sampler
+    if type(batch_sampler).__iter__ is not BatchSampler.__iter__:
+        raise ValueError(
+            f"Curriculum: the batch sampler {type(batch_sampler).__name__} itself chooses the samples of each "
+            "batch; use batch_size=... in place of batch_sampler=..."
+        )
+    sampler = batch_sampler.sampler
+    if isinstance(sampler, DistributedSamplerWrapper):
+        sampler = cast(Any, sampler.dataset)._sampler
+    if not isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler | CurriculumSampler):
+        raise ValueError(
+            f"Curriculum: the sampler {type(sampler).__name__} itself chooses the samples, and would be replaced; use "
+            "shuffle=True in place of sampler=..., and torch.utils.data.Subset to train on some samples only."
+        )
