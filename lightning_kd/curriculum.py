@@ -198,8 +198,6 @@ class Curriculum(Callback):
         """Ask to see the training data loader before it is first used."""
         if stage != "fit":
             return
-        if sum(isinstance(callback, Curriculum) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ValueError("The Trainer has more than one Curriculum, and only one can choose the samples.")
         self.difficulty = self.sampler = self._seed = None
         self._started = False
         self._warn_without_effect(trainer)
@@ -287,13 +285,13 @@ class Curriculum(Callback):
         samples = len(cast(Sized, loader.dataset))
         if self.difficulty is None:
             self.difficulty = self._score(trainer, pl_module, loader)
-            if self.difficulty.min() == self.difficulty.max():
-                rank_zero_warn("Curriculum: all samples are equally difficult, so they are admitted in their order.")
         if len(self.difficulty) != samples:
             raise ValueError(
                 f"Curriculum: there are {len(self.difficulty)} scores, and {samples} training samples. Give a score "
                 "for each sample, keep the data set during the run, or resume with that of the checkpoint."
             )
+        if self.difficulty.min() == self.difficulty.max():
+            rank_zero_warn("Curriculum: all samples are equally difficult, so they are admitted in their order.")
         sign = -1.0 if self.order == "hard_to_easy" else 1.0
         sampler.seed = cast(int, self._seed)
         sampler.order = torch.argsort(sign * self.difficulty, stable=True)

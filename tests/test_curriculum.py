@@ -30,6 +30,8 @@ from lightning_kd.difficulty import Difficulty, TeacherConfidence, TeacherEntrop
 from lightning_kd.schedules import LinearSchedule, Moment
 from tests import support
 
+pytestmark = pytest.mark.filterwarnings("ignore:Curriculum. all samples are admitted after:UserWarning")  # short runs
+
 ROOT = Path(__file__).parent.parent
 DOORS = ["module", "callback"]
 COUNT = 24
@@ -402,6 +404,9 @@ def test_a_loader_that_is_made_anew_every_epoch_draws_the_same():
         def train_dataloader(self):
             return loader()
 
+        def val_dataloader(self):
+            return loader(shuffle=False)
+
     module = Reloads(support.student(), teacher_of_rows(), [lightning_kd.losses.KDLoss(temperature=2.0)])
     seen = Seen()
     trainer = support.trainer(max_epochs=4, callbacks=[curriculum(), seen], reload_dataloaders_every_n_epochs=1)
@@ -459,28 +464,30 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(door, unit, workers, tm
 def test_resume_in_the_middle_of_an_epoch_sees_the_samples_that_are_left(door, steps, workers, tmp_path):
     train = loader(num_workers=workers)  # three batches an epoch
     whole, seen, _ = fit(door, curriculum(), train=train)
-    saver = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
-    fit(door, curriculum(), max_epochs=3, train=train, callbacks=[saver], enable_checkpointing=True)
-    options = {"ckpt_path": tmp_path / f"step={steps}.ckpt", "enable_checkpointing": True, "train": train}
-    callbacks = [ModelCheckpoint(tmp_path / "more")]
-    resumed, again, _ = fit(door, curriculum(), seed=99, callbacks=callbacks, **options)
+    saving = {"enable_checkpointing": True, "train": train}
+
+    def saver():
+        return ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+
+    fit(door, curriculum(), max_epochs=3, callbacks=[saver()], **saving)
+    path = tmp_path / f"step={steps}.ckpt"
+    resumed, again, _ = fit(door, curriculum(), seed=99, callbacks=[saver()], ckpt_path=path, **saving)
     batches = [batch for epoch in seen.epochs for batch in epoch][steps:]
     assert [batch for epoch in again.epochs for batch in epoch] == batches
     support.assert_same_weights(whole, resumed)
 
 
 def test_a_resumed_run_does_not_score_again(tmp_path):
-    saver = ModelCheckpoint(tmp_path, filename="half")
-    fit("module", curriculum(), max_epochs=2, callbacks=[saver], enable_checkpointing=True)
+    saving = {"enable_checkpointing": True, "callbacks": [ModelCheckpoint(tmp_path, filename="half", save_top_k=-1)]}
+    fit("module", curriculum(), max_epochs=2, **saving)
+    path = tmp_path / "half.ckpt"
 
     def fails(logits, target):
         raise AssertionError
 
-    callbacks = [ModelCheckpoint(tmp_path / "more")]
-    path = tmp_path / "half.ckpt"
-    fit("module", curriculum(scorer=fails), ckpt_path=path, callbacks=callbacks, enable_checkpointing=True)
     with pytest.raises(ValueError, match="24 scores, and 16 training samples"):
-        fit("module", curriculum(), train=loader(16), ckpt_path=path, callbacks=callbacks, enable_checkpointing=True)
+        fit("module", curriculum(), train=loader(16), ckpt_path=path, **saving)
+    fit("module", curriculum(scorer=fails), ckpt_path=path, **saving)
 
 
 # Refusals
@@ -509,6 +516,11 @@ class Stream(IterableDataset):
         return iter([Rows()[0]] * 8)
 
 
+class Plain:
+    def __iter__(self):
+        return iter(loader())
+
+
 class Bucketing(BatchSampler):
     def __iter__(self):
         return super().__iter__()
@@ -524,7 +536,7 @@ def bad_loaders():
         "SubsetRandomSampler": DataLoader(rows, sampler=SubsetRandomSampler(range(8))),
         "Bucketing": DataLoader(rows, batch_sampler=Bucketing(SequentialSampler(rows), 4, False)),
         "several data loaders": CombinedLoader([loader(), loader()]),
-        "is a list": batches,
+        "is a Plain": Plain(),
     }
 
 
@@ -532,17 +544,17 @@ def bad_loaders():
 def test_a_loader_whose_samples_cannot_be_chosen_is_refused(words):
     class FromEither(DistillationModule):
         def unpack_batch(self, batch):
-            return super().unpack_batch(batch[0] if isinstance(batch[0], list) else batch)
+            return super().unpack_batch(batch[0] if isinstance(batch[0], list | tuple) else batch)
 
     module = FromEither(support.student(), teacher_of_rows(), [lightning_kd.losses.KDLoss()])
     with pytest.raises(ValueError, match=f"^Curriculum: .*{words}"):
-        support.fit(module, train=bad_loaders()[words], callbacks=[curriculum()], max_epochs=4)
+        support.trainer(callbacks=[curriculum()], max_epochs=4).fit(module, bad_loaders()[words], loader())
 
 
 def test_the_process_is_released_after_an_error():
     trainer = support.trainer(callbacks=[curriculum()], max_epochs=4)
     with pytest.raises(ValueError, match="Curriculum"):
-        trainer.fit(support.module(losses=[lightning_kd.losses.KDLoss()]), DataLoader(Stream(), batch_size=4))
+        trainer.fit(support.module(losses=[lightning_kd.losses.KDLoss()]), DataLoader(Stream(), batch_size=4), loader())
     assert "process_dataloader" not in vars(trainer.strategy)
 
 
@@ -562,19 +574,20 @@ def test_without_a_teacher_the_scores_must_be_given():
     [
         (lambda logits, target: logits, r"expected the scorer to return a tensor \(8,\).*got \(8, 4\)"),
         (lambda logits, target: 1.0, r"got float"),
-        (lambda logits, target: logits[:, 0] * float("nan"), "24 of 24 scores of <lambda> are not finite.*sample 0: nan"),
+        (
+            lambda logits, target: logits[:, 0] * float("nan"),
+            "24 of 24 scores of <lambda> are not finite.*sample 0: nan",
+        ),
         (torch.zeros(5), "5 scores, and 24 training samples"),
-        (torch.tensor([0.0, float("inf")]), "1 of 2 scores of the scorer tensor are not finite, first that of sample 1"),
+        (
+            torch.tensor([0.0, float("inf")]),
+            "1 of 2 scores of the scorer tensor are not finite, first that of sample 1",
+        ),
     ],
 )
 def test_scores_that_do_not_fit_are_refused(scorer, words):
     with pytest.raises(ValueError, match=words):
         fit("module", curriculum(scorer=scorer))
-
-
-def test_two_curricula_are_refused():
-    with pytest.raises(ValueError, match="more than one Curriculum"):
-        fit("module", curriculum(), callbacks=[curriculum()])
 
 
 def test_settings_without_effect_warn():
