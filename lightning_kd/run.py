@@ -378,7 +378,8 @@ def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
         loader = train_loader(trainer)
         batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
         if batch is None:
-            batch, _, _ = next(iter(CombinedLoader(loader, "max_size_cycle")))
+            combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+            batch, _, _ = next(iter(combined))
         return module._apply_batch_transfer_handler(batch, device=device_of(module))
 
 
