@@ -171,7 +171,8 @@ class StepSchedule(Schedule):
         unit: Whether to count epochs or optimizer steps.
 
     Raises:
-        ValueError: If the numbers of values and milestones do not match, or the milestones do not ascend.
+        ValueError: If the numbers of values and milestones do not match, or the milestones are not ascending whole
+            numbers >= 1.
 
     Example:
         >>> [StepSchedule([4.0, 2.0, 1.0], [1, 3]).at(Moment(epoch=epoch)) for epoch in range(4)]
@@ -185,8 +186,10 @@ class StepSchedule(Schedule):
                 f"StepSchedule: expected one value more than milestones, got {len(values)} values and "
                 f"{len(milestones)} milestones."
             )
-        if list(milestones) != sorted(set(milestones)) or any(milestone < 1 for milestone in milestones):
-            raise ValueError(f"StepSchedule: expected ascending milestones >= 1, got {list(milestones)}.")
+        for milestone in milestones:
+            check_length("StepSchedule", "milestone", milestone, 1)
+        if list(milestones) != sorted(set(milestones)):
+            raise ValueError(f"StepSchedule: expected ascending milestones, got {list(milestones)}.")
         self.values, self.milestones = list(values), list(milestones)
         self.unit: Unit = unit
 
@@ -233,7 +236,7 @@ class WarmUpSchedule(Schedule):
 
 def check_length(owner: str, name: str, value: int, least: int) -> None:
     """Raise a ``ValueError`` unless a number of epochs or steps is whole and large enough."""
-    if not isinstance(value, int) or value < least:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{owner}: expected a whole number {name} >= {least}, got {value!r}.")
 
 

@@ -65,7 +65,7 @@ class Seen(Callback):
         self.epochs[trainer.current_epoch].append(batch[0][:, 0, 0, 0].long().tolist())
 
     def rows(self, epoch):
-        return sum(self.epochs[epoch], [])
+        return [row for batch in self.epochs[epoch] for row in batch]
 
 
 class RowScore(Difficulty):
@@ -237,7 +237,7 @@ def test_processes_split_one_permutation(unit):
     # 10 samples over 2 processes, 5 each, of which half are admitted: together each of 0..4 twice
     parts = [draw(sampler(10, 5, unit=unit, num_replicas=2, rank=rank)) for rank in (0, 1)]
     if unit == "epoch":
-        assert sorted(sum(parts, [])) == sorted([*range(5), *range(5)])
+        assert sorted([*parts[0], *parts[1]]) == sorted([*range(5), *range(5)])
     assert parts[0][:1] != parts[1][:1]
     whole = draw(sampler(10, unit=unit, batch_size=2, length=2))
     assert [row for pair in zip(*parts, strict=True) for row in pair] == whole
@@ -283,7 +283,7 @@ def test_steps_are_counted_within_an_epoch_and_over_accumulated_batches():
     # 6 batches of 4, two of which are a step: a quarter of 24, then 9/24 more a step: 6, 15, 24
     made = curriculum(unit="step", length=2)
     _, seen, _ = fit("module", made, train=loader(batch_size=4), max_epochs=2, accumulate_grad_batches=2)
-    first, second, third = (sum(seen.epochs[0][i : i + 2], []) for i in (0, 2, 4))
+    first, second, third = ([*seen.epochs[0][i], *seen.epochs[0][i + 1]] for i in (0, 2, 4))
     assert set(first) <= set(EASIEST[:6])
     assert len(set(first)) == 6
     assert set(second) <= set(EASIEST[:15])
@@ -548,13 +548,17 @@ def test_a_loader_whose_samples_cannot_be_chosen_is_refused(words):
 
     module = FromEither(support.student(), teacher_of_rows(), [lightning_kd.losses.KDLoss()])
     with pytest.raises(ValueError, match=f"^Curriculum: .*{words}"):
-        support.trainer(callbacks=[curriculum()], max_epochs=4).fit(module, bad_loaders()[words], loader())
+        support.trainer(callbacks=[curriculum()], max_epochs=4).fit(module, bad_loaders()[words], loader(shuffle=False))
 
 
 def test_the_process_is_released_after_an_error():
     trainer = support.trainer(callbacks=[curriculum()], max_epochs=4)
     with pytest.raises(ValueError, match="Curriculum"):
-        trainer.fit(support.module(losses=[lightning_kd.losses.KDLoss()]), DataLoader(Stream(), batch_size=4), loader())
+        trainer.fit(
+            support.module(losses=[lightning_kd.losses.KDLoss()]),
+            DataLoader(Stream(), batch_size=4),
+            loader(shuffle=False),
+        )
     assert "process_dataloader" not in vars(trainer.strategy)
 
 
@@ -564,7 +568,7 @@ def test_without_a_teacher_the_scores_must_be_given():
         support.fit(module, train=loader(), callbacks=[curriculum(scorer=scorer), seen], max_epochs=4)
         return set(seen.rows(0))
 
-    with pytest.raises(ValueError, match="no teacher to score.*DistillationModule a teacher.*scorer=tensor"):
+    with pytest.raises(ValueError, match=r"no teacher to score.*DistillationModule a teacher.*scorer=tensor"):
         run(TeacherEntropy())
     assert run(torch.arange(COUNT)) == set(range(6))
 
@@ -576,12 +580,12 @@ def test_without_a_teacher_the_scores_must_be_given():
         (lambda logits, target: 1.0, r"got float"),
         (
             lambda logits, target: logits[:, 0] * float("nan"),
-            "24 of 24 scores of <lambda> are not finite.*sample 0: nan",
+            "24 of 24 scores of <lambda> are not .*sample 0: nan",
         ),
         (torch.zeros(5), "5 scores, and 24 training samples"),
         (
             torch.tensor([0.0, float("inf")]),
-            "1 of 2 scores of the scorer tensor are not finite, first that of sample 1",
+            "1 of 2 scores of the scorer tensor .* first that of sample 1",
         ),
     ],
 )
