@@ -26,6 +26,7 @@ from lightning_kd.schedules import LinearSchedule, Moment, Unit
 
 Order = Literal["easy_to_hard", "hard_to_easy"]
 _NEVER = (-1, 0, 0)
+_OTHER_STREAM = 0x5DEECE66D  # so that the order is not drawn from the same random numbers as the first weights
 
 
 @final
@@ -191,6 +192,7 @@ class Curriculum(Callback):
         self.sampler: CurriculumSampler | None = None
         self._seed: int | None = None
         self._started = False
+        self._replaced: tuple[Any, object] | None = None
 
     # What the Trainer calls
 
@@ -208,7 +210,7 @@ class Curriculum(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note that the teacher is in place, so that it can score."""
         if self._seed is None:
-            seed = torch.initial_seed() * 6364136223846793005 + 1442695040888963407 if self.seed is None else self.seed
+            seed = torch.initial_seed() ^ _OTHER_STREAM if self.seed is None else self.seed
             self._seed = trainer.strategy.broadcast(seed % 2**62)
         self._started = True
 
@@ -232,11 +234,11 @@ class Curriculum(Callback):
             self.sampler.batches_a_step = trainer.accumulate_grad_batches
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the strategy as it was."""
+        """Leave the strategy and the data loader as they were."""
         self._release(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the strategy as it was."""
+        """Leave the strategy and the data loader as they were."""
         self._release(trainer)
 
     def state_dict(self) -> dict[str, Any]:
@@ -253,6 +255,7 @@ class Curriculum(Callback):
         self, trainer: Trainer, pl_module: LightningModule, process: Callable[[object], object], loader: object
     ) -> object:
         if trainer.training:
+            self._put_back()
             self._install(trainer, pl_module, loader)
         return process(loader)
 
@@ -271,6 +274,7 @@ class Curriculum(Callback):
         sampler.due = _due(trainer)
         sampler.batches_a_step = trainer.accumulate_grad_batches
         loader.batch_sampler.sampler = self.sampler = sampler
+        self._replaced = loader.batch_sampler, replaced
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, sampler: CurriculumSampler) -> None:
         """See that a sampler knows the order of difficulty."""
@@ -319,9 +323,15 @@ class Curriculum(Callback):
                 f"the {'hardest' if self.order == 'easy_to_hard' else 'easiest'} are never seen; shorten length."
             )
 
-    @staticmethod
-    def _release(trainer: Trainer) -> None:
+    def _release(self, trainer: Trainer) -> None:
         vars(trainer.strategy).pop("process_dataloader", None)
+        self._put_back()
+
+    def _put_back(self) -> None:
+        if self._replaced is not None:
+            batch_sampler, sampler = self._replaced
+            batch_sampler.sampler = sampler
+            self._replaced = None
 
 
 def _due(trainer: Trainer) -> tuple[int, int, int]:
@@ -361,7 +371,7 @@ def check_loader(loader: object) -> None:
     sampler = batch_sampler.sampler
     if isinstance(sampler, DistributedSamplerWrapper):
         sampler = cast(Any, sampler.dataset)._sampler
-    if not isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler | CurriculumSampler):
+    if not isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
         raise ValueError(
             f"Curriculum: the sampler {type(sampler).__name__} itself chooses the samples, and would be replaced; use "
             "shuffle=True in place of sampler=..., and torch.utils.data.Subset to train on some samples only."

@@ -423,6 +423,22 @@ def test_a_second_fit_scores_anew():
     assert len(made.difficulty) == 16
 
 
+def test_the_users_loader_is_left_as_it_was():
+    train = loader()
+    before = train.batch_sampler.sampler
+    fit("module", curriculum(), train=train)
+    assert train.batch_sampler.sampler is before
+
+    class Failing(Callback):
+        def on_train_batch_end(self, *args):
+            assert train.batch_sampler.sampler is not before
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fit("module", curriculum(), train=train, callbacks=[Failing()])
+    assert train.batch_sampler.sampler is before
+
+
 def test_the_seed_decides_over_the_order():
     def rows(**options):
         return fit("module", curriculum(**options), max_epochs=1)[1].rows(0)
@@ -619,7 +635,7 @@ def test_a_curriculum_is_written_in_yaml(tmp_path, monkeypatch):
         "        start: 0.5\n"
         "        length: 3\n"
         "        unit: step\n"
-        "        scorer: {class_path: lightning_kd.difficulty.TeacherEntropy}\n"
+        "        scorer: TeacherEntropy\n"
     )
     quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=4"]
     quiet = ["--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}"]
