@@ -33,9 +33,9 @@ _OTHER_STREAM = 0x5DEECE66D  # so that the order is not drawn from the same rand
 class CurriculumSampler(Sampler[int]):
     """Draws from the first part of an order, which grows, and keeps the length of the epoch.
 
-    Samples come in random permutations of the admitted part, one after another until the epoch is full; a new one
-    begins whenever the part grows. Once all are admitted, an epoch is a permutation of the data set. All processes
-    draw the same permutations, of which each takes every ``num_replicas``-th sample.
+    Samples come in random permutations of the admitted part, one after another until the epoch is full. If the part
+    grows with the steps, each step is a random draw without repetition, until all are admitted. From then on, an
+    epoch is a permutation of the data set. All processes draw the same, and each takes every ``num_replicas``-th.
 
     Args:
         num_samples: Samples of an epoch in this process.
@@ -103,19 +103,16 @@ class CurriculumSampler(Sampler[int]):
         by_step = self.pacing.unit == "step"
         size = self.batch_size * self.batches_a_step if by_step else self.num_samples
         left = torch.empty(0, dtype=torch.int64)
-        admitted = 0
         for number, start in enumerate(range(0, self.num_samples, size)):
-            now = self.admitted(Moment(step=self.step + number, epoch=self.epoch))
-            if now != admitted:
-                admitted, left = now, left[:0]
+            admitted = self.admitted(Moment(step=self.step + number, epoch=self.epoch))
             needed = min(size, self.num_samples - start) * self.num_replicas
-            pieces, have = [left], len(left)
-            while have < needed:
-                pieces.append(self.order[:admitted][torch.randperm(admitted, generator=generator)])
-                have += admitted
-            drawn = torch.cat(pieces)
-            left = drawn[needed:]
-            yield drawn[:needed][self.rank :: self.num_replicas].tolist()
+            if by_step and admitted < len(self.order):
+                drawn = _draw(admitted, needed, generator)
+            else:
+                while len(left) < needed:
+                    left = torch.cat([left, torch.randperm(admitted, generator=generator)])
+                drawn, left = left[:needed], left[needed:]
+            yield self.order[drawn[self.rank :: self.num_replicas]].tolist()
 
 
 class Curriculum(Callback):
@@ -334,14 +331,22 @@ class Curriculum(Callback):
             self._replaced = None
 
 
+def _draw(admitted: int, needed: int, generator: torch.Generator) -> Tensor:
+    """Draw below a number without repetition as far as that is possible, at a cost that does not grow with it."""
+    if 4 * needed > admitted:
+        rounds = -(-needed // admitted)
+        return torch.cat([torch.randperm(admitted, generator=generator) for _ in range(rounds)])[:needed]
+    rows: dict[int, None] = {}
+    while len(rows) < needed:
+        rows |= dict.fromkeys(torch.randint(admitted, (2 * needed,), generator=generator).tolist())
+    return torch.tensor(list(rows)[:needed])
+
+
 def _due(trainer: Trainer) -> tuple[int, int, int]:
     """Return epoch and step at which the next epoch begins, and the batches done if it is resumed in the middle."""
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
-    inside = epochs.started > epochs.processed and batches.current.processed > 0
-    if inside and batches.is_last_batch:
-        return epochs.started, trainer.global_step, 0
-    done = batches.current.processed if inside else 0
+    done = batches.current.processed if epochs.started > epochs.processed else 0
     return epochs.processed, trainer.global_step - done // trainer.accumulate_grad_batches, done
 
 

@@ -214,6 +214,17 @@ def test_with_steps_the_share_grows_within_an_epoch():
     assert sorted(draw(made, epoch=1, step=4)) == list(range(16))
 
 
+def test_a_step_draws_every_admitted_sample_equally_often_without_repetition():
+    # 40 of 400 a step, out of the first 200: each is expected 2000 * 40 / 200 = 400 times, with deviation 18
+    made = sampler(400, 80_000, start=0.5, length=10**9, unit="step", batch_size=40)
+    drawn = torch.tensor(draw(made)).view(2000, 40)
+    assert all(len(set(step)) == 40 for step in drawn.tolist())
+    counts = drawn.flatten().bincount(minlength=400)
+    assert counts[200:].sum() == 0
+    assert counts[:200].min() > 400 - 5 * 18
+    assert counts[:200].max() < 400 + 5 * 18
+
+
 def test_a_step_may_be_of_several_batches():
     made = sampler(16, start=0.25, length=4, unit="step", batch_size=4)
     made.batches_a_step = 2
