@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, cast
 
@@ -17,11 +17,12 @@ from torch.optim import Optimizer
 
 from lightning_kd import batches
 from lightning_kd.batches import Batch
-from lightning_kd.configurable import describe
+from lightning_kd.configurable import describe, restore
 from lightning_kd.distiller import Distiller, name_losses
 from lightning_kd.export import export_student
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.run import DistillationRun, check_same_architecture, probe_batch
+from lightning_kd.schedules import Scalar, Schedule, extremes
 from lightning_kd.teachers import FrozenTeacher
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -44,7 +45,7 @@ class DistillationModule(LightningModule):
             makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
         task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
-        task_weight: Factor of the task's own loss, >= 0.
+        task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
         optimizer: Makes the optimizer from the parameters of student and losses.
         lr_scheduler: Makes the learning rate scheduler from the optimizer.
         lr_interval: Whether the scheduler steps every epoch or every optimizer step.
@@ -76,14 +77,16 @@ class DistillationModule(LightningModule):
         losses: Sequence[DistillationLoss] | None = None,
         *,
         task_loss: nn.Module | None = None,
-        task_weight: float = 1.0,
+        task_weight: Scalar = 1.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         teacher_dtype: Precision | torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if not 0.0 <= task_weight < float("inf"):
+        if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
+            task_weight = cast(Schedule, restore(task_weight, Schedule))
+        if not all(0.0 <= value < float("inf") for value in extremes(task_weight)):
             raise ValueError(f"DistillationModule: expected a finite task_weight >= 0, got {task_weight}.")
         if losses is None and teacher is None and task_loss is None:
             raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
@@ -286,7 +289,11 @@ class DistillationModule(LightningModule):
         if _given_hyperparameters.get() is not None:  # LightningCLI has the class paths of every module
             self.save_hyperparameters()
             return
-        options: dict[str, Any] = {"task_weight": self.task_weight, "lr_interval": self.lr_interval}
+        weight = self.task_weight
+        options: dict[str, Any] = {
+            "task_weight": describe(weight) if isinstance(weight, Schedule) else weight,
+            "lr_interval": self.lr_interval,
+        }
         if dtype is not None:
             options["teacher_dtype"] = str(dtype).removeprefix("torch.")
         with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading

@@ -23,7 +23,7 @@ from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
 from lightning_kd.restart import OptimizerStart
-from lightning_kd.schedules import Moment
+from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
 from lightning_kd.teachers.source import TeacherSource
 
 CHECKPOINT_KEY = "lightning_kd"
@@ -34,12 +34,15 @@ class DistillationRun:
 
     Args:
         distiller: The engine.
-        task_weight: Factor of the task term.
+        task_weight: Factor of the task term, a number or a schedule.
     """
 
-    def __init__(self, distiller: Distiller, task_weight: float = 1.0) -> None:
+    def __init__(self, distiller: Distiller, task_weight: Scalar = 1.0) -> None:
         self.distiller = distiller
         self.task_weight = task_weight
+        self.follows_time = distiller.follows_time or isinstance(task_weight, Schedule)
+        """Whether a weight or a loss changes over the run."""
+        self._task_weight_now = value_at(task_weight, Moment())
         self.log = PartLog()
         self.comparison = Comparison()
         self.results: dict[str, float] = {}
@@ -150,9 +153,10 @@ class DistillationRun:
         trainer = module.trainer
         if self._source is not None:
             self._source.start_batch(self, trainer, module, batch_idx)
-        if not self.distiller.follows_time:
+        if not self.follows_time:
             return
         moment = self.moment(module)
+        self._task_weight_now = value_at(self.task_weight, moment)
         self.distiller.set_moment(moment)
         stages = [loss.stage for _, loss in self.distiller.stage_at(moment) if loss.stage is not None]
         for stage in stages:
@@ -199,7 +203,8 @@ class DistillationRun:
             total = add_up(list(counted.values()))
         else:
             parts = self.distiller.parts(batch, record)
-            base = task if task is None or self.task_weight == 1.0 else self.task_weight * task
+            weight = self._task_weight_now
+            base = task if task is None or weight == 1.0 else weight * task
             total = weighted_sum(base, parts, self.distiller.losses)
             counted = parts if task is None else {"task": task, **parts}
         for name, loss in self.distiller.named_hybrids():
@@ -251,7 +256,10 @@ class DistillationRun:
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
         means = self.log.epoch_means
-        weights = {"task": self.task_weight, **{name: loss.weight_now for name, loss in self.distiller.named_losses()}}
+        weights = {
+            "task": self._task_weight_now,
+            **{name: loss.weight_now for name, loss in self.distiller.named_losses()},
+        }
         total = means.get("loss") or 1.0
         return [
             (name, weights[name], mean, weights[name] * mean / total) for name, mean in means.items() if name in weights

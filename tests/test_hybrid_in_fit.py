@@ -85,6 +85,16 @@ def test_a_schedule_moves_with_the_steps_and_the_epochs(door):
     assert seen == [(0.0, 4.0), (0.25, 4.0), (0.5, 4.0), (0.75, 1.0), (1.0, 1.0), (1.0, 1.0)]
 
 
+def test_the_tasks_weight_moves_too_and_comes_back_from_a_checkpoint(tmp_path):
+    module = support.module(losses=[KDLoss(weight=0.5)], task_weight=LinearSchedule(1.0, 0.0, length=2))
+    trainer = support.fit(module, max_epochs=2)  # the second epoch at 0.5
+    value = {name: float(v) for name, v in trainer.callback_metrics.items()}
+    assert value["train/loss"] == pytest.approx(0.5 * value["train/task"] + 0.5 * value["train/kd"], rel=1e-6)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = type(module).load_from_checkpoint(tmp_path / "last.ckpt", student=support.student(), teacher=None)
+    assert again.task_weight.length == 2
+
+
 def test_a_staged_loss_inside_a_hybrid_has_its_stage_and_then_waits():
     module = support.module(losses=[HybridLoss([Initialised(1), KDLoss()])])
     trainer = support.fit(module, max_epochs=1)
