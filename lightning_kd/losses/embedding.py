@@ -1,0 +1,52 @@
+"""The head of the contrastive losses: one linear layer onto the unit sphere."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, upcast
+
+
+class UnitEmbedding(nn.Linear):
+    """A linear layer whose outputs are brought to length one, computed in at least float32.
+
+    Features with several axes beside the batch are flattened.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Embed features (B, ...) as unit vectors (B, width)."""
+        with torch.autocast(device_type=features.device.type, enabled=False):
+            weight, bias = upcast(self.weight), upcast(self.bias)
+            return F.normalize(F.linear(features.flatten(1).to(weight.dtype), weight, bias), dim=1)
+
+
+def embeddings(
+    loss: DistillationLoss, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape], dim: int
+) -> tuple[UnitEmbedding, UnitEmbedding]:
+    """Make the heads of both sides for a loss that reads one layer of each.
+
+    Args:
+        loss: The loss.
+        student_shapes: Shape of the named student layer.
+        teacher_shapes: Shape of the named teacher layer.
+        dim: Width of the embeddings.
+
+    Raises:
+        ValueError: If several layers are named, or a shape has no axis beside the batch.
+    """
+    name = type(loss).__name__
+    mine, its = loss.student_layers, loss.teacher_layers
+    if len(mine) > 1 or len(its) > 1:
+        raise ValueError(
+            f"{name}: expected one layer a side, got {list(mine)} and {list(its)}; add one {name} for each pair."
+        )
+    student, teacher = student_shapes[(mine or (LOGITS,))[0]], teacher_shapes[(its or (LOGITS,))[0]]
+    if len(student) < 2 or len(teacher) < 2:
+        raise ValueError(
+            f"{name}: expected features (B, ...) with an axis beside the batch, got student {student} and teacher "
+            f"{teacher}; name other layers."
+        )
+    return UnitEmbedding(math.prod(student[1:]), dim), UnitEmbedding(math.prod(teacher[1:]), dim)
