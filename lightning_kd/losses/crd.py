@@ -404,20 +404,22 @@ def _value_and_gradient(
     share = negatives / len(bank)
     # With u = log P - log(c + eps), a positive costs softplus(-u), a negative softplus(u) + log((c + eps) / c).
     offset = log_normalizer.to(anchor.dtype) + math.log(share + EPS)
-    total, gradients = anchor.new_zeros(()), []
-    for rows in _blocks(anchor, bank, contrast_index):
-        index = contrast_index[rows]
-        scores, kept = _scores(anchor[rows], bank, index)
+    by_product = _by_product(bank, contrast_index)
+    total, gradient = anchor.new_zeros(()), torch.zeros_like(anchor)
+    for rows, columns in _blocks(anchor, bank, contrast_index):
+        index = contrast_index[rows, columns]
+        scores, kept = _scores(anchor[rows], bank, index, by_product)
         scores.div_(temperature).sub_(offset)
-        scores[:, 0].neg_()
-        total = total + F.softplus(scores, threshold=40.0).sum()
+        if columns.start == 0:
+            scores[:, 0].neg_()
+        total += F.softplus(scores, threshold=40.0).sum()
         if wanted:
             slopes = scores.sigmoid_()
-            slopes[:, 0].neg_()
-            gradients.append(_pull(slopes, kept, bank, index))
+            if columns.start == 0:
+                slopes[:, 0].neg_()
+            gradient[rows] += _pull(slopes, kept, bank, index)
     value = total / len(anchor) + negatives * math.log1p(EPS / share)
-    gradient = torch.cat(gradients).div_(len(anchor) * temperature) if wanted else anchor
-    return value, gradient
+    return value, gradient.div_(len(anchor) * temperature)
 
 
 def _log_sums(
@@ -429,16 +431,14 @@ def _log_sums(
     temperature: float,
 ) -> Tensor:
     """Return log sum exp of each sample's scores, (B, 2): of the student with the teacher's bank, and vice versa."""
+    sides = []
     with torch.no_grad():
-        sides = [
-            torch.cat(
-                [
-                    (_scores(anchor[rows], bank, contrast_index[rows])[0] / temperature).logsumexp(dim=1)
-                    for rows in _blocks(anchor, bank, contrast_index)
-                ]
-            )
-            for anchor, bank in ((mine.detach(), teacher_bank), (its.detach(), student_bank))
-        ]
+        for anchor, bank in ((mine, teacher_bank), (its, student_bank)):
+            scores = anchor.new_empty(contrast_index.shape)
+            by_product = _by_product(bank, contrast_index)
+            for rows, columns in _blocks(anchor, bank, contrast_index):
+                scores[rows, columns] = _scores(anchor[rows], bank, contrast_index[rows, columns], by_product)[0]
+            sides.append((scores / temperature).logsumexp(dim=1))
         return torch.stack(sides, dim=1)
 
 
@@ -450,26 +450,33 @@ def _by_product(bank: Tensor, contrast_index: Tensor) -> bool:
     return len(bank) <= PRODUCT_RATIO * contrast_index.shape[1]
 
 
-def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[slice]:
-    """Split the batch so that what is computed of a block stays small: on a CPU near its caches."""
-    a_row = len(bank) if _by_product(bank, contrast_index) else contrast_index.shape[1] * bank.shape[1]
-    budget = 2**22 if anchor.device.type == "cpu" else 2**26
-    size = max(1, budget // a_row)
-    return (slice(start, start + size) for start in range(0, len(anchor), size))
+def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Split the comparisons so that what is computed of a block stays small: on a CPU in its caches if it can."""
+    on_cpu = anchor.device.type == "cpu"
+    batch, width = contrast_index.shape
+    if _by_product(bank, contrast_index):
+        height = max(1, (2**22 if on_cpu else 2**26) // len(bank))
+    else:
+        budget = 2**19 if on_cpu else 2**26
+        height = max(1, budget // (width * bank.shape[1]))
+        width = max(1, min(width, budget // bank.shape[1]))
+    for top in range(0, batch, height):
+        for left in range(0, contrast_index.shape[1], width):
+            yield slice(top, top + height), slice(left, left + width)
 
 
-def _scores(anchor: Tensor, bank: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+def _scores(anchor: Tensor, bank: Tensor, index: Tensor, by_product: bool) -> tuple[Tensor, Tensor]:
     """Return the products of each anchor with its rows of the bank, and what :func:`_pull` can use again."""
-    if _by_product(bank, index):
+    if by_product:
         products = anchor @ bank.to(anchor.dtype).T
         return products.gather(1, index), products
-    picked = bank[index].to(anchor.dtype)
+    picked = bank.index_select(0, index.flatten()).view(*index.shape, -1).to(anchor.dtype)  # faster than bank[index]
     return (picked @ anchor.unsqueeze(2)).squeeze(2), picked
 
 
 def _pull(slopes: Tensor, kept: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Return the sum of each anchor's rows of the bank, weighted by the slopes."""
-    if _by_product(bank, index):
+    if kept.ndim == 2:
         return kept.zero_().scatter_add_(1, index, slopes) @ bank.to(slopes.dtype)
     return (slopes.unsqueeze(1) @ kept).squeeze(1)
 
