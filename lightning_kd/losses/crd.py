@@ -455,7 +455,7 @@ def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tu
     on_cpu = anchor.device.type == "cpu"
     batch, width = contrast_index.shape
     if _by_product(bank, contrast_index):
-        height = max(1, (2**22 if on_cpu else 2**26) // len(bank))
+        height = max(1, (2**21 if on_cpu else 2**26) // len(bank))
     else:
         budget = 2**19 if on_cpu else 2**26
         height = max(1, budget // (width * bank.shape[1]))

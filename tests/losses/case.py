@@ -21,6 +21,8 @@ class Inputs:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     imitated: frozenset[int] = frozenset()
     """Which of the student's tensors are imitated by the others, so that no gradient reaches them."""
+    dataset: tuple[int, Tensor | None] = (0, None)
+    """Rows and class ids of the data set, for a loss that needs the index."""
 
     @property
     def args(self) -> list[Features]:
@@ -47,6 +49,7 @@ class Inputs:
             None if self.teacher is None else _map(student, self.teacher),
             changed,
             self.imitated,
+            self.dataset,
         )
 
     def rows(self, chosen: Callable[[Tensor], Tensor]) -> "Inputs":
@@ -111,10 +114,13 @@ class Case:
     """Zero when the teacher's input is the student's (with ``match_options`` on top of the options)."""
     match_options: Mapping[str, object] = field(default_factory=dict)
     permutation_invariant: bool = True
+    """Not so for a loss that draws random numbers for each sample."""
     batch_statistics: bool = False
     """A batch normalisation of its own makes a batch in two halves another loss."""
     frozen: str | None = None
     """Beginning of the names of own parameters that the loss itself does not train, but a stage before it."""
+    prepare: Callable[[DistillationLoss], object] | None = None
+    """What is done to a built component first, so that its state is that of a run under way."""
     single_sample: bool = True
     """Finite for a batch of 1."""
     extreme: bool = True
@@ -130,16 +136,25 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 """Relative to the float64 value; 16-bit numbers have 11 and 8 significant bits."""
 
 
-def make(loss: Callable[..., DistillationLoss], options: Mapping[str, object]) -> DistillationLoss:
-    """Construct a component, yet to be built."""
-    return loss(**options)
+def make(
+    loss: Callable[..., DistillationLoss], options: Mapping[str, object], inputs: Inputs | None = None
+) -> DistillationLoss:
+    """Construct a component, yet to be built; one that needs the index learns about the data set of the inputs."""
+    return introduce(loss(**options), inputs)
+
+
+def introduce(component: DistillationLoss, inputs: Inputs | None) -> DistillationLoss:
+    """Tell a component that needs the index about the data set of the inputs."""
+    if component.needs_index and inputs is not None:
+        component.set_dataset(*inputs.dataset)
+    return component
 
 
 def build(
     loss: type[DistillationLoss], options: Mapping[str, object], inputs: Inputs, dtype: torch.dtype = torch.float64
 ) -> DistillationLoss:
     """Construct a component, build it for the inputs' shapes, and give its parameters seeded values."""
-    component = make(loss, options)
+    component = make(loss, options, inputs)
     torch.manual_seed(1)
     component.build(*shapes(component, inputs))
     return component.to(dtype)

@@ -1,22 +1,14 @@
 """Contrastive representation distillation: the authors' numbers, the banks' life, and what a batch may hold."""
 
-import copy
-import pickle
+import json
 
+import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
-import torch.nn.functional as F
 
-from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
 from lightning_kd.losses import crd as family
-from tests.losses.case import random
-from tests.losses.golden import FLOAT32_TOLERANCE, GRADIENT_TOLERANCE, LOSS_TOLERANCE, FOLDER
-
-import json
-import numpy as np
+from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
 CASES = json.loads((FOLDER / "manifest.json").read_text())["losses"]["crd"]["cases"]
 BANKS = ("student_bank", "teacher_bank")
@@ -51,8 +43,16 @@ def test_two_steps_equal_the_authors_code(case, dtype, way, monkeypatch):
     exact = dtype == torch.float64
     loss_tolerance = LOSS_TOLERANCE if exact else FLOAT32_TOLERANCE
     tolerance = GRADIENT_TOLERANCE if exact else FLOAT32_TOLERANCE
-    loss = built(hyper["n"], None, hyper["s"], hyper["t"], dim=hyper["d"], negatives_from="any",
-                 temperature=hyper["nce_t_as_stored"], momentum=hyper["nce_m"]).to(dtype)
+    loss = built(
+        hyper["n"],
+        None,
+        hyper["s"],
+        hyper["t"],
+        dim=hyper["d"],
+        negatives_from="any",
+        temperature=hyper["nce_t_as_stored"],
+        momentum=hyper["nce_m"],
+    ).to(dtype)
     with torch.no_grad():
         for ours, theirs in (("student", "s"), ("teacher", "t")):
             for name in ("weight", "bias"):
@@ -63,7 +63,9 @@ def test_two_steps_equal_the_authors_code(case, dtype, way, monkeypatch):
         loss.zero_grad()
         student = arrays[f"{step}.s0"].to(dtype).requires_grad_()
         index = arrays[f"{step}.idx"]
-        value = loss(student, arrays[f"{step}.t0"].to(dtype), index=index, contrast_index=arrays[f"{step}.contrast_idx"])
+        value = loss(
+            student, arrays[f"{step}.t0"].to(dtype), index=index, contrast_index=arrays[f"{step}.contrast_idx"]
+        )
         value.backward()
         same(value, arrays[f"{step}.loss"], loss_tolerance)
         same(student.grad, arrays[f"{step}.grad_s0"], tolerance)
