@@ -225,7 +225,8 @@ def _directions(embedding: Tensor) -> Tensor:
 def _shifted_cosines(mine: Tensor, its: Tensor, like: Tensor) -> Tensor:
     """Return the cosines (B, B) up to a constant of each row, which is chosen so that float32 is enough for them."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return mine.to(dtype) @ (its - its.detach().mean(dim=0)).to(dtype).T
+    middle, its = mine.detach().mean(dim=0), its - its.detach().mean(dim=0)
+    return (mine - middle).to(dtype) @ its.to(dtype).T + (its @ middle).to(dtype)
 
 
 def _pick(logits: Tensor) -> Tensor:

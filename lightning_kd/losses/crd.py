@@ -307,7 +307,7 @@ class CRDLoss(DistillationLoss):
             return index
         outside = ((index < 0) | (index >= self.num_samples)).any()
         twice = (_first_of_equals(index) != torch.arange(size, device=index.device)).any()
-        if self._watch.must_look(index.device, outside, twice):
+        if self._watch.must_look(outside, twice, free=index.device.type == "cpu"):
             self._watch.look(self.num_samples)
         return index if index.device.type == "cpu" else index.clamp(0, self.num_samples - 1)
 
@@ -343,13 +343,12 @@ class _Watch:
         self.outside: Tensor | None = None
         self.twice: Tensor | None = None
 
-    def must_look(self, device: torch.device, outside: Tensor, twice: Tensor) -> bool:
-        """Take note of a step; on the CPU, at the first step and then now and again it is time to look."""
-        kept = self.outside is None or self.outside.device != device
-        self.outside = outside if kept else self.outside | outside  # type: ignore[operator]
-        self.twice = twice if kept else self.twice | twice  # type: ignore[operator]
+    def must_look(self, outside: Tensor, twice: Tensor, *, free: bool) -> bool:
+        """Take note of a step; where it is free, at the first step and then now and again it is time to look."""
+        self.outside = outside if self.outside is None else self.outside | outside.to(self.outside.device)
+        self.twice = twice if self.twice is None else self.twice | twice.to(self.twice.device)
         self.steps += 1
-        return device.type == "cpu" or self.steps % self.every == 1
+        return free or self.steps % self.every == 1
 
     def look(self, num_samples: int) -> None:
         """Raise a ``ValueError`` if something is wrong."""

@@ -1,13 +1,20 @@
 """Contrastive representation distillation: the authors' numbers, the banks' life, and what a batch may hold."""
 
+import copy
 import json
+import pickle
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
 
+from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
 from lightning_kd.losses import crd as family
+from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
 CASES = json.loads((FOLDER / "manifest.json").read_text())["losses"]["crd"]["cases"]
@@ -76,3 +83,292 @@ def test_two_steps_equal_the_authors_code(case, dtype, way, monkeypatch):
             same(bank[index], arrays[f"{step}.memory_v{i + 1}_rows"], tolerance)
             assert bank.double().sum().item() == pytest.approx(arrays[f"{step}.memory_v{i + 1}_sum"].item(), abs=1e-4)
             same(loss.log_normalizers[i].exp(), arrays[f"{step}.Z_v{i + 1}"], tolerance)
+
+
+@pytest.mark.parametrize("way", ["product", "rows"])
+def test_it_equals_a_loop_over_all_comparisons(way, monkeypatch):
+    monkeypatch.setattr(family, "PRODUCT_RATIO", 16 if way == "product" else 0)
+    student, teacher = (F.normalize(random(3, 5, seed=seed), dim=1).requires_grad_() for seed in (1, 2))
+    banks = random(11, 5, seed=3), random(11, 5, seed=4)
+    rows = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(5))
+    means = [
+        torch.stack([(bank[i] @ v / 0.3).exp() for v, row in zip(x, rows, strict=True) for i in row]).mean()
+        for x, bank in ((student, banks[1]), (teacher, banks[0]))
+    ]
+    expected = 0.0
+    for x, bank, mean in ((student, banks[1], means[0]), (teacher, banks[0], means[1])):
+        for v, row in zip(x, rows, strict=True):
+            p = [(bank[i] @ v / 0.3).exp() / (mean.detach() * 11) for i in row]
+            expected = expected - (p[0] / (p[0] + 7 / 11 + 1e-7)).log() / 3
+            expected = expected - sum((7 / 11 / (q + 7 / 11 + 1e-7)).log() for q in p[1:]) / 3
+    value = crd_loss(student, teacher, *banks, rows, temperature=0.3)
+    torch.testing.assert_close(value, expected, rtol=1e-12, atol=0.0)
+    for ours, theirs in zip(
+        torch.autograd.grad(value, (student, teacher)), torch.autograd.grad(expected, (student, teacher)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 1e-3])
+def test_it_is_finite_where_the_exponentials_are_not(temperature):
+    student, teacher = (F.normalize(random(3, 5, seed=seed), dim=1).float().requires_grad_() for seed in (1, 2))
+    banks = F.normalize(random(11, 5, seed=3), dim=1).float(), F.normalize(random(11, 5, seed=4), dim=1).float()
+    value = crd_loss(student, teacher, *banks, torch.arange(9).view(3, 3), temperature=temperature)
+    value.backward()
+    assert value.isfinite()
+    assert student.grad.isfinite().all()
+    assert teacher.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("way", ["product", "rows"])
+def test_float32_is_exact_for_a_tight_cluster(way, monkeypatch):
+    monkeypatch.setattr(family, "PRODUCT_RATIO", 16 if way == "product" else 0)
+    features = [(5 + 1e-3 * random(6, 5, seed=seed)).float() for seed in (1, 2)]
+    banks = [F.normalize(5 + 1e-3 * random(20, 5, seed=seed), dim=1).float() for seed in (3, 4)]
+    rows = torch.randint(20, (6, 9), generator=torch.Generator().manual_seed(5))
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        student, teacher = (F.normalize(x.to(dtype), dim=1).requires_grad_() for x in features)
+        wide = (b.to(dtype) for b in banks)
+        value = crd_loss(student, teacher, *wide, rows, log_normalizers=torch.tensor([9.0, 9.0]))
+        value.backward()
+        found.append((value.detach().double(), student.grad.double(), teacher.grad.double()))
+    for exact, single in zip(*found, strict=True):
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+def test_an_empty_batch_costs_nothing():
+    empty, bank = torch.zeros(0, 5, requires_grad=True), random(11, 5, seed=3)
+    assert crd_loss(empty, empty, bank, bank, torch.zeros(0, 4, dtype=torch.long)).item() == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "shape"),
+    [
+        ({"teacher": (3, 4)}, "(3, 4)"),
+        ({"student_bank": (11, 4)}, "(11, 4)"),
+        ({"contrast_index": (2, 4)}, "(2, 4)"),
+        ({"contrast_index": (3, 1)}, "(3, 1)"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(change, shape):
+    sizes = {
+        "student": (3, 5),
+        "teacher": (3, 5),
+        "student_bank": (11, 5),
+        "teacher_bank": (11, 5),
+        "contrast_index": (3, 4),
+    } | change
+    with pytest.raises(ValueError, match="crd_loss") as caught:
+        crd_loss(**{n: torch.zeros(s, dtype=torch.long if n == "contrast_index" else None) for n, s in sizes.items()})
+    assert shape in str(caught.value)
+
+
+# --- negatives -------------------------------------------------------------------------------------------------------
+
+
+def test_negatives_are_all_rows_of_other_classes_equally_often():
+    loss = built(rows=10, classes=3, negatives=30_000)
+    drawn = loss.draw(torch.tensor([4, 9, 2]))
+    assert drawn[:, 0].tolist() == [4, 9, 2]
+    for row, own in zip(drawn[:, 1:], (1, 0, 2), strict=True):
+        counts = row.bincount(minlength=10)
+        others = torch.arange(10) % 3 != own
+        assert not counts[~others].any()
+        assert (counts[others] / (30_000 / others.sum()) - 1).abs().max() < 0.1
+
+
+def test_any_row_can_be_a_negative():
+    drawn = built(rows=4, classes=None, negatives=400, negatives_from="any").draw(torch.tensor([1, 3]))
+    assert drawn[:, 0].tolist() == [1, 3]
+    assert all(set(row.tolist()) == {0, 1, 2, 3} for row in drawn[:, 1:])
+
+
+def test_a_row_without_class_is_left_out_for_itself_alone():
+    loss = CRDLoss("a", "b", negatives=400)
+    loss.set_dataset(5, torch.tensor([-100, 0, -100, 0, 1]))
+    loss.build({"a": (2, 3)}, {"b": (2, 3)})
+    drawn = loss.draw(torch.tensor([0, 1]))[:, 1:]
+    assert set(drawn[0].tolist()) == {1, 2, 3, 4}
+    assert set(drawn[1].tolist()) == {0, 2, 4}
+
+
+def test_a_data_set_without_classes_is_refused_with_the_remedy():
+    with pytest.raises(ValueError, match="choose negatives_from='any'"):
+        CRDLoss().set_dataset(5, None)
+    with pytest.raises(ValueError, match=r"one class id for each of 5 rows, got torch.float32 of shape \(5,\)"):
+        CRDLoss().set_dataset(5, torch.zeros(5))
+    with pytest.raises(ValueError, match="all rows of the data set are of one class"):
+        built(classes=1).draw(torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="set_dataset"):
+        CRDLoss().build({}, {})
+
+
+# --- the banks -------------------------------------------------------------------------------------------------------
+
+
+def step(loss, index, seed=9, width=(4, 6)):
+    """One call in which the loss learns; returns its value."""
+    dtype = loss.student_embedding.weight.dtype
+    student, teacher = (random(len(index), w, seed=seed + i).to(dtype) for i, w in enumerate(width))
+    value = loss(student, teacher, index=torch.tensor(index))
+    value.backward()
+    return value.detach()
+
+
+def test_the_rows_of_the_batch_move_and_no_others():
+    loss = built(momentum=0.25)
+    before = loss.teacher_bank.clone()
+    step(loss, [7, 2])
+    teacher = loss.teacher_embedding(random(2, 6, seed=10).float())
+    expected = F.normalize(0.25 * before[[7, 2]] + 0.75 * teacher, dim=1)
+    torch.testing.assert_close(loss.teacher_bank[[7, 2]], expected)
+    others = [i for i in range(12) if i not in (7, 2)]
+    assert torch.equal(loss.teacher_bank[others], before[others])
+
+
+def test_nothing_changes_outside_training():
+    loss = built()
+    before = {name: value.clone() for name, value in loss.state_dict().items()}
+    arguments = random(2, 4, seed=1).float(), random(2, 6, seed=2).float()
+    loss.eval()(*arguments, index=torch.tensor([0, 1]))
+    with torch.no_grad():
+        loss.train()(*arguments, index=torch.tensor([0, 1]))
+    for name, value in loss.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_the_first_batch_fixes_the_normalisers_for_good():
+    loss = built()
+    step(loss, [7, 2])
+    first = loss.log_normalizers.clone()
+    assert first.isfinite().all()
+    step(loss, [3, 2], seed=20)
+    assert torch.equal(loss.log_normalizers, first)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_banks_stay_wide_whatever_the_precision_of_the_module(dtype):
+    loss = built()
+    before = loss.student_bank.clone()
+    loss.to(dtype)
+    assert loss.student_embedding.weight.dtype == dtype
+    for name in (*BANKS, "log_normalizers"):
+        assert loss.get_buffer(name).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert torch.equal(loss.student_bank.float(), before)
+    assert step(loss, [3, 5]).dtype == loss.student_bank.dtype
+    assert loss.row_classes.dtype == torch.long
+
+
+def test_a_resumed_run_goes_on_bit_for_bit(tmp_path):
+    loss = built()
+    for seed in (1, 2, 3):
+        step(loss, [seed, seed + 4], seed)
+    torch.save({"state": loss.state_dict(), "random": torch.get_rng_state()}, tmp_path / "saved.pt")
+    expected = [step(loss, [seed, seed + 3], seed) for seed in (4, 5)]
+    saved = torch.load(tmp_path / "saved.pt", weights_only=True)
+    other = CRDLoss("a", "b", dim=5, negatives=7)
+    other.set_dataset(12, torch.zeros(12, dtype=torch.long))  # as a checkpoint is loaded: the state brings the classes
+    other.build({"a": (2, 4)}, {"b": (2, 6)})
+    other.load_state_dict(saved["state"])
+    torch.set_rng_state(saved["random"])
+    found = [step(other, [seed, seed + 3], seed) for seed in (4, 5)]
+    assert found == expected
+    for name, value in loss.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_copies_go_their_own_way():
+    loss = built()
+    step(loss, [1, 2])
+    copies = [copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))]
+    before = loss.student_bank.clone()
+    for other in copies:
+        step(other, [1, 2], seed=30)
+        assert torch.equal(loss.student_bank, before)
+        assert not torch.equal(other.student_bank, before)
+
+
+# --- what a batch may hold -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("index", [[0, 12], [-1, 3]])
+def test_a_row_that_is_not_there_is_refused(index):
+    with pytest.raises(ValueError, match=r"row indices from 0 to 11.*wrap it last"):
+        step(built(), index)
+
+
+def test_a_row_that_is_there_twice_is_refused():
+    with pytest.raises(ValueError, match="two samples of a batch have the same row index"):
+        step(built(), [3, 4, 3])
+
+
+@pytest.mark.parametrize("index", [torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 3]), torch.tensor([[1], [2]])])
+def test_an_index_of_another_form_is_refused(index):
+    with pytest.raises(ValueError, match="expected one row index for each of 2 samples"):
+        built()(random(2, 4, seed=1).float(), random(2, 6, seed=2).float(), index=index)
+
+
+def test_a_device_is_asked_now_and_then_and_forgets_nothing():
+    watch = family._Watch()
+    good, bad = torch.tensor(False), torch.tensor(True)
+    looks = []
+    for number in range(1, 102):
+        looks.append(watch.must_look(good, bad if number == 30 else good, free=False))
+        if looks[-1] and number == 51:
+            with pytest.raises(ValueError, match="same row"):
+                watch.look(5)
+        elif looks[-1]:
+            watch.look(5)
+    assert [number for number, looked in enumerate(looks, 1) if looked] == [1, 51, 101]
+
+
+# --- two processes ---------------------------------------------------------------------------------------------------
+
+STEPS = [[0, 5, 3, 8, 2], [7, 1, 0, 4, 9], [2, 6, 8, 5, 1]]
+SPLIT = (0, 2, 5)  # processes with 2 and 3 samples
+
+
+def run(steps, part, seed):
+    """Train the banks on a part of each step's samples; returns the state and the gradients' sums."""
+    loss = built(seed=seed)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter.copy_(torch.linspace(-1, 1, parameter.numel()).view_as(parameter).sin())
+    contrast = torch.randint(12, (3, 5, 7))
+    for number, index in enumerate(steps):
+        index = torch.tensor(index)
+        rows = torch.cat((index.unsqueeze(1), contrast[number]), dim=1)
+        student, teacher = random(5, 4, seed=number).float(), random(5, 6, seed=number + 9).float()
+        loss(student[part], teacher[part], index=index[part], contrast_index=rows[part]).backward()
+    return {name: value.clone() for name, value in loss.state_dict().items()}
+
+
+def work(rank, file, results, steps):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.save(run(steps, slice(*SPLIT[rank : rank + 2]), seed=rank), f"{results}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def in_two_processes(folder, steps):
+    mp.spawn(work, (folder / "init", folder, steps), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def test_two_processes_keep_the_banks_of_one(tmp_path):
+    one, (first, second) = run(STEPS, slice(None), seed=0), in_two_processes(tmp_path, STEPS)
+    for name in CRDLoss.replicated_buffers:
+        if name in first:
+            assert torch.equal(first[name], second[name]), name
+            torch.testing.assert_close(first[name], one[name], rtol=1e-6, atol=1e-6)
+
+
+def test_of_a_row_in_two_processes_that_of_the_first_counts(tmp_path):
+    """A distributed sampler fills up its last batch with samples of the first."""
+    first, second = in_two_processes(tmp_path, [[0, 5, 3, 8, 0]])
+    one = run([[0, 5, 3, 8, 9]], slice(None), seed=0)
+    for name in BANKS:
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name][[0, 5, 3, 8]], one[name][[0, 5, 3, 8]], rtol=1e-6, atol=1e-6)

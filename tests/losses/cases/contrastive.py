@@ -63,7 +63,8 @@ def info_nce(name: str, **options: object) -> Case:
         ),
         (
             *MUTANTS,
-            Mutant("pick one's own kind", "mine.to(dtype) @ (its", "mine.to(dtype) @ (mine"),
+            Mutant("forget what was taken off", " + (its @ middle).to(dtype)", ""),
+            Mutant("pick one's own kind", "@ its.to(dtype).T", "@ (mine - middle).to(dtype).T"),
             Mutant("forget the temperature", "student) / temperature)", "student))"),
             Mutant("sum the two", "/ temperature)) / 2", "/ temperature))"),
         ),
