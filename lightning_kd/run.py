@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
@@ -127,7 +126,6 @@ class DistillationRun:
         """Bring the teacher to the student's device, and take up a resumed run's random state."""
         self.place_teacher()
         self._start = OptimizerStart(module.trainer)
-        self._same_banks()
         if self._random_state is not None:
             random_state.restore(self._random_state)
         if not self.distiller.student.training:
@@ -354,13 +352,6 @@ class DistillationRun:
         for loss in self.distiller.components:
             if loss.needs_index:
                 loss.set_dataset(num_samples, values if isinstance(values, Tensor) else None)
-
-    def _same_banks(self) -> None:
-        """Start from the same buffers in every process, where DDP does not see to it."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            for loss in self.distiller.components:
-                for name in loss.replicated_buffers:
-                    dist.broadcast(loss.get_buffer(name), src=0)
 
     def _write(self, module: LightningModule, means: Mapping[str, float], step: int) -> None:
         line = {f"train/{name}": value for name, value in means.items()}

@@ -5,10 +5,10 @@ from lightning_kd.losses.base import DistillationLoss as DistillationLoss
 from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.be_your_own_teacher import BYOTLoss as BYOTLoss
 from lightning_kd.losses.boundary import ABLoss as ABLoss
-from lightning_kd.losses.factor import FTLoss as FTLoss
 from lightning_kd.losses.contrastive import InfoNCELoss as InfoNCELoss
 from lightning_kd.losses.contrastive import TripletLoss as TripletLoss
 from lightning_kd.losses.crd import CRDLoss as CRDLoss
+from lightning_kd.losses.factor import FTLoss as FTLoss
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.flow import FSPLoss as FSPLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss

@@ -1,5 +1,6 @@
 """The loss component: which layers a distillation loss reads, its weight, and the modules it owns."""
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -234,9 +235,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return []
 
     def extra_repr(self) -> str:
-        """Show the options that are plain values, and schedules."""
-        shown = {k: getattr(self, k) if isinstance(v, dict) else v for k, v in self.options().items()}
-        return ", ".join(f"{k}={v!r}" for k, v in shown.items() if not isinstance(v, nn.Module))
+        """Show the options that are no modules, which have lines of their own."""
+        shown = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if not _holds_modules(value))
 
 
 def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -312,6 +313,11 @@ def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _holds_modules(value: object) -> bool:
+    values = value if isinstance(value, Sequence | nn.ModuleList) and not isinstance(value, str) else [value]
+    return any(isinstance(one, nn.Module) for one in values)
 
 
 def _as_names(layers: Layers) -> tuple[str, ...]:

@@ -1,13 +1,14 @@
 """What the conformance suite must know of a loss, and how it makes one."""
 
+import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lightning_kd.losses import DistillationLoss
-from lightning_kd.losses.base import LOGITS
+from lightning_kd.losses.base import LOGITS, StepTensors
 
 Features = Tensor | list[Tensor]
 
@@ -23,10 +24,20 @@ class Inputs:
     """Which of the student's tensors are imitated by the others, so that no gradient reaches them."""
     dataset: tuple[int, Tensor | None] = (0, None)
     """Rows and class ids of the data set, for a loss that needs the index."""
+    layers: tuple[str, ...] = ()
+    """For a loss that takes a whole step: the name of each tensor in it, the logits' being ``LOGITS``."""
 
     @property
-    def args(self) -> list[Features]:
+    def args(self) -> list[Features | StepTensors]:
+        if self.layers:
+            return [self.step]
         return [self.student] if self.teacher is None else [self.student, self.teacher]
+
+    @property
+    def step(self) -> StepTensors:
+        """The step of a loss that takes a whole one."""
+        mine, its = (dict(zip(self.layers, side, strict=True)) for side in (self.students, self.teachers))
+        return StepTensors(mine.pop(LOGITS, None), its.pop(LOGITS, None), mine, its)
 
     @property
     def students(self) -> list[Tensor]:
@@ -44,13 +55,8 @@ class Inputs:
     def map(self, student: Callable[[Tensor], Tensor], extra: Callable[[Tensor], Tensor] | None = None) -> "Inputs":
         """Apply a function to every student and teacher tensor, and another to the extras."""
         changed = {k: extra(v) if extra else v for k, v in self.extra.items()}
-        return Inputs(
-            _map(student, self.student),
-            None if self.teacher is None else _map(student, self.teacher),
-            changed,
-            self.imitated,
-            self.dataset,
-        )
+        teacher = None if self.teacher is None else _map(student, self.teacher)
+        return replace(self, student=_map(student, self.student), teacher=teacher, extra=changed)
 
     def rows(self, chosen: Callable[[Tensor], Tensor]) -> "Inputs":
         """Choose samples, in all tensors alike."""
@@ -121,6 +127,10 @@ class Case:
     """Beginning of the names of own parameters that the loss itself does not train, but a stage before it."""
     prepare: Callable[[DistillationLoss], object] | None = None
     """What is done to a built component first, so that its state is that of a run under way."""
+    slope: bool = True
+    """The gradient is the slope of the value; not so where the inputs are fixed teachers of one another."""
+    plain_options: bool = True
+    """The options are plain data or parts that can be described as such."""
     single_sample: bool = True
     """Finite for a batch of 1."""
     extreme: bool = True
@@ -140,7 +150,7 @@ def make(
     loss: Callable[..., DistillationLoss], options: Mapping[str, object], inputs: Inputs | None = None
 ) -> DistillationLoss:
     """Construct a component, yet to be built; one that needs the index learns about the data set of the inputs."""
-    return introduce(loss(**options), inputs)
+    return introduce(loss(**copy.deepcopy(dict(options))), inputs)
 
 
 def introduce(component: DistillationLoss, inputs: Inputs | None) -> DistillationLoss:
@@ -166,6 +176,8 @@ def shapes(
     """The shapes that ``build`` gets for these inputs."""
     students, teachers = ([tuple(t.shape) for t in side] for side in (inputs.students, inputs.teachers))
     names = (component.student_layers or (LOGITS,), component.teacher_layers or (LOGITS,))
+    if inputs.layers:
+        names = (inputs.layers, inputs.layers)
     mine, its = dict(zip(names[0], students, strict=False)), dict(zip(names[1], teachers, strict=False))
     if "student_logits" in inputs.extra:
         mine[LOGITS] = tuple(inputs.extra["student_logits"].shape)

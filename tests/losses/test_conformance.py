@@ -10,6 +10,7 @@ import pkgutil
 import re
 import types
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -198,12 +199,15 @@ def test_evaluate_equals_forward(case: Case) -> None:
     component, inputs = _component(case)
     reads_logits = not component.student_layers
     logits = {"student_logits": inputs.students[0]} if reads_logits else {}
+    others = iter(inputs.students[1:])
     step = StepTensors(
         teacher_logits=inputs.teachers[0] if reads_logits and inputs.teachers else None,
         student_features=dict(zip(component.student_layers, inputs.students, strict=False)),
         teacher_features=dict(zip(component.teacher_layers, inputs.teachers, strict=False)),
+        call=lambda _: next(others),
         **{**logits, **inputs.extra},
     )
+    step = inputs.step if inputs.layers else step
     expected = _value(copy.deepcopy(component), inputs)
     torch.manual_seed(3)
     _same(component.evaluate(step), expected)
@@ -219,7 +223,7 @@ def test_is_never_negative(case: Case, scale: float) -> None:
 @of(lambda case: case.zero_at_match)
 def test_is_zero_with_no_gradient_at_match(case: Case) -> None:
     inputs = case.inputs()
-    matched = Inputs(inputs.student, inputs.student, inputs.extra, dataset=inputs.dataset).fresh()
+    matched = replace(inputs, teacher=inputs.student).fresh()
     component = build(case.loss, {**case.options, **case.match_options}, matched)
     assert _value(component, matched).item() == pytest.approx(0.0, abs=1e-14)
     for gradient in _gradients(component, matched):
@@ -257,7 +261,7 @@ def test_the_gradient_reaches_student_and_own_parameters_alone(case: Case) -> No
     assert all(teacher.grad is None for teacher in inputs.teachers)
 
 
-@of()
+@of(lambda case: case.slope)
 def test_the_gradient_is_the_slope(case: Case) -> None:
     component, inputs = _component(case)
     names, parameters = zip(*component.named_parameters(), strict=True) if list(component.parameters()) else ((), ())
@@ -267,7 +271,7 @@ def test_the_gradient_is_the_slope(case: Case) -> None:
         learning = iter(tensors[:count])
         students = [s if i in inputs.imitated else next(learning) for i, s in enumerate(inputs.students)]
         student = students if isinstance(inputs.student, list) else students[0]
-        args = Inputs(student, inputs.teacher).args
+        args = replace(inputs, student=student).args
         torch.manual_seed(3)
         own = dict(zip(names, tensors[count:], strict=True))
         result = torch.func.functional_call(copy.deepcopy(component), own, tuple(args), dict(inputs.extra))
@@ -356,7 +360,7 @@ def test_deepcopy_and_pickle_keep_the_value(case: Case) -> None:
         assert torch.equal(_value(other, inputs), expected)
 
 
-@of()
+@of(lambda case: case.plain_options)
 def test_description_and_state_restore_the_component(case: Case) -> None:
     component, inputs = _component(case)
     for parameter in component.parameters():
@@ -369,6 +373,7 @@ def test_description_and_state_restore_the_component(case: Case) -> None:
     introduce(other, inputs).build(*shapes(other, inputs))
     other.to(torch.float64).load_state_dict(torch.load(io.BytesIO(saved.getvalue()), weights_only=True))
     assert describe(other) == describe(component)
+    other.train(component.training)
     expected = _value(component, inputs)
     assert torch.equal(_value(other, inputs), expected)
 
@@ -377,8 +382,14 @@ def test_description_and_state_restore_the_component(case: Case) -> None:
 def test_repr_shows_the_options(case: Case) -> None:
     component = make(case.loss, case.options)
     assert repr(component).startswith(case.loss.__name__)
-    for name, value in component.options().items():
-        assert isinstance(value, dict) or f"{name}={value!r}" in repr(component)
+    for name in inspect.signature(case.loss).parameters:
+        value = getattr(component, name)
+        is_part = isinstance(value, torch.nn.Module) or (isinstance(value, Iterable) and any(map(_is_module, value)))
+        assert is_part or f"{name}={value!r}" in repr(component)
+
+
+def _is_module(value: object) -> bool:
+    return isinstance(value, torch.nn.Module)
 
 
 @of()

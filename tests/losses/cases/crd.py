@@ -24,7 +24,7 @@ STATE = {
     "log_normalizers": rows([log(2.0), log(3.0)])[0],
 }
 DATASET = (2, torch.tensor([0, 1]))
-SAMPLE = Inputs(rows([4.0, 0.0]), rows([3.0, 0.0]), {"index": torch.tensor([0])}, DATASET)
+SAMPLE = Inputs(rows([4.0, 0.0]), rows([3.0, 0.0]), {"index": torch.tensor([0])}, dataset=DATASET)
 
 
 def side(positive: float, negatives: list[float], share: float) -> float:
@@ -43,7 +43,9 @@ BOTH = (BY_HAND + side(e / 2, [exp(-0.6) / 2], 1 / 2) + side(1 / 3, [e / 3], 1 /
 Z = exp(0.6) + exp(-1)
 FIRST = side(exp(0.6) / Z, [exp(-1) / Z], 1 / 2) + side(1 / (1 + e), [e / (1 + e)], 1 / 2)
 UNKNOWN = {**STATE, "log_normalizers": torch.full((2,), torch.nan)}
-PAIR = Inputs(rows([4.0, 0.0], [-2.0, 0.0]), rows([3.0, 0.0], [0.0, 5.0]), {"index": torch.tensor([0, 1])}, DATASET)
+PAIR = Inputs(
+    rows([4.0, 0.0], [-2.0, 0.0]), rows([3.0, 0.0], [0.0, 5.0]), {"index": torch.tensor([0, 1])}, dataset=DATASET
+)
 REFERENCES = (
     Reference(ONE, SAMPLE, BY_HAND, STATE),
     Reference({**ONE, "temperature": 2.0}, SAMPLE, HALF, STATE),
@@ -85,7 +87,9 @@ def case(name: str, **options: object) -> Case:
     return Case(
         name,
         CRDLoss,
-        lambda: Inputs(random(4, 3, seed=1), random(4, 5, seed=2), {"index": index}, (10, torch.arange(10) % 3)),
+        lambda: Inputs(
+            random(4, 3, seed=1), random(4, 5, seed=2), {"index": index}, dataset=(10, torch.arange(10) % 3)
+        ),
         {"student": "a", "teacher": "b", "dim": 6, "negatives": 8, **options},
         crd_loss,
         by_function,
