@@ -7,6 +7,8 @@ from lightning_kd.losses.contrastive import info_nce_loss as info_nce_loss
 from lightning_kd.losses.contrastive import triplet_loss as triplet_loss
 from lightning_kd.losses.crd import crd_loss as crd_loss
 from lightning_kd.losses.factor import factor_transfer_loss as factor_transfer_loss
+from lightning_kd.losses.dist import dist_loss as dist_loss
+from lightning_kd.losses.dkd import dkd_loss as dkd_loss
 from lightning_kd.losses.feature import hint_loss as hint_loss
 from lightning_kd.losses.flow import fsp_loss as fsp_loss
 from lightning_kd.losses.flow import fsp_matrix as fsp_matrix
@@ -17,5 +19,6 @@ from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.review import hcl_loss as hcl_loss
 from lightning_kd.losses.selectivity import nst_loss as nst_loss
+from lightning_kd.losses.self_distillation import tfkd_loss as tfkd_loss
 from lightning_kd.losses.similarity import similarity_preserving_loss as similarity_preserving_loss
 from lightning_kd.losses.variational import vid_loss as vid_loss

@@ -1,0 +1,74 @@
+"""What losses of class scores share: checks in the user's words, and class ids of which some are missing."""
+
+import torch
+from torch import Tensor
+
+from lightning_kd.losses.base import Shape, check_same_shape
+from lightning_kd.schedules import Scalar, extremes
+
+IGNORE_INDEX = -100
+"""The class id of a sample without a label, as in ``torch.nn.functional.cross_entropy``."""
+_REMEDY = "give both networks heads for the same classes and positions, or distil a layer with HintLoss"
+
+
+def check_logits(function: str, student: Tensor, teacher: Tensor) -> None:
+    """Raise a ``ValueError`` that names both shapes unless both are logits of the same classes and positions."""
+    check_class_axis(function, tuple(student.shape), tuple(teacher.shape))
+    if student.shape != teacher.shape:
+        counts = _class_counts(tuple(student.shape), tuple(teacher.shape))
+        check_same_shape(function, student, teacher, f"{counts}: {_REMEDY}")
+
+
+def check_logit_shapes(loss: str, student: Shape | None, teacher: Shape | None) -> None:
+    """Raise a ``ValueError`` at set-up unless both networks score the same classes; unknown shapes pass."""
+    if student is None or teacher is None:
+        return
+    check_class_axis(loss, student, teacher)
+    if student[1:] != teacher[1:]:
+        raise ValueError(
+            f"{loss}: {_class_counts(student, teacher)}, logits of shape student {student} and teacher {teacher}; "
+            f"{_REMEDY}."
+        )
+
+
+def check_class_axis(function: str, student: Shape, teacher: Shape | None = None) -> None:
+    """Raise a ``ValueError`` that names the shapes unless the classes are on axis 1."""
+    shapes = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
+    if {len(shape) for shape in shapes.values()} & {0, 1, 3}:
+        got = " and ".join(f"{role} {shape}" for role, shape in shapes.items())
+        raise ValueError(
+            f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
+            "turn token logits (B, N, C) into (B * N, C)."
+        )
+
+
+def check_not_negative(function: str, **values: Scalar) -> None:
+    """Raise a ``ValueError`` that names the first argument that is negative or not finite at some time."""
+    for name, value in values.items():
+        if not all(0.0 <= extreme < float("inf") for extreme in extremes(value)):
+            raise ValueError(f"{function}: expected a finite {name} >= 0, got {value}.")
+
+
+def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return class ids that can be used as an index on axis 1, and which of them are labels; axis 1 has length 1.
+
+    Raises:
+        ValueError: If the target holds no class ids or not one for every sample and position.
+    """
+    expected = (*logits.shape[:1], *logits.shape[2:])
+    if target.shape != expected or target.is_floating_point():
+        raise ValueError(
+            f"{function}: expected class ids of shape {tuple(expected)}, got a target of shape {tuple(target.shape)} "
+            f"and type {target.dtype} for logits {tuple(logits.shape)}; turn one-hot rows into ids by argmax(1)."
+        )
+    labelled = target != ignore_index
+    return torch.where(labelled, target, 0).long().unsqueeze(1), labelled.unsqueeze(1)
+
+
+def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
+    """Average over the samples and positions that have a label; 0 with a graph if there are none."""
+    return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp_min(1)
+
+
+def _class_counts(student: Shape, teacher: Shape) -> str:
+    return f"the teacher has {teacher[1]} classes, the student {student[1]}"
