@@ -13,15 +13,21 @@ import torch.nn.functional as F
 from lightning_kd.functional import (
     ab_loss,
     attention_transfer_loss,
+    dist_loss,
+    dkd_loss,
     factor_transfer_loss,
     fsp_loss,
     hcl_loss,
+    kd_loss,
     nst_loss,
     ofd_loss,
     pkt_loss,
     similarity_preserving_loss,
+    tfkd_loss,
     vid_loss,
 )
+
+TARGET = torch.arange(64) * 13
 
 
 def nst_as_written(student, teacher):
@@ -106,6 +112,48 @@ def factor_as_written(student, teacher):
     return (directions[0] - directions[1]).abs().mean()
 
 
+def kd_as_written(student, teacher):
+    t, s = F.softmax(teacher.detach() / 4, dim=1), F.log_softmax(student / 4, dim=1)
+    return F.kl_div(s, t, reduction="batchmean") * 16
+
+
+def dkd(student, teacher):
+    return dkd_loss(student, teacher, TARGET)
+
+
+def dkd_as_written(student, teacher):
+    """The target's probability by masks, the others' by a thousand less for the target."""
+    teacher, hot = teacher.detach() / 4, F.one_hot(TARGET, student.shape[1]).bool()
+    student = student / 4
+    binary = []
+    for p in (student.softmax(1), teacher.softmax(1)):
+        binary.append(torch.cat([(p * hot).sum(1, keepdim=True), (p * ~hot).sum(1, keepdim=True)], dim=1))
+    of_target = F.kl_div(binary[0].log(), binary[1], reduction="batchmean")
+    of_others = F.kl_div(
+        F.log_softmax(student - 1000 * hot, dim=1), F.softmax(teacher - 1000 * hot, dim=1), reduction="batchmean"
+    )
+    return 16 * (of_target + 8 * of_others)
+
+
+def dist_as_written(student, teacher):
+    p, q = student.softmax(1), teacher.detach().softmax(1)
+    value = 0.0
+    for x, y in ((p, q), (p.T, q.T)):
+        x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
+        value = value + 1 - F.cosine_similarity(x, y, dim=1, eps=1e-8).mean()
+    return value
+
+
+def tfkd(student, _):
+    return tfkd_loss(student, TARGET)
+
+
+def tfkd_as_written(student, _):
+    classes = student.shape[1]
+    teacher = torch.full_like(student, 0.01 / (classes - 1)).scatter(1, TARGET.unsqueeze(1), 0.99)
+    return F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher / 20, dim=1), reduction="batchmean")
+
+
 def milliseconds(function, inputs, rounds):
     times = []
     for _ in range(rounds):
@@ -133,6 +181,10 @@ def milliseconds(function, inputs, rounds):
         ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 8, 8)] * 2, 1, 0.85),
         ("FT", factor_transfer_loss, factor_as_written, [(64, 64, 16, 16)] * 2, 1, 0.9),
         ("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
+        ("KD", kd_loss, kd_as_written, [(64, 1000)] * 2, 1, 0.9),
+        ("DKD", dkd, dkd_as_written, [(64, 1000)] * 2, 1, 0.9),
+        ("DIST", dist_loss, dist_as_written, [(64, 1000)] * 2, 1, 0.9),
+        ("Tf-KD", tfkd, tfkd_as_written, [(64, 1000)] * 2, 1, 0.9),
     ],
 )
 def test_it_is_as_many_times_faster(name, ours, written, shapes, aim, guard):

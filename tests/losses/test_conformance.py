@@ -328,8 +328,10 @@ def test_the_inputs_are_left_alone(case: Case) -> None:
 )
 def test_shapes_that_do_not_match_are_named(case: Case, args: tuple[Tensor, Tensor]) -> None:
     assert case.function is not None
+    others = list(inspect.signature(case.function).parameters)[len(args) :]
+    extra = {name: value for name, value in case.inputs().extra.items() if name in others}
     with pytest.raises(ValueError, match=case.function.__name__) as caught:
-        case.function(*args)
+        case.function(*args, **extra)
     assert all(str(tuple(a.shape)) in str(caught.value) for a in args)
 
 

@@ -2,10 +2,11 @@
 
 import math
 
+import torch
 from torch import Tensor
 
-from lightning_kd.functional import kd_loss
-from lightning_kd.losses import DistillationLoss, KDLoss
+from lightning_kd.functional import dist_loss, dkd_loss, kd_loss
+from lightning_kd.losses import AdaptiveTemperature, DistillationLoss, DISTLoss, DKDLoss, KDLoss
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 LN3 = math.log(3.0)
@@ -122,4 +123,203 @@ KD_STANDARDIZED = Case(
     bad_builds=(((8, 10), (8, 100)), ((8, 1), (8, 1))),
 )
 
-CASES = (KD, KD_MAPS, KD_STANDARDIZED)
+# (9, 1) / 10 is .8 of the way from an undecided teacher to a certain one: T = 1 + 1.25 * .8 = 2, and leaves (3, 1) / 4.
+CONFIDENT = {"temperature": AdaptiveTemperature("confidence", low=1.0, high=2.25)}
+# Right: T = 2, wrong: T = 3, no label: T = 2.5; each leaves (3, 1) / 4.
+CORRECT = {"temperature": AdaptiveTemperature("correctness", low=2.0, high=3.0)}
+KD_ADAPTIVE_REFERENCES = (
+    Reference(CONFIDENT, Inputs(rows([0.0, 0.0]), rows([2 * LN3, 0.0])), 4 * QUARTERS),
+    # the second is undecided, T = 1: the divergence of (e, 1) / (e + 1) from (1, 1) / 2
+    Reference(
+        CONFIDENT,
+        Inputs(rows([0.0, 0.0], [1.0, 0.0]), rows([2 * LN3, 0.0], [0.0, 0.0])),
+        (4 * QUARTERS + math.log((math.e + 1) / 2) - 0.5) / 2,
+    ),
+    Reference(
+        CORRECT,
+        Inputs(
+            rows([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+            rows([2 * LN3, 0.0], [3 * LN3, 0.0], [2.5 * LN3, 0.0]),
+            {"target": torch.tensor([0, 1, -100])},
+        ),
+        (4 + 9 + 6.25) / 3 * QUARTERS,
+    ),
+)
+KD_ADAPTIVE_MUTANTS = (
+    Mutant("T instead of T^2", "temperature.square()", "temperature"),
+    Mutant("sum over the batch", "temperature.square()).mean()", "temperature.square()).sum()"),
+    Mutant(
+        "T^2 of the batch", "(divergence * temperature.square()).mean()", "divergence.mean() * (temperature**2).mean()"
+    ),
+    Mutant(
+        "mean over the classes", 'reduction="none", log_target=True).sum(', 'reduction="none", log_target=True).mean('
+    ),
+)
+
+
+def kd_adaptive_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
+    assert isinstance(component, KDLoss)
+    assert isinstance(component.temperature, AdaptiveTemperature)
+    temperature = component.temperature(inputs.teachers[0], inputs.extra.get("target"))
+    return kd_loss(inputs.students[0], inputs.teachers[0], temperature=temperature)
+
+
+def kd_adaptive(by: str, teacher: Tensor, **extra: Tensor) -> Case:
+    return Case(
+        f"kd-by-{by}-{teacher.ndim}d",
+        KDLoss,
+        lambda: Inputs(random(*teacher.shape, seed=7), teacher, extra),
+        {"temperature": AdaptiveTemperature(by, low=2.0, high=5.0)},  # type: ignore[arg-type]
+        kd_loss,
+        kd_adaptive_by_function,
+        KD_ADAPTIVE_REFERENCES,
+        KD_ADAPTIVE_MUTANTS,
+    )
+
+
+# Weights (4, 3, 1) of three classes and the first as target: (1/2, 1/2) against (1/3, 2/3) of a student that knows
+# nothing, and (3/4, 1/4) against (1/2, 1/2) for the others.
+DKD_TEACHER = [math.log(4.0), LN3, 0.0]
+TARGET_PART = 0.5 * math.log(1.5) + 0.5 * math.log(0.75)
+ONCE = {"temperature": 1.0}
+
+
+def labels(*ids: int) -> dict[str, Tensor]:
+    return {"target": torch.tensor(ids)}
+
+
+DKD_REFERENCES = (
+    Reference({**ONCE, "beta": 2.0}, Inputs(rows([0.0] * 3), rows(DKD_TEACHER), labels(0)), TARGET_PART + 2 * QUARTERS),
+    # at T = 2 from twice the logits, in one of two samples that have a label, another alike, a third without a label
+    Reference(
+        {"temperature": 2.0, "alpha": 3.0, "beta": 0.5},
+        Inputs(
+            rows([0.0] * 3, [1.0, 5.0, 2.0], [7.0, 0.0, 0.0]),
+            rows([2 * z for z in DKD_TEACHER], [1.0, 5.0, 2.0], [0.0, 0.0, 1.0]),
+            labels(0, 2, -100),
+        ),
+        4 * (3 * TARGET_PART + 0.5 * QUARTERS) / 2,
+    ),
+    # two positions of one sample, classes on axis 1
+    Reference(
+        {**ONCE, "ignore_index": 255},
+        Inputs(
+            torch.stack([rows([0.0] * 3), rows([1.0, 0.0, 2.0])], dim=2).reshape(1, 3, 1, 2),
+            torch.stack([rows(DKD_TEACHER), rows([0.0, 0.0, 9.0])], dim=2).reshape(1, 3, 1, 2),
+            {"target": torch.tensor([[[0, 255]]])},
+        ),
+        TARGET_PART + 8 * QUARTERS,
+    ),
+    # two classes: the target against the other, and nothing more
+    Reference(ONCE, Inputs(rows([0.0, 0.0]), rows([LN3, 0.0]), labels(1)), QUARTERS),
+)
+DKD_MUTANTS = (
+    Mutant("swap the two distributions", "F.kl_div(my_others, its_others", "F.kl_div(its_others, my_others"),
+    Mutant("drop T^2", " * temperature**2", ""),
+    Mutant("the target among the others", "logits.scatter(1, ids, torch.finfo(logits.dtype).min / 2)", "logits"),
+    Mutant("swap the factors", "alpha * of_target + beta * of_others", "beta * of_target + alpha * of_others"),
+    Mutant("the others as in plain KD", "beta * of_others", "beta * (-its).sigmoid() * of_others"),
+    Mutant("the target alone", "return yes + no", "return yes"),
+    Mutant(
+        "count what has no label",
+        "mean_over_labelled(alpha * of_target + beta * of_others, labelled)",
+        "(alpha * of_target + beta * of_others).mean()",
+    ),
+    Mutant("forget the temperature of the teacher", "teacher / temperature", "teacher"),
+    Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
+    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
+)
+
+
+def dkd_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
+    assert isinstance(component, DKDLoss)
+    options = {name: getattr(component, name) for name in ("alpha", "beta", "temperature", "ignore_index")}
+    return dkd_loss(inputs.students[0], inputs.teachers[0], inputs.extra["target"], **options)
+
+
+def dkd(name: str, *shape: int) -> Case:
+    target = torch.arange(math.prod(shape) // shape[1]).reshape(shape[0], *shape[2:]) % shape[1]
+    return Case(
+        name,
+        DKDLoss,
+        lambda: Inputs(random(*shape, seed=8), random(*shape, seed=9), {"target": target}),
+        {"temperature": 2.0, "beta": 3.0},
+        dkd_loss,
+        dkd_by_function,
+        DKD_REFERENCES,
+        DKD_MUTANTS,
+        bad_calls=((random(*shape, seed=1), random(*shape[:1], 8, *shape[2:], seed=2)),),
+        bad_builds=(((8, 10), (8, 100)), ((8, 3, 10), (8, 3, 10)), ((8,), (8,))),
+    )
+
+
+# p = (3, 2, 1) / 6 and (1, 1, 2) / 4 against (2, 3, 1) / 6 and (2, 1, 1) / 4. Samples correlate by 1/2 and -1/2, by
+# (1, 0, -1) (0, 1, -1) = 1 of 2 and (-1, -1, 2) (2, -1, -1) = -3 of 6; two samples' classes by the sign of their
+# changes: 1/2 -> 1/4 against 1/3 -> 1/2 is -1, 1/3 -> 1/4 against 1/2 -> 1/4 is 1, 1/6 -> 1/2 against 1/6 -> 1/4 is 1.
+STUDENT, TEACHER = rows([3.0, 2.0, 1.0], [1.0, 1.0, 2.0]).log(), rows([2.0, 3.0, 1.0], [2.0, 1.0, 1.0]).log()
+DIST_REFERENCES = (
+    Reference({"gamma": 3.0}, Inputs(STUDENT, TEACHER), 1 + 3 * 2 / 3),
+    Reference({"beta": 5.0, "temperature": 2.0}, Inputs(2 * STUDENT, 2 * TEACHER), 4 * (5 + 2 / 3)),
+    # the samples are two positions
+    Reference({"gamma": 3.0}, Inputs(STUDENT.T.reshape(1, 3, 1, 2), TEACHER.T.reshape(1, 3, 1, 2)), 3.0),
+    # samples correlate by 1/2 and 1; the teacher's classes do not change, and so correlate with nothing
+    Reference(
+        {"gamma": 2.0},
+        Inputs(rows([3.0, 2.0, 1.0], [2.0, 3.0, 1.0]).log(), rows([2.0, 3.0, 1.0], [2.0, 3.0, 1.0]).log()),
+        0.25 + 2.0,
+    ),
+    # neither do equal scores
+    Reference({"gamma": 3.0}, Inputs(rows([1.0] * 3, [7.0] * 3), TEACHER), 4.0),
+)
+DIST_MUTANTS = (
+    Mutant(
+        "swap the factors",
+        "scale * beta * within_samples - scale * gamma *",
+        "scale * gamma * within_samples - scale * beta *",
+    ),
+    Mutant("do not centre the samples", "average = 1.0 / mine.shape[1]", "average = 0.0"),
+    Mutant("do not centre the classes", "mine.mean(dim=0), its.mean(dim=0), dim=0", "0.0, 0.0, dim=0"),
+    Mutant("drop T^2", "scale = temperature**2", "scale = 1.0"),
+    Mutant("T instead of T^2", "scale = temperature**2", "scale = temperature"),
+    Mutant("forget the temperature", "logits / temperature", "logits"),
+    Mutant("sum over the samples", "average, average, dim=1).mean()", "average, average, dim=1).sum()"),
+    Mutant("covariance", "/ (_length(mine, student_mean, dim) * _length(its, teacher_mean, dim))", ""),
+    Mutant("classes on the last axis", "probabilities.movedim(1, -1).flatten(0, -2)", "probabilities.flatten(0, -2)"),
+    Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
+    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
+)
+
+
+def dist_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
+    assert isinstance(component, DISTLoss)
+    options = {name: getattr(component, name) for name in ("beta", "gamma", "temperature")}
+    return dist_loss(inputs.students[0], inputs.teachers[0], **options)
+
+
+def dist(name: str, *shape: int) -> Case:
+    return Case(
+        name,
+        DISTLoss,
+        lambda: Inputs(random(*shape, seed=10), random(*shape, seed=11)),
+        {"beta": 2.0, "temperature": 2.0},
+        dist_loss,
+        dist_by_function,
+        DIST_REFERENCES,
+        DIST_MUTANTS,
+        bad_calls=((random(*shape, seed=1), random(*shape[:1], 8, *shape[2:], seed=2)),),
+        bad_builds=(((8, 10), (8, 100)), ((8, 3, 10), (8, 3, 10)), ((8,), (8,))),
+    )
+
+
+CASES = (
+    KD,
+    KD_MAPS,
+    KD_STANDARDIZED,
+    kd_adaptive("confidence", 2 * random(4, 5, seed=12)),
+    kd_adaptive("entropy", 2 * random(4, 3, 2, 1, seed=13)),
+    kd_adaptive("correctness", random(4, 5, seed=14), target=torch.tensor([3, 0, 1, -100])),
+    dkd("dkd", 4, 5),
+    dkd("dkd-dense", 4, 3, 2, 2),
+    dist("dist", 4, 5),
+    dist("dist-dense", 4, 3, 2, 2),
+)
