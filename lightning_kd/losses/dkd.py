@@ -79,8 +79,6 @@ def dkd_loss(
     check_logits("dkd_loss", student_logits, teacher_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
-    if student.numel() == 0:
-        return student.sum() * 0.0
     mine, my_others = _decouple(student / temperature, ids)
     its, its_others = _decouple(teacher / temperature, ids)
     of_target = _binary_divergence(mine, its)
@@ -161,8 +159,10 @@ def _decouple(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     Vast and not infinite, because its difference from another network's must be 0.
     """
     others = logits.scatter(1, ids, torch.finfo(logits.dtype).min / 2)
+    highest = others.detach().amax(dim=1, keepdim=True)  # taken off first, a common offset costs no digits
+    others = others - highest
     total = others.logsumexp(dim=1, keepdim=True)
-    return logits.gather(1, ids) - total, others - total
+    return logits.gather(1, ids) - highest - total, others - total
 
 
 def _binary_divergence(student: Tensor, teacher: Tensor) -> Tensor:

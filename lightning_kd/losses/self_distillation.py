@@ -67,8 +67,6 @@ def tfkd_loss(
     _check_several_classes("tfkd_loss", tuple(student_logits.shape))
     ids, labelled = class_ids("tfkd_loss", student_logits, target, ignore_index)
     student = upcast(student_logits)
-    if student.numel() == 0:
-        return student.sum() * 0.0
     others = student.shape[1] - 1
     gap = (correct_probability - (1.0 - correct_probability) / others) / temperature
     right = -math.log1p(others * math.exp(-gap))  # the log-probability of the target class, and of another one

@@ -125,9 +125,8 @@ def dkd_as_written(student, teacher):
     """The target's probability by masks, the others' by a thousand less for the target."""
     teacher, hot = teacher.detach() / 4, F.one_hot(TARGET, student.shape[1]).bool()
     student = student / 4
-    binary = []
-    for p in (student.softmax(1), teacher.softmax(1)):
-        binary.append(torch.cat([(p * hot).sum(1, keepdim=True), (p * ~hot).sum(1, keepdim=True)], dim=1))
+    probabilities = (student.softmax(1), teacher.softmax(1))
+    binary = [torch.stack([(p * hot).sum(1), (p * ~hot).sum(1)], dim=1) for p in probabilities]
     of_target = F.kl_div(binary[0].log(), binary[1], reduction="batchmean")
     of_others = F.kl_div(
         F.log_softmax(student - 1000 * hot, dim=1), F.softmax(teacher - 1000 * hot, dim=1), reduction="batchmean"
