@@ -155,7 +155,7 @@ def tfkd_as_written(student, _):
 
 def milliseconds(function, inputs, rounds):
     times = []
-    for _ in range(rounds):
+    while len(times) < rounds or sum(times) < 200:  # a short one needs more rounds to be told from noise
         leaves = [x.clone().requires_grad_(i < len(inputs) // 2) for i, x in enumerate(inputs)]
         start = time.perf_counter()
         function(*leaves).backward()
