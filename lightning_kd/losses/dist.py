@@ -1,6 +1,5 @@
 """Distillation from a stronger teacher (DIST): probabilities shall rise and fall together, not be equal."""
 
-import math
 from collections.abc import Mapping
 from typing import final
 
@@ -152,6 +151,6 @@ def _correlations(
 
 def _length(differences: Tensor, mean: Tensor | float, dim: int) -> Tensor:
     """Return the length of the differences from the mean, 1 if they are nothing but rounding."""
-    length = torch.linalg.vector_norm(differences, dim=dim)
-    rounding = mean * (8 * torch.finfo(differences.dtype).eps * math.sqrt(differences.shape[dim]))
+    length: Tensor = torch.linalg.vector_norm(differences, dim=dim)
+    rounding = mean * (8 * torch.finfo(differences.dtype).eps * differences.shape[dim] ** 0.5)
     return length.masked_fill(length <= rounding, 1.0).clamp_min(_EPS)

@@ -3,7 +3,6 @@
 python -m pytest tests/benchmarks/test_speed.py -s
 """
 
-import statistics
 import time
 
 import pytest
@@ -160,7 +159,7 @@ def milliseconds(function, inputs, rounds):
         start = time.perf_counter()
         function(*leaves).backward()
         times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times)
+    return min(times)  # what else runs on the machine only ever adds
 
 
 @pytest.mark.parametrize(
