@@ -6,9 +6,9 @@ from lightning_kd.losses.boundary import ab_loss as ab_loss
 from lightning_kd.losses.contrastive import info_nce_loss as info_nce_loss
 from lightning_kd.losses.contrastive import triplet_loss as triplet_loss
 from lightning_kd.losses.crd import crd_loss as crd_loss
-from lightning_kd.losses.factor import factor_transfer_loss as factor_transfer_loss
 from lightning_kd.losses.dist import dist_loss as dist_loss
 from lightning_kd.losses.dkd import dkd_loss as dkd_loss
+from lightning_kd.losses.factor import factor_transfer_loss as factor_transfer_loss
 from lightning_kd.losses.feature import hint_loss as hint_loss
 from lightning_kd.losses.flow import fsp_loss as fsp_loss
 from lightning_kd.losses.flow import fsp_matrix as fsp_matrix

@@ -8,9 +8,9 @@ from lightning_kd.losses.boundary import ABLoss as ABLoss
 from lightning_kd.losses.contrastive import InfoNCELoss as InfoNCELoss
 from lightning_kd.losses.contrastive import TripletLoss as TripletLoss
 from lightning_kd.losses.crd import CRDLoss as CRDLoss
-from lightning_kd.losses.factor import FTLoss as FTLoss
 from lightning_kd.losses.dist import DISTLoss as DISTLoss
 from lightning_kd.losses.dkd import DKDLoss as DKDLoss
+from lightning_kd.losses.factor import FTLoss as FTLoss
 from lightning_kd.losses.feature import HintLoss as HintLoss
 from lightning_kd.losses.flow import FSPLoss as FSPLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
@@ -22,5 +22,5 @@ from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
 from lightning_kd.losses.self_distillation import TfKDLoss as TfKDLoss
 from lightning_kd.losses.similarity import SPLoss as SPLoss
-from lightning_kd.losses.variational import VIDLoss as VIDLoss
 from lightning_kd.losses.temperature import AdaptiveTemperature as AdaptiveTemperature
+from lightning_kd.losses.variational import VIDLoss as VIDLoss
