@@ -18,6 +18,7 @@ from lightning_kd.losses.base import (
     check_same_batch,
     pair_up,
     pool_to_smaller,
+    wide,
 )
 from lightning_kd.schedules import Scalar
 
@@ -69,7 +70,7 @@ def nst_loss(
     check_same_batch("nst_loss", student, teacher)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = (_directions(features) for features in pool_to_smaller(_wide(student), _wide(teacher.detach())))
+        mine, its = (_directions(features) for features in pool_to_smaller(wide(student), wide(teacher.detach())))
         if kernel == "linear":
             value = (mine.mean(dim=1) - its.mean(dim=1)).square().sum(dim=1)
         elif kernel == "polynomial":
@@ -131,10 +132,6 @@ class NSTLoss(DistillationLoss):
         """Compute the unweighted loss of one pair of maps, or the sum over several."""
         pairs = pair_up(student, teacher)
         return add_up([nst_loss(s, t, kernel=self.kernel, bandwidth=self.bandwidth) for s, t in pairs])
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()  # that device has no float64
 
 
 def _directions(features: Tensor) -> Tensor:
