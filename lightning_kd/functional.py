@@ -16,6 +16,7 @@ from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
 from lightning_kd.losses.mutual import mutual_learning_loss as mutual_learning_loss
 from lightning_kd.losses.overhaul import ofd_loss as ofd_loss
 from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
+from lightning_kd.losses.relation import rkd_loss as rkd_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.review import hcl_loss as hcl_loss
 from lightning_kd.losses.selectivity import nst_loss as nst_loss

@@ -17,6 +17,7 @@ from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.mutual import MutualLearning as MutualLearning
 from lightning_kd.losses.overhaul import OFDLoss as OFDLoss
 from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
+from lightning_kd.losses.relation import RKDLoss as RKDLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
 from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
