@@ -1,11 +1,12 @@
 """Neuron selectivity transfer (NST): make the student's channels fire at the positions where the teacher's do."""
 
 from collections.abc import Mapping
-from typing import Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import (
     DistillationLoss,
@@ -23,6 +24,8 @@ from lightning_kd.losses.base import (
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
+_SHORTEST = 1e-12
+"""Shorter channels are not stretched to length one."""
 
 
 def nst_loss(
@@ -40,7 +43,8 @@ def nst_loss(
     Of two maps of unequal height or width, the larger is average-pooled to the smaller, each axis for itself.
 
     The polynomial kernel costs one product of the smaller side: with :math:`M = X^\top X / C` over the positions, the
-    three terms are :math:`\lVert M_s - M_t \rVert_F^2`. It is computed in float64, which it needs near a match.
+    three terms are :math:`\lVert M_s - M_t \rVert_F^2`. It is computed in float64, which it needs near a match, and its
+    gradient cannot be differentiated once more.
 
     Shape:
         - student: :math:`(B, C_S, H_S, W_S)`, teacher: :math:`(B, C_T, H_T, W_T)`; only the batch must agree.
@@ -70,11 +74,13 @@ def nst_loss(
     check_same_batch("nst_loss", student, teacher)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = (_directions(features) for features in pool_to_smaller(wide(student), wide(teacher.detach())))
+        mine, its = pool_to_smaller(student, teacher.detach())
+        if kernel == "polynomial":
+            value: Tensor = cast(Any, _SquaredProducts).apply(mine.flatten(2), its.flatten(2))
+            return value.to(dtype)
+        mine, its = (F.normalize(wide(features).flatten(2), dim=2) for features in (mine, its))
         if kernel == "linear":
             value = (mine.mean(dim=1) - its.mean(dim=1)).square().sum(dim=1)
-        elif kernel == "polynomial":
-            value = _squared_products(mine, its)
         else:
             value = _gaussian(mine, its, bandwidth)
         return value.mean().to(dtype)
@@ -134,16 +140,43 @@ class NSTLoss(DistillationLoss):
         return add_up([nst_loss(s, t, kernel=self.kernel, bandwidth=self.bandwidth) for s, t in pairs])
 
 
-def _directions(features: Tensor) -> Tensor:
-    return F.normalize(features.flatten(2), dim=2)
+class _SquaredProducts(torch.autograd.Function):
+    """The polynomial kernel's loss of channels (B, C, N), with few passes over them: their gradient is by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        (mine, lengths), (its, _) = _directions(student), _directions(teacher)
+        (batch, channels, positions), others = mine.shape, its.shape[1]
+        if positions < max(channels, others):
+            slope = torch.baddbmm(its.mT @ its, mine.mT, mine, beta=-1.0 / others, alpha=1.0 / channels)
+            value = slope.square().sum()
+            ctx.save_for_backward(mine, lengths, slope)
+        else:
+            everyone = torch.cat([mine, its], dim=1)
+            own, cross = (mine @ everyone.mT).split([channels, others], dim=2)
+            other = its @ its.mT
+            value = own.square().sum() / channels**2 + other.square().sum() / others**2
+            value = value - 2.0 * cross.square().sum() / (channels * others)
+            ctx.save_for_backward(everyone, lengths, torch.cat([own / channels, cross / -others], dim=2))
+        return value / batch
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        rows, lengths, slope = ctx.saved_tensors
+        batch, channels = lengths.shape[:2]
+        mine = rows[:, :channels]
+        slope = mine @ slope if slope.shape[1] == slope.shape[2] == mine.shape[2] else slope @ rows
+        moves = lengths > _SHORTEST  # a shorter channel is divided by a constant
+        slope = slope.addcmul(mine, (mine * slope).sum(dim=2, keepdim=True) * moves, value=-1.0)
+        return slope.mul_(grad * (4.0 / (batch * channels)) / lengths), None
 
 
-def _squared_products(mine: Tensor, its: Tensor) -> Tensor:
-    if mine.shape[2] < max(mine.shape[1], its.shape[1]):
-        difference = mine.mT @ mine / mine.shape[1] - its.mT @ its / its.shape[1]
-        return difference.square().sum(dim=(1, 2))
-    own, other, cross = mine @ mine.mT, its @ its.mT, mine @ its.mT
-    return own.square().mean(dim=(1, 2)) + other.square().mean(dim=(1, 2)) - 2 * cross.square().mean(dim=(1, 2))
+def _directions(channels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the channels at length one, and the lengths that they are divided by."""
+    rows = wide(channels)
+    lengths = torch.linalg.vector_norm(rows, dim=2, keepdim=True).clamp_min(_SHORTEST)
+    return rows / lengths, lengths
 
 
 def _gaussian(mine: Tensor, its: Tensor, bandwidth: float | None) -> Tensor:

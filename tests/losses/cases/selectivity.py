@@ -38,10 +38,10 @@ REFERENCES = (
     Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2.56),
 )
 MUTANTS = (
-    Mutant("forget to normalise", "F.normalize(features.flatten(2), dim=2)", "features.flatten(2)"),
-    Mutant("normalise over channels", "features.flatten(2), dim=2", "features.flatten(2), dim=1"),
-    Mutant("one cross term", "- 2 * cross.square()", "- cross.square()"),
-    Mutant("sum over channels", "mine.mT @ mine / mine.shape[1]", "mine.mT @ mine"),
+    Mutant("forget to normalise", "return rows / lengths, lengths", "return rows, lengths"),
+    Mutant("normalise over channels", "rows, dim=2, keepdim", "rows, dim=1, keepdim"),
+    Mutant("one cross term", "value - 2.0 * cross", "value - cross"),
+    Mutant("sum over channels", "beta=-1.0 / others, alpha=1.0 / channels", "beta=-1.0"),
     Mutant("variance for deviation", "bandwidth**2", "bandwidth"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
     Mutant("detach the student", "nst_loss(s, t,", "nst_loss(s.detach() + 0 * s, t,"),
