@@ -15,11 +15,15 @@ from lightning_kd.losses.flow import fsp_matrix as fsp_matrix
 from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
 from lightning_kd.losses.mutual import mutual_learning_loss as mutual_learning_loss
 from lightning_kd.losses.overhaul import ofd_loss as ofd_loss
+from lightning_kd.losses.probabilistic import mmd_loss as mmd_loss
+from lightning_kd.losses.probabilistic import moment_matching_loss as moment_matching_loss
 from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
+from lightning_kd.losses.relation import cc_loss as cc_loss
 from lightning_kd.losses.relation import rkd_loss as rkd_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.review import hcl_loss as hcl_loss
 from lightning_kd.losses.selectivity import nst_loss as nst_loss
 from lightning_kd.losses.self_distillation import tfkd_loss as tfkd_loss
+from lightning_kd.losses.similarity import ickd_loss as ickd_loss
 from lightning_kd.losses.similarity import similarity_preserving_loss as similarity_preserving_loss
 from lightning_kd.losses.variational import vid_loss as vid_loss

@@ -17,11 +17,13 @@ from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.mutual import MutualLearning as MutualLearning
 from lightning_kd.losses.overhaul import OFDLoss as OFDLoss
 from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
+from lightning_kd.losses.relation import CCLoss as CCLoss
 from lightning_kd.losses.relation import RKDLoss as RKDLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
 from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.selectivity import NSTLoss as NSTLoss
 from lightning_kd.losses.self_distillation import TfKDLoss as TfKDLoss
+from lightning_kd.losses.similarity import ICKDLoss as ICKDLoss
 from lightning_kd.losses.similarity import SPLoss as SPLoss
 from lightning_kd.losses.temperature import AdaptiveTemperature as AdaptiveTemperature
 from lightning_kd.losses.variational import VIDLoss as VIDLoss

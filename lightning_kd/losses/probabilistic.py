@@ -1,20 +1,27 @@
 """Probabilistic transfer (PKT): samples that are neighbours for the teacher shall be neighbours for the student."""
 
-from typing import final
+from collections.abc import Mapping
+from typing import Literal, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_kd.losses.base import (
     DistillationLoss,
     Layers,
+    Shape,
     add_up,
     check_positive,
     check_rows,
+    check_same_shape,
     pair_up,
     upcast,
+    wide,
 )
+from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
+
+Mode = Literal["cosine", "mmd", "moments"]
 
 
 def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
@@ -56,23 +63,117 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
         return (its * ((its + eps) / (mine + eps)).log()).mean()
 
 
+def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None) -> Tensor:
+    r"""Squared maximum mean discrepancy between two batches of embeddings, with a Gaussian kernel (MMD).
+
+    .. math::
+        L = \overline{k(s, s)} + \overline{k(t, t)} - 2\, \overline{k(s, t)}, \qquad
+        k(x, y) = \exp\Big( -\frac{|x - y|^2}{2 \sigma^2} \Big)
+
+    where a bar is the mean over all :math:`B^2` pairs, those of a sample with itself included: the biased estimate (V
+    statistic), which is never negative, and 0 for equal batches in any order. All three terms are there; the second
+    has no gradient. It compares the two clouds, not sample with sample. Computed in float64, which it needs near a
+    match.
+
+    Shape:
+        - student: :math:`(B, ...)`, teacher: :math:`(B, ...)`; equal shapes.
+        - Output: scalar :math:`()`, in [0, 2].
+
+    Args:
+        student: Embeddings to train.
+        teacher: Embeddings to imitate; no gradient reaches them.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch, whose square is the mean
+            squared distance between student and teacher samples.
+
+    Raises:
+        ValueError: If the shapes differ, a tensor has no axis beside the batch, or ``bandwidth`` is not positive.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0], [1.0]]), torch.tensor([[0.0], [3.0]])
+        >>> # (2 + 2 exp(-1/2)) / 4 + (2 + 2 exp(-9/2)) / 4 - 2 (1 + exp(-9/2) + exp(-1/2) + exp(-2)) / 4
+        >>> mmd_loss(student, teacher, bandwidth=1.0)
+        tensor(0.4323)
+
+    Reference:
+        Gretton et al., "A Kernel Two-Sample Test", JMLR 13, 2012.
+    """
+    if bandwidth is not None:
+        check_positive("mmd_loss", bandwidth=bandwidth)
+    mine, its = _wide_rows("mmd_loss", student, teacher)
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        own, other, cross = (_squared_distances(x, y) for x, y in ((mine, mine), (its, its), (mine, its)))
+        variance = cross.detach().mean().clamp_min(1e-12) if bandwidth is None else bandwidth**2
+        own, other, cross = ((squares / (-2 * variance)).exp().mean() for squares in (own, other, cross))
+        return (own + other - 2 * cross).to(torch.promote_types(student.dtype, torch.float32))
+
+
+def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    r"""Mean squared distance of the means, and of the covariances, of two batches of embeddings.
+
+    .. math::
+        L = \frac{1}{D} |\mu_s - \mu_t|^2 + \frac{1}{D^2} \lVert \Sigma_s - \Sigma_t \rVert_F^2, \qquad
+        \mu = \frac{1}{B} \sum_i x_i, \quad \Sigma = \frac{1}{B} \sum_i (x_i - \mu)(x_i - \mu)^\top
+
+    The covariances are the biased ones, so a single sample has zeros. Where the width D is more than the batch, they
+    are never made: their distance comes from products of samples. Computed in float64, which it needs near a match.
+
+    Shape:
+        - student: :math:`(B, ...)`, teacher: :math:`(B, ...)`; equal shapes.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student: Embeddings to train.
+        teacher: Embeddings to imitate; no gradient reaches them.
+
+    Raises:
+        ValueError: If the shapes differ, or a tensor has no axis beside the batch.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [5.0]])
+        >>> moment_matching_loss(student, teacher)  # means 1 and 3, variances 1 and 4: 4 + 9
+        tensor(13.)
+
+    Reference:
+        Li, Swersky & Zemel, "Generative Moment Matching Networks", ICML 2015, arXiv:1502.02761, match all moments at
+        once; of Sun & Saenko, "Deep CORAL", ECCV 2016 Workshops, arXiv:1607.01719, are the covariances.
+    """
+    mine, its = _wide_rows("moment_matching_loss", student, teacher)
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        size, width = mine.shape
+        means = (mine.mean(dim=0) - its.mean(dim=0)).square().mean()
+        mine, its = mine - mine.mean(dim=0), its - its.mean(dim=0)
+        if width > 2 * size:
+            own, other, cross = mine @ mine.T, its @ its.T, mine @ its.T
+            squares = own.square().sum() + other.square().sum() - 2 * cross.square().sum()
+        else:
+            squares = (mine.T @ mine - its.T @ its).square().sum()
+        return (means + squares / (size * width) ** 2).to(torch.promote_types(student.dtype, torch.float32))
+
+
 @final
 class PKTLoss(DistillationLoss):
-    """Make the teacher's neighbours the student's neighbours (probabilistic knowledge transfer, PKT).
+    """Make the distribution of the student's embeddings that of the teacher's (probabilistic transfer, PKT).
 
-    Best for embeddings and retrieval: the widths may differ, and there is nothing to train beside the student. Large
-    batches help. The losses of several pairs are added.
+    By default the teacher's neighbours become the student's (mode ``"cosine"``, the published method): best for
+    embeddings and retrieval, the widths may differ, and there is nothing to train beside the student. The two other
+    modes compare the clouds of the two batches in one space: ``"mmd"`` as a whole, ``"moments"`` by mean and
+    covariance. Where the widths differ they train a linear projector of the student. Large batches help. The losses of
+    several pairs are added.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default the last features before the
             logits.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        mode: What to compare: ``"cosine"``, ``"mmd"`` or ``"moments"``.
         eps: Keeps norms and probabilities from 0, > 0.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch, whose square is the mean
+            squared distance between student and teacher samples.
         gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
-        weight: Factor of this part in the total loss, >= 0. Published recipes use 30000.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 30000 for ``"cosine"``.
 
     Raises:
-        ValueError: If ``eps`` is not positive, the layers do not pair up, or the weight is negative or not finite.
+        ValueError: If an option does not suit the mode, the layers do not pair up, or the weight is negative or not
+            finite.
     """
 
     reads = "embedding"
@@ -83,18 +184,76 @@ class PKTLoss(DistillationLoss):
         student: Layers = None,
         teacher: Layers = None,
         *,
+        mode: Mode = "cosine",
         eps: float = 1e-7,
+        bandwidth: float | None = None,
         gather: bool = True,
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
+        if mode not in ("cosine", "mmd", "moments"):
+            raise ValueError(f"PKTLoss: expected mode 'cosine', 'mmd' or 'moments', got {mode!r}.")
         check_positive("PKTLoss", eps=eps)
+        if bandwidth is not None:
+            check_positive("PKTLoss", bandwidth=bandwidth)
+            if mode != "mmd":
+                raise ValueError(f"PKTLoss: bandwidth has no effect in the mode {mode!r}; use mode='mmd'.")
+        self.mode: Mode = mode
         self.eps = eps
+        self.bandwidth = bandwidth
         self.gather = gather
+        self.projectors = nn.ModuleList()
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make a projector wherever the mode needs equal widths and they differ.
+
+        Args:
+            student_shapes: Shape of each named student layer.
+            teacher_shapes: Shape of each named teacher layer.
+
+        Raises:
+            RuntimeError: If the loss is built already.
+            ValueError: If the mode needs equal widths, and no linear projector leads from one to the other.
+        """
+        if len(self.projectors):
+            raise RuntimeError("PKTLoss: built already; construct a new one for other layers.")
+        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
+            shapes = student_shapes[mine], teacher_shapes[its]
+            if self.mode == "cosine" or shapes[0][1:] == shapes[1][1:]:
+                self.projectors.append(nn.Identity())
+                continue
+            if len(shapes[0]) != 2 or len(shapes[1]) != 2:
+                raise ValueError(
+                    f"PKTLoss, layers {mine!r} and {its!r}: expected embeddings (B, C) or equal shapes, got student "
+                    f"{shapes[0]} and teacher {shapes[1]}; name layers that return embeddings."
+                )
+            projector = LinearProjector()
+            projector.build(*shapes)
+            self.projectors.append(projector)
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, or the sum over several."""
-        return add_up([pkt_loss(s, t, eps=self.eps) for s, t in pair_up(student, teacher)])
+        pairs = pair_up(student, teacher)
+        if self.mode == "cosine":
+            return add_up([pkt_loss(s, t, eps=self.eps) for s, t in pairs])
+        pairs = [(projector(s), t) for projector, (s, t) in zip(self.projectors, pairs, strict=True)]
+        if self.mode == "mmd":
+            return add_up([mmd_loss(s, t, bandwidth=self.bandwidth) for s, t in pairs])
+        return add_up([moment_matching_loss(s, t) for s, t in pairs])
+
+
+def _wide_rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both batches as float64 rows around a common origin, which keeps small distances exact."""
+    check_rows(function, student, teacher)
+    check_same_shape(function, student, teacher, "bring the student to the teacher's width with a projector")
+    mine, its = wide(student).flatten(1), wide(teacher.detach()).flatten(1)
+    origin = its.mean(dim=0)
+    return mine - origin, its - origin
+
+
+def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    sizes = x.square().sum(dim=1).unsqueeze(1) + y.square().sum(dim=1)
+    return (sizes - 2 * x @ y.T).clamp_min(0.0)
 
 
 def _neighbours(features: Tensor, eps: float) -> Tensor:

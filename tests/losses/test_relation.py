@@ -1,12 +1,8 @@
 """Relations between samples: the authors' numbers, the definition in loops, and what the losses do not see."""
 
 import pytest
-import torch
-from torch import Tensor
 
 from lightning_kd.functional import rkd_loss
-from lightning_kd.losses import RKDLoss
-from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 
 
