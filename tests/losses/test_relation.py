@@ -1,12 +1,199 @@
-"""Relations between samples: the authors' numbers, the definition in loops, and what the losses do not see."""
+"""Relations between samples: the authors' numbers, the definitions in loops, and what the losses do not see."""
+
+import math
+from dataclasses import replace
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from lightning_kd.functional import rkd_loss
+from lightning_kd.functional import cc_loss, rkd_loss
+from lightning_kd.losses import CCLoss
+from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 
+TWO_SAMPLES = "c2"  # of which distances and angles are always the same
 
-@pytest.mark.parametrize("record", golden("rkd", "", "__dist", "__angle"), ids=str)
+
+@pytest.mark.parametrize(
+    "record", [g for g in golden("rkd", "", "__dist", "__angle") if g.case != TWO_SAMPLES], ids=str
+)
 def test_rkd_equals_the_authors_code(record: Golden) -> None:
     factors = {"distance_weight": record.hyper["w_d"], "angle_weight": record.hyper["w_a"]}
     check_golden(record, lambda s, t, _: rkd_loss(s[0], t[0], **factors))
+
+
+def test_rkd_of_two_samples_is_zero() -> None:
+    (record,) = [g for g in golden("rkd", "") if g.case == TWO_SAMPLES]
+    student = record.arrays["s0"].clone().requires_grad_()
+    loss = rkd_loss(student, record.arrays["t0"])
+    loss.backward()
+    assert record.arrays["loss"] == 0.0
+    assert loss.item() < 1e-25
+    assert student.grad.abs().max() < 1e-12
+
+
+def rkd_in_loops(student: Tensor, teacher: Tensor) -> Tensor:
+    """25 times the distances and 50 times the angles, sample by sample."""
+    size = len(student)
+    distances, angles = [], []
+    for x in (student, teacher):
+        own = [[(x[i] - x[j]).norm() if i != j else x[0, 0] * 0 for j in range(size)] for i in range(size)]
+        mean = sum(d for row in own for d in row) / (size * (size - 1))
+        distances.append([d / mean for row in own for d in row])
+        ways = [[F.normalize(x[j] - x[i], dim=0) if i != j else 0 * x[i] for j in range(size)] for i in range(size)]
+        angles.append([ways[i][j] @ ways[i][k] for i in range(size) for j in range(size) for k in range(size)])
+    return sum(
+        weight * sum(F.smooth_l1_loss(s, t) for s, t in zip(*pair, strict=True)) / size**power
+        for weight, power, pair in ((25, 2, distances), (50, 3, angles))
+    )
+
+
+def test_rkd_equals_loops_over_all_tuples_value_and_gradient() -> None:
+    teacher = random(7, 4, seed=2)
+    grads = []
+    for function in (rkd_loss, rkd_in_loops):
+        student = random(7, 3, seed=1).requires_grad_()
+        loss = function(student, teacher)
+        loss.backward()
+        grads.append((loss.detach(), student.grad))
+    for ours, theirs in zip(*grads, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_rkd_does_not_depend_on_how_many_samples_a_block_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning_kd.losses import relation
+
+    values = []
+    for corners in (7, 3, 1):
+        monkeypatch.setattr(relation, "_corners_at_once", lambda _, corners=corners: corners)
+        student = random(7, 3, seed=1).requires_grad_()
+        rkd_loss(student, random(7, 4, seed=2)).backward()
+        values.append(student.grad)
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(values[2], values[0])
+
+
+def test_rkd_does_not_see_where_the_student_lies_how_it_is_turned_and_how_large_it_is() -> None:
+    student, teacher = random(6, 5, seed=1), random(6, 4, seed=2)
+    turn = torch.linalg.qr(random(5, 5, seed=3)).Q
+    expected = rkd_loss(student, teacher)
+    for changed in (student @ turn, student + 7.0, 3.0 * student, 0.2 * student @ turn - 4.0):
+        torch.testing.assert_close(rkd_loss(changed, teacher), expected)
+
+
+@pytest.mark.parametrize("offset", [10.0, 100.0])
+@pytest.mark.parametrize(
+    "function",
+    [
+        rkd_loss,
+        cc_loss,
+        lambda s, t: cc_loss(s, t, kernel="bilinear"),
+        lambda s, t: rkd_loss(s, t, distance_weight=0.0),
+        lambda s, t: rkd_loss(s, t, angle_weight=0.0),
+    ],
+    ids=["rkd", "cc", "cc-bilinear", "angles", "distances"],
+)
+def test_float32_is_exact_for_a_tight_cluster_far_from_zero(function, offset: float) -> None:
+    student, teacher = ((offset + 1e-3 * random(16, 32, seed=seed)).float() for seed in (1, 2))
+    grads = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = student.to(dtype).requires_grad_()
+        loss = function(leaf, teacher.to(dtype))
+        loss.backward()
+        grads.append((loss.detach().double(), leaf.grad.double()))
+    for exact, single in zip(*grads, strict=True):
+        assert exact.abs().max() > 0
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+def test_two_clusters_far_apart_keep_the_angles_within_each() -> None:
+    centres = torch.tensor([[0.0], [100.0]], dtype=torch.float64).repeat(4, 8)
+    student, teacher = ((centres + 1e-3 * random(8, 8, seed=seed)).float() for seed in (1, 2))
+    single, exact = rkd_loss(student, teacher), rkd_in_loops(student.double(), teacher.double())
+    assert single.item() == pytest.approx(exact.item(), rel=1e-4)
+
+
+def test_equal_samples_have_no_angle_and_a_finite_gradient() -> None:
+    student = random(5, 64, seed=1).float()
+    student[3] = student[1]
+    student.requires_grad_()
+    loss = rkd_loss(student, random(5, 3, seed=2).float())
+    loss.backward()
+    assert loss.item() == pytest.approx(rkd_in_loops(student.double(), random(5, 3, seed=2)).item(), rel=1e-5)
+    assert student.grad.abs().max() < 100
+
+
+def test_the_gradient_of_rkd_is_not_differentiated_once_more() -> None:
+    student = random(4, 3, seed=1).requires_grad_()
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(scale * rkd_loss(student, random(4, 3, seed=2)), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("record", golden("cc", ""), ids=str)
+def test_the_variant_equals_repdistillers_code(record: Golden) -> None:
+    component = CCLoss("a", "b", variant="repdistiller", dim=int(record.hyper["feat_dim"]))
+    component.build({"a": record.arrays["s0"].shape}, {"b": record.arrays["t0"].shape})
+    mine, its = component.student_embeddings[0], component.teacher_embeddings[0]
+    for layer, side in ((mine, "s"), (its, "t")):
+        layer.load_state_dict({n: record.arrays[f"param.embed_{side}.linear.{n}"] for n in ("weight", "bias")})
+    named = {"embed_s": torch.nn.ModuleDict({"linear": mine}), "embed_t": torch.nn.ModuleDict({"linear": its})}
+    own = {k: v for k, v in record.arrays.items() if "__torchdistill" not in k}
+    check_golden(replace(record, arrays=own), lambda s, t, _: component(s[0], t[0]), torch.nn.ModuleDict(named))
+
+
+@pytest.mark.parametrize("kernel", ["bilinear", "gaussian"])
+@pytest.mark.parametrize("record", golden("cc", ""), ids=str)
+def test_the_kernels_are_those_of_torchdistill_which_takes_the_root(record: Golden, kernel: str) -> None:
+    """Its loss is the root of the sum of squares, over the squared batch."""
+    mine, its = (
+        F.linear(
+            record.arrays[f"{side}0"], *(record.arrays[f"param.embed_{side}.linear.{n}"] for n in ("weight", "bias"))
+        )
+        for side in ("s", "t")
+    )
+    recorded = record.arrays[f"loss__torchdistill_{kernel}"]
+    torch.testing.assert_close(cc_loss(mine, its, kernel=kernel).sqrt() / len(mine), recorded.reshape(()))
+
+
+def test_a_high_order_is_the_gaussian_kernel() -> None:
+    student, teacher = random(5, 3, seed=1), random(5, 4, seed=2)
+    kernels = [torch.exp(-0.7 * torch.cdist(d, d) ** 2) for d in (F.normalize(student), F.normalize(teacher))]
+    expected = (kernels[0] - kernels[1]).square().mean()
+    torch.testing.assert_close(cc_loss(student, teacher, gamma=0.7, order=25), expected)
+    loops = [
+        math.exp(-1.4) * sum(1.4**p / math.factorial(p) * (d @ d.T) ** p for p in range(4))
+        for d in (F.normalize(student), F.normalize(teacher))
+    ]
+    torch.testing.assert_close(cc_loss(student, teacher, gamma=0.7, order=3), (loops[0] - loops[1]).square().mean())
+
+
+def test_neighbours_of_a_single_sample_are_none() -> None:
+    student = random(1, 3, seed=1).requires_grad_()
+    loss = cc_loss(student, random(1, 3, seed=2), variant="repdistiller")
+    loss.backward()
+    assert loss == 0.0
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"variant": "authors"}, "expected variant 'paper' or 'repdistiller', got 'authors'"),
+        ({"kernel": "cubic"}, "expected kernel 'gaussian' or 'bilinear', got 'cubic'"),
+        ({"gamma": 0.0}, "expected gamma > 0, got 0"),
+        ({"order": 0}, "expected a whole order >= 1, got 0"),
+        ({"dim": 8}, "expected dim >= 1 with variant='repdistiller', got 8"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        CCLoss("a", "b", **options)
+
+
+def test_a_negative_factor_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a finite angle_weight >= 0, got -1"):
+        rkd_loss(random(2, 2, seed=1), random(2, 2, seed=2), angle_weight=-1.0)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from lightning_kd.functional import similarity_preserving_loss
+from lightning_kd.functional import ickd_loss, similarity_preserving_loss
+from lightning_kd.losses import ICKDLoss
 from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 
@@ -26,3 +27,38 @@ def test_samples_of_zeros_are_finite() -> None:
     loss.backward()
     assert loss.isfinite()
     assert student.grad.isfinite().all()
+
+
+def test_inter_channel_correlation_equals_a_loop() -> None:
+    student, teacher = random(3, 4, 2, 3, seed=1), random(3, 4, 5, 2, seed=2)
+    expected = 0.0
+    for pair in zip(student, teacher, strict=True):
+        grams = [torch.stack([torch.stack([(x * y).sum() for y in maps]) for x in maps]) for maps in pair]
+        ours, its = ([row / row.norm() for row in gram] for gram in grams)
+        expected += sum((a - b).square().sum() for a, b in zip(ours, its, strict=True)) / (3 * 4)
+    torch.testing.assert_close(ickd_loss(student, teacher), expected)
+
+
+def test_inter_channel_correlation_does_not_see_the_order_of_positions() -> None:
+    student, teacher = random(3, 4, 2, 3, seed=1), random(3, 4, 2, 3, seed=2)
+    torch.testing.assert_close(ickd_loss(student.flip(2, 3), teacher), ickd_loss(student, teacher))
+
+
+def test_float32_correlations_are_exact_for_a_tight_cluster_far_from_zero() -> None:
+    student, teacher = ((5 + 1e-3 * random(3, 6, 4, 4, seed=seed)).float() for seed in (1, 2))
+    grads = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = student.to(dtype).requires_grad_()
+        loss = ickd_loss(leaf, teacher.to(dtype))
+        loss.backward()
+        grads.append((loss.detach().double(), leaf.grad.double()))
+    for exact, single in zip(*grads, strict=True):
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+
+
+def test_the_projector_of_correlations_is_that_of_the_published_code() -> None:
+    component = ICKDLoss("a", "b")
+    component.build({"a": (8, 3, 4, 4)}, {"b": (8, 5, 4, 4)})
+    assert sorted(name for name, _ in component.named_parameters()) == [
+        f"projectors.0.{name}" for name in ("bn.bias", "bn.weight", "conv.weight")
+    ]

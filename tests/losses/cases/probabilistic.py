@@ -1,11 +1,11 @@
 """The cases of the probabilistic family."""
 
-from math import log
+from math import exp, log
 
 import torch
 from torch import Tensor
 
-from lightning_kd.functional import pkt_loss
+from lightning_kd.functional import mmd_loss, moment_matching_loss, pkt_loss
 from lightning_kd.losses import DistillationLoss, PKTLoss
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
@@ -52,4 +52,100 @@ PKT = Case(
     match_options={"eps": 1e-12},
 )
 
-CASES = (PKT,)
+MMD = {**ONE, "mode": "mmd"}
+ZERO_ONE, ZERO_THREE = rows([0.0], [1.0]), rows([0.0], [3.0])
+
+
+def discrepancy(variance: float) -> float:
+    """Squared distances 0, 1 of the student, 0, 9 of the teacher, and 0, 9, 1, 4 between them."""
+    one, nine, four = (exp(-square / (2 * variance)) for square in (1, 9, 4))
+    return (2 + 2 * one) / 4 + (2 + 2 * nine) / 4 - 2 * (1 + nine + one + four) / 4
+
+
+MMD_REFERENCES = (
+    Reference({**MMD, "bandwidth": 1.0}, Inputs(ZERO_ONE, ZERO_THREE), discrepancy(1.0)),
+    Reference({**MMD, "bandwidth": 2.0}, Inputs(ZERO_ONE, ZERO_THREE), discrepancy(4.0)),
+    Reference(MMD, Inputs(ZERO_ONE.reshape(2, 1, 1), ZERO_THREE.reshape(2, 1, 1)), discrepancy(14 / 4)),
+    # a projector W = 3 makes the student the teacher
+    Reference(
+        {**MMD, "bandwidth": 1.0},
+        Inputs(rows([0.0, 0.0], [1.0, 0.0]), ZERO_THREE),
+        0.0,
+        {"projectors.0.linear.weight": rows([3.0, 1.0]), "projectors.0.linear.bias": torch.zeros(1).double()},
+    ),
+)
+MMD_MUTANTS = (
+    Mutant("one cross term", "own + other - 2 * cross)", "own + other - cross)"),
+    Mutant("forget the teacher's own term", "own + other - 2 * cross)", "own - 2 * cross)"),
+    Mutant("variance for deviation", "bandwidth**2", "bandwidth"),
+    Mutant("forget the two", "squares / (-2 * variance)", "squares / -variance"),
+    Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
+    Mutant("detach the student", "mmd_loss(s, t, b", "mmd_loss(s.detach() + 0 * s, t, b"),
+)
+MOMENTS = {**ONE, "mode": "moments"}
+MOMENTS_REFERENCES = (
+    # means 1 and 3, variances 1 and 4
+    Reference(MOMENTS, Inputs(rows([0.0], [2.0]), rows([1.0], [5.0])), 4.0 + 9.0),
+    # means (1, 0) and (0, 0), covariances diag(1, 0) and 0
+    Reference(MOMENTS, Inputs(rows([0.0, 0.0], [2.0, 0.0]), rows([0.0, 0.0], [0.0, 0.0])), 1 / 2 + 1 / 4),
+    # wider than twice the batch: means differ by (1, -1, 0, 0, 0), covariances by diag(1, -1, 0, 0, 0)
+    Reference(
+        MOMENTS,
+        Inputs(
+            2 * torch.eye(5).double()[[4, 0]] * rows([0.0], [1.0]),
+            2 * torch.eye(5).double()[[4, 1]] * rows([0.0], [1.0]),
+        ),
+        2 / 5 + 2 / 25,
+    ),
+    # one direction: variances 1 and 4, means 1 and 2
+    Reference(
+        MOMENTS,
+        Inputs(rows([0.0] * 5, [2.0, 0.0, 0.0, 0.0, 0.0]), rows([0.0] * 5, [4.0, 0.0, 0.0, 0.0, 0.0])),
+        1 / 5 + 9 / 25,
+    ),
+)
+MOMENTS_MUTANTS = (
+    Mutant("forget the means", "(means + squares", "(squares"),
+    Mutant("sum over the covariances", "(size * width) ** 2", "size**2"),
+    Mutant("forget to centre", "mine - mine.mean(dim=0), its - its.mean(dim=0)", "mine, its"),
+    Mutant("one cross term", "sum() - 2 * cross.square()", "sum() - cross.square()"),
+    Mutant("detach the student", "matching_loss(s, t)", "matching_loss(s.detach() + 0 * s, t)"),
+)
+
+
+def modes_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
+    assert isinstance(component, PKTLoss)
+    (projector,), (student,), (teacher,) = component.projectors, inputs.students, inputs.teachers
+    if component.mode == "mmd":
+        return mmd_loss(projector(student), teacher, bandwidth=component.bandwidth)
+    return moment_matching_loss(projector(student), teacher)
+
+
+UNEQUAL = (((8, 3, 2), (8, 5, 2)), ((8, 3), (8, 3, 2)))
+DISCREPANCY = Case(
+    "probabilistic-mmd",
+    PKTLoss,
+    lambda: Inputs(random(4, 3, seed=1), random(4, 3, seed=2)),
+    {**MMD, "bandwidth": 1.5},
+    mmd_loss,
+    modes_by_function,
+    MMD_REFERENCES,
+    MMD_MUTANTS,
+    bad_calls=(*PKT.bad_calls, (random(4, 3, seed=1), random(4, 5, seed=2))),
+    bad_builds=UNEQUAL,
+)
+MATCHED = Case(
+    "probabilistic-moments",
+    PKTLoss,
+    lambda: Inputs(random(4, 3, seed=1), random(4, 5, seed=2)),
+    MOMENTS,
+    moment_matching_loss,
+    modes_by_function,
+    MOMENTS_REFERENCES,
+    MOMENTS_MUTANTS,
+    bad_calls=(*PKT.bad_calls, (random(4, 3, seed=1), random(4, 5, seed=2))),
+    bad_builds=UNEQUAL,
+    extreme=False,  # at 1e4 the true gradient is 1e12, which float16 cannot hold
+)
+
+CASES = (PKT, DISCREPANCY, MATCHED)
