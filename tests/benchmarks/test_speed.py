@@ -3,6 +3,7 @@
 python -m pytest tests/benchmarks/test_speed.py -s
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,11 @@ import torch.nn.functional as F
 
 from lightning_kd.functional import (
     attention_transfer_loss,
+    cc_loss,
     fsp_loss,
+    ickd_loss,
+    mmd_loss,
+    moment_matching_loss,
     nst_loss,
     pkt_loss,
     rkd_loss,
@@ -81,6 +86,44 @@ def _angles(rows):
     return torch.bmm(ways, ways.transpose(1, 2))
 
 
+def correlation_as_written(student, teacher):
+    kernels = []
+    for x in (student, teacher.detach()):
+        cosines = F.normalize(x) @ F.normalize(x).T
+        terms = [math.exp(-0.8) * 0.8**p / math.factorial(p) * cosines.pow(p) for p in range(3)]
+        kernels.append(sum(terms))
+    return (kernels[0] - kernels[1]).pow(2).mean()
+
+
+def ickd_as_written(student, teacher):
+    maps = (student.flatten(2), teacher.detach().flatten(2))
+    grams = [F.normalize(torch.bmm(x, x.permute(0, 2, 1)), dim=2) for x in maps]
+    return (grams[0] - grams[1]).pow(2).sum() / (student.shape[0] * student.shape[1])
+
+
+def mmd_as_written(student, teacher):
+    """Every difference of two samples, as a vector."""
+    teacher = teacher.detach()
+
+    def squares(x, y):
+        return (x.unsqueeze(1) - y.unsqueeze(0)).pow(2).sum(2)
+
+    cross = squares(student, teacher)
+    variance = cross.detach().mean()
+    own, other, cross = (
+        torch.exp(-d / (2 * variance)).mean() for d in (squares(student, student), squares(teacher, teacher), cross)
+    )
+    return own + other - 2 * cross
+
+
+def moments_as_written(student, teacher):
+    means, covariances = [], []
+    for x in (student, teacher.detach()):
+        means.append(x.mean(0))
+        covariances.append((x - x.mean(0)).T @ (x - x.mean(0)) / len(x))
+    return (means[0] - means[1]).pow(2).mean() + (covariances[0] - covariances[1]).pow(2).mean()
+
+
 @dataclass(frozen=True)
 class Row:
     """A loss beside its transcription, and by what factors it shall be faster and lighter."""
@@ -107,6 +150,11 @@ ROWS = (
     Row("PKT", pkt_loss, pkt_as_written, [(64, 640), (64, 256)], 1, 0.85),
     Row("RKD", rkd_loss, rkd_as_written, [(256, 2048)] * 2, 18, 15, 30),
     Row("RKD", rkd_loss, rkd_as_written, [(64, 640), (64, 256)], 9, 7, 7),
+    Row("CC", cc_loss, correlation_as_written, [(64, 640), (64, 256)], 1, 0.85),
+    Row("ICKD", ickd_loss, ickd_as_written, [(64, 128, 8, 8)] * 2, 1, 0.85),
+    Row("MMD", mmd_loss, mmd_as_written, [(64, 256)] * 2, 1, 0.85),
+    Row("Moments", moment_matching_loss, moments_as_written, [(64, 640)] * 2, 1, 0.85),
+    Row("Moments", moment_matching_loss, moments_as_written, [(256, 64)] * 2, 1, 0.85),
 )
 
 

@@ -149,13 +149,12 @@ def test_the_variant_equals_repdistillers_code(record: Golden) -> None:
 @pytest.mark.parametrize("record", golden("cc", ""), ids=str)
 def test_the_kernels_are_those_of_torchdistill_which_takes_the_root(record: Golden, kernel: str) -> None:
     """Its loss is the root of the sum of squares, over the squared batch."""
+    arrays = record.arrays
     mine, its = (
-        F.linear(
-            record.arrays[f"{side}0"], *(record.arrays[f"param.embed_{side}.linear.{n}"] for n in ("weight", "bias"))
-        )
-        for side in ("s", "t")
+        F.linear(arrays[f"{x}0"], *(arrays[f"param.embed_{x}.linear.{name}"] for name in ("weight", "bias")))
+        for x in ("s", "t")
     )
-    recorded = record.arrays[f"loss__torchdistill_{kernel}"]
+    recorded = arrays[f"loss__torchdistill_{kernel}"]
     torch.testing.assert_close(cc_loss(mine, its, kernel=kernel).sqrt() / len(mine), recorded.reshape(()))
 
 
