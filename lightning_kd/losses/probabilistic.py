@@ -99,7 +99,7 @@ def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None
     """
     if bandwidth is not None:
         check_positive("mmd_loss", bandwidth=bandwidth)
-    mine, its = _wide_rows("mmd_loss", student, teacher)
+    mine, its = (wide(rows) for rows in _rows("mmd_loss", student, teacher))
     with torch.autocast(device_type=student.device.type, enabled=False):
         own, other, cross = (_squared_distances(x, y) for x, y in ((mine, mine), (its, its), (mine, its)))
         variance = cross.detach().mean().clamp_min(1e-12) if bandwidth is None else bandwidth**2
@@ -115,7 +115,7 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
         \mu = \frac{1}{B} \sum_i x_i, \quad \Sigma = \frac{1}{B} \sum_i (x_i - \mu)(x_i - \mu)^\top
 
     The covariances are the biased ones, so a single sample has zeros. Where the width D is more than the batch, they
-    are never made: their distance comes from products of samples. Computed in float64, which it needs near a match.
+    are never made: their distance comes from products of samples.
 
     Shape:
         - student: :math:`(B, ...)`, teacher: :math:`(B, ...)`; equal shapes.
@@ -137,12 +137,13 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Li, Swersky & Zemel, "Generative Moment Matching Networks", ICML 2015, arXiv:1502.02761, match all moments at
         once; of Sun & Saenko, "Deep CORAL", ECCV 2016 Workshops, arXiv:1607.01719, are the covariances.
     """
-    mine, its = _wide_rows("moment_matching_loss", student, teacher)
+    mine, its = _rows("moment_matching_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
         size, width = mine.shape
         means = (mine.mean(dim=0) - its.mean(dim=0)).square().mean()
         mine, its = mine - mine.mean(dim=0), its - its.mean(dim=0)
         if width > 2 * size:
+            mine, its = wide(mine), wide(its)  # the three terms nearly cancel
             own, other, cross = mine @ mine.T, its @ its.T, mine @ its.T
             squares = own.square().sum() + other.square().sum() - 2 * cross.square().sum()
         else:
@@ -242,13 +243,12 @@ class PKTLoss(DistillationLoss):
         return add_up([moment_matching_loss(s, t) for s, t in pairs])
 
 
-def _wide_rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both batches as float64 rows around a common origin, which keeps small distances exact."""
+def _rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both batches as rows around a common origin, which keeps small distances exact in float32 as well."""
     check_rows(function, student, teacher)
     check_same_shape(function, student, teacher, "bring the student to the teacher's width with a projector")
-    mine, its = wide(student).flatten(1), wide(teacher.detach()).flatten(1)
-    origin = its.mean(dim=0)
-    return mine - origin, its - origin
+    mine, its = upcast(student).flatten(1), upcast(teacher.detach()).flatten(1)
+    return mine - its[:1], its - its[:1]
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:

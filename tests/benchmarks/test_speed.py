@@ -163,4 +163,5 @@ def test_it_is_as_many_times_faster_and_lighter(row):
     found = compare(row.ours, row.written, row.shapes, rounds=(20, 3 if row.aim > 1 else 20))
     print(f"\n{row}: {found} (aims {row.aim:g}x and {row.memory_aim:g}x)")
     assert found.faster >= row.guard
-    assert found.lighter >= 0.9 * row.memory_aim
+    few = row.memory_aim == 1 and found.mebibytes[0] < 4  # of so little the allocator decides
+    assert few or found.lighter >= 0.9 * row.memory_aim
