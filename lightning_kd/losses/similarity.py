@@ -235,6 +235,6 @@ class _ChannelCorrelations(torch.autograd.Function):
 
 def _correlations(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the products of all channels with rows of length one, and the lengths that they are divided by."""
-    products = rows @ rows.mT
+    products: Tensor = rows @ rows.mT
     lengths = torch.linalg.vector_norm(products, dim=2, keepdim=True).clamp_min(_SHORTEST)
     return products.div_(lengths), lengths

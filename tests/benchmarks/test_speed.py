@@ -160,7 +160,7 @@ ROWS = (
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_it_is_as_many_times_faster_and_lighter(row):
-    found = compare(row.ours, row.written, row.shapes, rounds=(20, 3 if row.aim > 1 else 20))
+    found = compare(row.ours, row.written, row.shapes, rounds=(60, 5 if row.aim > 1 else 60))
     print(f"\n{row}: {found} (aims {row.aim:g}x and {row.memory_aim:g}x)")
     assert found.faster >= row.guard
     few = row.memory_aim == 1 and found.mebibytes[0] < 4  # of so little the allocator decides

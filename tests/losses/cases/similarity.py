@@ -76,7 +76,7 @@ ICKD_MUTANTS = (
     Mutant("forget to normalise", "products.div_(lengths), lengths", "products, lengths"),
     Mutant(
         "normalise the channels",
-        "products = rows @ rows.mT",
+        "products: Tensor = rows @ rows.mT",
         "products = F.normalize(rows @ rows.mT, dim=1)",
     ),
     Mutant("mean over the row", "(batch * channels)", "(batch * channels**2)"),
