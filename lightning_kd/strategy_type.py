@@ -6,13 +6,19 @@ from enum import IntEnum
 
 from lightning_kd.losses import (
     ATLoss,
+    BYOTLoss,
+    CRDLoss,
     DistillationLoss,
     FSPLoss,
+    FTLoss,
     HintLoss,
+    HybridLoss,
     KDLoss,
     NSTLoss,
     PKTLoss,
+    RKDLoss,
     SPLoss,
+    VIDLoss,
 )
 
 
@@ -40,8 +46,8 @@ class DistillationStrategyType(IntEnum):
     - ``FACTOR_TRANSFER``: a compressed paraphrase of the teacher's features (FT). For pairs of different architecture.
       Trains the paraphraser first.
     - ``NEURON_SELECTIVITY``: the distribution of the teacher's activations over positions (NST). For feature maps.
-    - ``SELF_DISTILLATION``: the student's own earlier or deeper predictions. For when there is no teacher; improves
-      calibration at the price of more training.
+    - ``SELF_DISTILLATION``: the student's own earlier or deeper predictions (BYOT; BornAgain and EMATeacher are
+      callbacks). For when there is no teacher; improves calibration at the price of more training.
     - ``HYBRID``: several of the above with a weight each. The best results, and the most to tune.
 
     Example:
@@ -70,12 +76,8 @@ class DistillationStrategyType(IntEnum):
             **options: Arguments of that component by name; what is left out has defaults that train.
 
         Raises:
-            NotImplementedError: If the family has no component yet.
             TypeError: If an option is unknown; the message names what there is.
         """
-        if self not in _FIRST:
-            available = ", ".join(strategy.name for strategy in sorted(_FIRST))
-            raise NotImplementedError(f"{self.name} is not yet available; available now: {available}.")
         component = _FIRST[self]
         self._check_options(component, options)
         return component(**options)
@@ -94,8 +96,14 @@ _FIRST: dict[DistillationStrategyType, Callable[..., DistillationLoss]] = {
     DistillationStrategyType.RESPONSE_BASED: KDLoss,
     DistillationStrategyType.FEATURE_BASED: HintLoss,
     DistillationStrategyType.ATTENTION_BASED: ATLoss,
+    DistillationStrategyType.RELATION_BASED: RKDLoss,
+    DistillationStrategyType.CONTRASTIVE_BASED: CRDLoss,
     DistillationStrategyType.SIMILARITY_PRESERVING: SPLoss,
     DistillationStrategyType.FLOW_BASED: FSPLoss,
     DistillationStrategyType.PROBABILISTIC_TRANSFER: PKTLoss,
+    DistillationStrategyType.VARIATIONAL_INFORMATION: VIDLoss,
+    DistillationStrategyType.FACTOR_TRANSFER: FTLoss,
     DistillationStrategyType.NEURON_SELECTIVITY: NSTLoss,
+    DistillationStrategyType.SELF_DISTILLATION: BYOTLoss,
+    DistillationStrategyType.HYBRID: HybridLoss,
 }

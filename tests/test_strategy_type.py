@@ -2,15 +2,19 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from torch import nn
 
-from lightning_kd import DistillationModule
+from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.cli import run
 from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.projectors import LinearProjector
-from lightning_kd.strategy_type import _FIRST, DistillationStrategyType
+from lightning_kd.strategy_type import DistillationStrategyType
 from tests import support
 
 NAMES = [
@@ -57,19 +61,65 @@ def test_an_unknown_option_is_answered_with_the_known_ones() -> None:
         DistillationStrategyType.RESPONSE_BASED.create(alpha=0.5)
 
 
-@pytest.mark.parametrize("strategy", [s for s in DistillationStrategyType if s not in _FIRST], ids=lambda s: s.name)
-def test_what_is_not_there_yet_says_what_is(strategy: DistillationStrategyType) -> None:
-    available = ", ".join(s.name for s in DistillationStrategyType if s in _FIRST)
-    assert available.startswith("RESPONSE_BASED, FEATURE_BASED")
-    with pytest.raises(NotImplementedError, match=f"{strategy.name} is not yet available; available now: {available}."):
-        strategy.create()
+DOORS = ["module", "callback", "command line"]
 
 
-@pytest.mark.parametrize("strategy", sorted(_FIRST), ids=lambda s: s.name)
-def test_every_strategy_that_is_there_trains_with_defaults_on_digits(strategy: DistillationStrategyType) -> None:
-    losses = [strategy.create()]
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("strategy", DistillationStrategyType, ids=lambda s: s.name)
+def test_every_strategy_trains_with_defaults_on_digits_through_every_door(
+    strategy: DistillationStrategyType, door: str, tmp_path: Path
+) -> None:
+    """Four steps; those of two stages spend the first of them in their first."""
+    loss = strategy.create()
     student, teacher = DigitsConvNet(width=4), DigitsConvNet(width=8, depth=2)
-    before = student.stage1.conv.weight.detach().clone()
-    module = DistillationModule(student, teacher, losses)
-    support.trainer(max_steps=2, limit_val_batches=0).fit(module, datamodule=DigitsDataModule())
-    assert not torch.equal(student.stage1.conv.weight, before)
+    before = support.snapshot(student)
+    data = DigitsDataModule(with_index=loss.needs_index)
+    options = {"max_steps": 4, "limit_val_batches": 1, "num_sanity_val_steps": 0}
+    if door == "module":
+        module = DistillationModule(student, teacher, [loss], task_loss=nn.CrossEntropyLoss())
+        trainer = support.trainer(**options)
+        trainer.fit(module, datamodule=data)
+    elif door == "callback":
+        trainer = support.trainer(callbacks=[DistillationCallback(teacher, [loss])], **options)
+        trainer.fit(support.UserModule(student), datamodule=data)
+    else:
+        trainer, student, before = through_the_command_line(loss, options, tmp_path)
+    changed = [name for name, value in student.state_dict().items() if not torch.equal(value, before[name])]
+    assert any("stage1" in name for name in changed)
+    assert trainer.callback_metrics["train/loss"].isfinite()
+
+
+def through_the_command_line(loss, options, folder):  # type: ignore[no-untyped-def]
+    network = {"class_path": "DigitsConvNet", "init_args": {"width": 4}}
+    wide = {"class_path": "DigitsConvNet", "init_args": {"width": 8, "depth": 2}}
+    quiet = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
+    config = {
+        "seed_everything": 1,
+        "trainer": {**options, "accelerator": "cpu", **dict.fromkeys(quiet, False)},
+        "model": {
+            "student": network,
+            "teacher": wide,
+            "losses": [type(loss).__name__],
+            "task_loss": "torch.nn.CrossEntropyLoss",
+        },
+        "data": {"class_path": "DigitsDataModule", "init_args": {"with_index": loss.needs_index}},
+        "summary": {"enabled": False},
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    seen = {}
+
+    def keep(module: DistillationModule) -> None:
+        seen.update(support.snapshot(module.student))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillationModule, "on_fit_start", _then(DistillationModule.on_fit_start, keep))
+        cli = run(["fit", "--config", str(folder / "config.yaml")])
+    return cli.trainer, cli.model.student, seen
+
+
+def _then(method, also):  # type: ignore[no-untyped-def]
+    def both(module):  # type: ignore[no-untyped-def]
+        also(module)
+        method(module)
+
+    return both

@@ -315,12 +315,14 @@ def upcast(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def _holds_modules(value: object) -> bool:
-    values = value if isinstance(value, Sequence | nn.ModuleList) and not isinstance(value, str) else [value]
-    return any(isinstance(one, nn.Module) for one in values)
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float64, or in float32 on a device that has no float64."""
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _holds_modules(value: object) -> bool:
+    values = value if isinstance(value, Sequence | nn.ModuleList) and not isinstance(value, str) else [value]
+    return any(isinstance(one, nn.Module) for one in values)
 
 
 def _as_names(layers: Layers) -> tuple[str, ...]:

@@ -224,7 +224,8 @@ class _ChannelCorrelations(torch.autograd.Function):
             gradients.append(((slope + slope.mT) @ rows).to(student.dtype))
         ctx.save_for_backward(torch.cat(gradients))
         ctx.share = 1.0 / (batch * channels)
-        return (value * ctx.share).to(torch.promote_types(student.dtype, torch.float32))
+        mean: Tensor = value * ctx.share
+        return mean.to(torch.promote_types(student.dtype, torch.float32))
 
     @staticmethod
     @once_differentiable
