@@ -141,8 +141,7 @@ class Distiller:
         self.check_teacher()
         if any(loss.awaits_layers for loss in self.components):
             self._choose_layers(batch, call_student, module)
-        if self.shapes is None:
-            self._show_layers()
+        self._show_layers()
         self.attach()
         self._build_or_check(self._measure(batch, call_student, module))
 

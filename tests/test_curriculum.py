@@ -25,7 +25,7 @@ from torch.utils.data import (
 
 import lightning_kd.difficulty
 from lightning_kd import Curriculum, DistillationModule
-from lightning_kd.curriculum import CurriculumSampler
+from lightning_kd.data.curriculum_sampler import CurriculumSampler
 from lightning_kd.difficulty import Difficulty, TeacherConfidence, TeacherEntropy, TeacherLoss
 from lightning_kd.schedules import LinearSchedule, Moment
 from tests import support
