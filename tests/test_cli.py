@@ -1,6 +1,7 @@
 """The command line: the examples as written, composition, checkpoints without arguments, and typing errors."""
 
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_kd import DistillationModule
+from lightning_kd import DistillationModule, DistillationStrategyType
 from lightning_kd.cli import run
-from lightning_kd.teachers import from_checkpoint
+from lightning_kd.teachers import BornAgain, from_checkpoint
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples" / "digits"
@@ -42,6 +43,27 @@ def test_the_teacher_example_trains_without_a_teacher(tmp_path):
     cli = fit("teacher", tmp_path, *options)
     assert cli.model.teacher is None
     assert cli.trainer.callback_metrics["val/accuracy"] > 0
+
+
+def test_the_example_without_a_teacher_goes_through_its_generations(tmp_path, capsys):
+    cli = fit("born_again", tmp_path, "--trainer.max_epochs=3")
+    (born_again,) = [c for c in cli.trainer.callbacks if isinstance(c, BornAgain)]
+    assert born_again.generation == 2
+    assert cli.trainer.callback_metrics["train/kd"] >= 0
+    assert re.search(r"accuracy +\d+\.\d % +\d+\.\d %", capsys.readouterr().out)  # teacher and student
+
+
+@pytest.mark.parametrize("strategy", [None, *DistillationStrategyType])
+def test_the_table_of_thirteen_fits_each_with_few_labels(strategy):
+    script = runpy.run_path(str(EXAMPLES / "strategies.py"))
+    assert set(script["OPTIONS"]) == set(DistillationStrategyType)
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    try:
+        value = script["accuracy"](strategy, 5, seed=1, epochs=1)
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_rng_state(state)
+    assert 0 < value <= 100
 
 
 def test_the_shipped_teacher_is_as_good_as_the_readme_says():

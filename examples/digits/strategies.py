@@ -37,7 +37,7 @@ OPTIONS = {
     DistillationStrategyType.FLOW_BASED: {},
     DistillationStrategyType.PROBABILISTIC_TRANSFER: {"weight": 30000.0},
     DistillationStrategyType.VARIATIONAL_INFORMATION: {"weight": 1.0},
-    DistillationStrategyType.FACTOR_TRANSFER: {"weight": 200.0},
+    DistillationStrategyType.FACTOR_TRANSFER: {"weight": 1000.0},
     DistillationStrategyType.NEURON_SELECTIVITY: {"weight": 50.0},
     DistillationStrategyType.SELF_DISTILLATION: {},
     DistillationStrategyType.HYBRID: {},
