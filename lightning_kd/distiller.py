@@ -102,8 +102,13 @@ class Distiller:
         return [loss.stage for _, loss in self._staged if loss.stage is not None]
 
     def stage_at(self, moment: Moment) -> list[tuple[str, DistillationLoss]]:
-        """Return the losses, with their names, whose stage is going on."""
-        return [(name, loss) for name, loss in self._staged if loss.stage is not None and loss.stage.includes(moment)]
+        """Return the losses, with their names, whose stage is going on; without a teacher yet, not those of it."""
+        taught = self.teacher is None or self.teacher.ready
+        return [
+            (name, loss)
+            for name, loss in self._staged
+            if loss.stage is not None and loss.stage.includes(moment) and (taught or not loss.needs_teacher)
+        ]
 
     def _make_captures(self) -> None:
         layers = [name for loss in self.components for name in loss.student_layers]

@@ -17,11 +17,13 @@ from torch.optim import Optimizer
 
 from lightning_kd import batches
 from lightning_kd.batches import Batch
+from lightning_kd.checkpoint import check_same_architecture
 from lightning_kd.configurable import describe, restore
 from lightning_kd.distiller import Distiller, name_losses
 from lightning_kd.export import export_student
 from lightning_kd.losses.base import DistillationLoss
-from lightning_kd.run import DistillationRun, check_same_architecture, probe_batch
+from lightning_kd.probe import probe_batch
+from lightning_kd.run import DistillationRun
 from lightning_kd.schedules import Scalar, Schedule, extremes
 from lightning_kd.teachers import FrozenTeacher
 

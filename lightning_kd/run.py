@@ -7,25 +7,22 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_kd import random_state
 from lightning_kd.capture import Record, original
-from lightning_kd.data.indexed import targets_of
+from lightning_kd.checkpoint import CHECKPOINT_KEY
 from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
 from lightning_kd.idle import touch, unreached
 from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
+from lightning_kd.probe import rows_and_targets
 from lightning_kd.restart import OptimizerStart
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
+from lightning_kd.stages import settle_stages
 from lightning_kd.teachers.source import TeacherSource
-
-CHECKPOINT_KEY = "lightning_kd"
 
 
 class DistillationRun:
@@ -88,10 +85,9 @@ class DistillationRun:
             batch: A small batch, on the student's device.
             call_student: Calls the student once on that batch.
         """
-        if self.distiller.shapes is None:
-            self._show_dataset(trainer)
+        self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
-        self._settle_stages(trainer)
+        settle_stages(self.distiller.stages(), trainer)
         if self._source is not None:
             self._source.begin(self, trainer)
 
@@ -109,7 +105,7 @@ class DistillationRun:
             for buffer in loss.replicated_buffers
         ]
         if names:
-            # the name is private to torch, but the only way; torch's own FSDP and TorchRec use it
+            # the name is private to torch, but there is no public one
             ignored = set(getattr(module, "_ddp_params_and_buffers_to_ignore", ()))
             module._ddp_params_and_buffers_to_ignore = ignored | set(names)  # type: ignore[assignment]
 
@@ -314,103 +310,31 @@ class DistillationRun:
             stage.length, stage.unit = length, unit
         if saved["shapes"] is not None and self.distiller.shapes is None:
             self.distiller.name_layers(saved["layers"])
-            self._tell_dataset(*saved["dataset"])
+            rows, with_targets = saved["dataset"]
+            self._tell_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
             shapes: Shapes = {r: {n: tuple(s) for n, s in of.items()} for r, of in saved["shapes"].items()}
             self.distiller.build(shapes)
 
-    def _settle_stages(self, trainer: Trainer) -> None:
-        """Make the length of a stage that names none a tenth of the run."""
-        for stage in self.distiller.stages():
-            if stage.length is None:
-                by_steps = trainer.max_steps > 0
-                total = trainer.max_steps if by_steps else trainer.max_epochs or -1
-                stage.unit = "step" if by_steps else "epoch"
-                if total < 1:
-                    raise MisconfigurationException(
-                        "The length of a loss's first stage is by default a tenth of the run, but the run has no end; "
-                        "give stage_length, or the Trainer max_epochs."
-                    )
-                stage.length = -(-total // 10)
-                rank_zero_info(f"The first stage takes {stage.length} {stage.unit}(s).")
-
     def _show_dataset(self, trainer: Trainer) -> None:
+        """Show the data set to the losses, or check that it is the one that a checkpoint's losses know."""
         if not any(loss.needs_index for loss in self.distiller.components):
             return
-        dataset = getattr(train_loader(trainer), "dataset", None)
-        if dataset is None or not hasattr(dataset, "__len__"):
+        rows, targets = rows_and_targets(trainer)
+        if self.distiller.shapes is None:
+            self._tell_dataset(rows, targets)
+        elif rows != self._dataset[0]:
             raise ValueError(
-                "A loss needs each sample's row, so the training data must be a DataLoader over a data set with a "
-                "length; wrap yours in lightning_kd.data.Indexed."
+                f"The training data has {rows} rows, but the losses of the checkpoint remember {self._dataset[0]}; "
+                "fit with the data that the checkpoint was made with."
             )
-        self._tell_dataset(len(dataset), targets_of(dataset))
 
-    def _tell_dataset(self, num_samples: int, targets: Tensor | bool | None) -> None:
-        """Tell the losses the number of rows and the class ids; zeros stand for what a checkpoint will fill in."""
-        known = targets is not None and targets is not False
-        self._dataset = (num_samples, known)
-        values = torch.zeros(num_samples, dtype=torch.long) if targets is True else targets
+    def _tell_dataset(self, rows: int, targets: Tensor | None) -> None:
+        self._dataset = (rows, targets is not None)
         for loss in self.distiller.components:
             if loss.needs_index:
-                loss.set_dataset(num_samples, values if isinstance(values, Tensor) else None)
+                loss.set_dataset(rows, targets)
 
     def _write(self, module: LightningModule, means: Mapping[str, float], step: int) -> None:
         line = {f"train/{name}": value for name, value in means.items()}
         for logger in module.loggers:
             logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)
-
-
-def train_loader(trainer: Trainer) -> Any:
-    """Return the training data as the user gave it, during ``setup`` of a fit."""
-    if trainer.datamodule is not None:  # type: ignore[attr-defined]
-        return trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
-    return trainer.fit_loop._data_source.dataloader()
-
-
-def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
-    """Make one small batch of the training data on the student's side, without starting workers or samplers.
-
-    Args:
-        trainer: The Trainer, during ``setup`` of a fit.
-        module: The module; its batch-transfer hooks, or the data module's, are applied.
-    """
-    with isolate_rng():
-        loader = train_loader(trainer)
-        batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
-        if batch is None:
-            combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
-            batch, _, _ = next(iter(combined))
-        return module._apply_batch_transfer_handler(batch, device=device_of(module))
-
-
-def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor], prefix: str, what: str) -> None:
-    """Raise a ``ValueError`` in the user's words if a checkpoint's weights do not fit.
-
-    Args:
-        saved: State dict of the checkpoint.
-        own: State dict of the module.
-        prefix: What the keys to compare begin with.
-        what: What these weights belong to, for the message.
-    """
-    theirs = {name: tuple(value.shape) for name, value in saved.items() if name.startswith(prefix)}
-    ours = {name: tuple(value.shape) for name, value in own.items() if name.startswith(prefix)}
-    if theirs == ours:
-        return
-    differ = [
-        f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} here"
-        for name in [*ours, *(n for n in theirs if n not in ours)]
-        if theirs.get(name) != ours.get(name)
-    ]
-    raise ValueError(
-        f"The checkpoint is of another {what} architecture; {len(differ)} tensor(s) differ, first "
-        f"{'; '.join(differ[:3])}. Build the {what} that the checkpoint was made with; nothing has been loaded."
-    )
-
-
-def _first_samples(loader: DataLoader[Any]) -> Any:
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
-        return None
-    try:
-        samples = [loader.dataset[i] for i in range(2)]
-    except (IndexError, KeyError, TypeError):
-        return None
-    return loader.collate_fn(samples)

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd import DistillationCallback
-from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
+from lightning_kd.data import Indexed
+from lightning_kd.losses import CRDLoss, HintLoss, HybridLoss, KDLoss, MutualLearning
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.test_stages import Compressed, Initialised
@@ -23,6 +24,7 @@ SCENARIOS = {
     "mean teacher": lambda: (support.default_losses(), [EMATeacher(decay=0.9)]),
     "mutual": lambda: ([MutualLearning([support.seeded(lambda: Plain(5), 5)])], []),
     "balanced": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="magnitude")], []),
+    "contrastive": lambda: ([CRDLoss("features", "features", dim=4, negatives=6)], []),
     "uncertain": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="uncertainty")], []),
 }
 """Losses and callbacks; those whose callbacks make the teacher get none."""
@@ -61,13 +63,15 @@ def fit(door, devices, scenario, path):
     strategy = DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
     counter = CountParameters()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
-    sampler = DistributedSampler(support.data(), num_replicas=devices, rank=rank, shuffle=False)
-    train = DataLoader(support.data(), batch_size=8 // devices, sampler=sampler)
+    rows = Indexed(support.data())
+    sampler = DistributedSampler(rows, num_replicas=devices, rank=rank, shuffle=False)
+    train = DataLoader(rows, batch_size=8 // devices, sampler=sampler)
     options = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
     trainer = support.fit(made, train=train, callbacks=[*callbacks, counter], **options)
     support.assert_unchanged(guide, before)
     state = {**learner.state_dict(), **{f"losses.{k}": v for k, v in losses.state_dict().items()}}
-    torch.save({"state": state, "tracked": counter.count}, f"{path}.{trainer.global_rank}")
+    own = len([*learner.parameters(), *losses.parameters()])
+    torch.save({"state": state, "tracked": counter.count, "own": own}, f"{path}.{trainer.global_rank}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,8 @@ from tests.distributed_fit import SCENARIOS
 ROOT = Path(__file__).parent.parent
 
 
+DRAWN = {"contrastive"}
+"""Each process draws random numbers of its own here, so two equal one another but not one."""
 SCENARIOS_OF = {"module": list(SCENARIOS), "callback": ["default", "stage without the student", "born again"]}
 
 
@@ -41,7 +43,7 @@ def test_two_processes_equal_one(door, scenario, weights):
     first, second = weights[door, 2, scenario]
     assert one["state"].keys() == first["state"].keys()
     for name, expected in one["state"].items():
-        torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
+        if scenario not in DRAWN:
+            torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(first["state"][name], second["state"][name])
-    # the teacher is not among what DDP synchronizes
-    assert first["tracked"] == sum("means" not in name for name in one["state"])
+    assert first["tracked"] == one["own"]  # the teacher is not among what DDP synchronizes

@@ -29,7 +29,10 @@ def test_a_loss_imports_torch_its_siblings_and_projectors_only(path):
     assert {name for name in ours if not name.startswith(allowed)} == set()
 
 
-@pytest.mark.parametrize("name", ["distiller", "run", "capture", "part_log", "projectors", "batches"])
+ENGINE = ["distiller", "run", "capture", "part_log", "projectors", "batches", "probe", "stages", "checkpoint", "idle"]
+
+
+@pytest.mark.parametrize("name", [*ENGINE, "restart", "random_state", "schedules", "teachers/source", "default_layers"])
 def test_the_engine_imports_no_door(name):
     assert imported(ROOT / f"{name}.py") & DOORS == set()
 

@@ -15,6 +15,7 @@ from lightning_kd.schedules import LinearSchedule, Moment
 from lightning_kd.teachers import BornAgain, EMATeacher
 from lightning_kd.teachers.born_again import reset_weights
 from tests import support
+from tests.test_stages import Compressed
 
 DOORS = ["module", "callback"]
 
@@ -163,6 +164,17 @@ def test_the_second_generation_is_distilled_from_the_first_with_everything_afres
         optimizer.step()
     for name, value in by_hand.state_dict().items():
         torch.testing.assert_close(net.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_stage_that_needs_the_teacher_waits_for_the_second_generation(door):
+    net = support.student()
+    watch = Weights(net)
+    fitted(door, BornAgain(generations=2), watch, net=net, parts=[Compressed(1)], max_epochs=4)
+    ends = [weights["features.0.weight"] for weights in watch.ends]
+    assert not torch.equal(ends[0], ends[1])  # the task alone
+    assert torch.equal(ends[2], watch.begins[2]["features.0.weight"])  # the stage, without the student
+    assert not torch.equal(ends[2], ends[3])
 
 
 @pytest.mark.parametrize("max_epochs", [1, 5])
