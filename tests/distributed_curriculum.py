@@ -30,3 +30,4 @@ def main(mode, path):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])
+    torch.distributed.destroy_process_group()

@@ -1,5 +1,6 @@
 """Small networks, data and Trainers that the tests share."""
 
+import inspect
 from functools import partial
 
 import torch
@@ -7,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.losses import HintLoss, KDLoss
+from lightning_kd import DistillationCallback, DistillationModule, losses
+from lightning_kd.losses import DistillationLoss, HintLoss, KDLoss
 
 CLASSES = 4
 
@@ -24,6 +25,44 @@ class ConvNet(nn.Module):
 
     def forward(self, x):
         return self.head(self.dropout(self.features(x)).flatten(1))
+
+
+class StagedNet(nn.Module):
+    """Maps of two resolutions, an embedding and logits: something to read for every loss."""
+
+    def __init__(self, width, norm=True):
+        super().__init__()
+        self.stage1 = self._stage(1, width, 1, norm)
+        self.stage2 = self._stage(width, 2 * width, 2, norm)
+        self.embedding = nn.Sequential(nn.Flatten(), nn.Linear(8 * width, 6))
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x):
+        return self.head(self.embedding(self.stage2(self.stage1(x))))
+
+    @staticmethod
+    def _stage(channels, width, stride, norm):
+        layers = [
+            nn.Conv2d(channels, width, 3, stride, padding=1),
+            *([nn.BatchNorm2d(width)] if norm else []),
+            nn.ReLU(),
+        ]
+        return nn.Sequential(*layers)
+
+
+def exported_losses():
+    """Every loss that the package exports, by name."""
+    return {
+        name: thing
+        for name, thing in vars(losses).items()
+        if inspect.isclass(thing) and issubclass(thing, DistillationLoss) and not inspect.isabstract(thing)
+    }
+
+
+def default_loss(name):
+    """A loss with its defaults; what has no default is filled in."""
+    cls = exported_losses()[name]
+    return cls([seeded(partial(StagedNet, 3, norm=False), 9)]) if cls is losses.MutualLearning else cls()
 
 
 class UserModule(LightningModule):
@@ -134,10 +173,10 @@ def module(net=None, **options):
 def through(door, net=None, *, guide=None, losses=None):
     """Return a module that distils through a door, and the door's callbacks."""
     net, guide = student() if net is None else net, teacher() if guide is None else guide
-    losses = default_losses() if losses is None else losses
+    parts = default_losses() if losses is None else losses
     if door == "module":
-        return module(net, teacher=guide, losses=losses), []
-    return UserModule(net), [DistillationCallback(guide, losses)]
+        return module(net, teacher=guide, losses=parts), []
+    return UserModule(net), [DistillationCallback(guide, parts)]
 
 
 def trainer(**options):

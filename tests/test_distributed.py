@@ -8,14 +8,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests import support
 from tests.distributed_fit import SCENARIOS
+from tests.losses.cases import CASES
 
 ROOT = Path(__file__).parent.parent
 
 
-DRAWN = {"contrastive"}
-"""Each process draws random numbers of its own here, so two equal one another but not one."""
-SCENARIOS_OF = {"module": list(SCENARIOS), "callback": ["default", "stage without the student", "born again"]}
+EACH_ITS_OWN = {"CRDLoss"} | {case.loss.__name__ for case in CASES if case.batch_statistics}
+"""Each process draws random numbers, or normalises a batch, of its own here: two equal one another, but not one."""
+SCENARIOS_OF = {
+    "module": [*SCENARIOS, *support.exported_losses()],
+    "callback": ["default", "stage without the student", "born again"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def test_two_processes_equal_one(door, scenario, weights):
     first, second = weights[door, 2, scenario]
     assert one["state"].keys() == first["state"].keys()
     for name, expected in one["state"].items():
-        if scenario not in DRAWN:
+        if scenario not in EACH_ITS_OWN:
             torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(first["state"][name], second["state"][name])
     assert first["tracked"] == one["own"]  # the teacher is not among what DDP synchronizes

@@ -2,12 +2,11 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any, cast, final
+from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import (
     DistillationLoss,
@@ -20,12 +19,10 @@ from lightning_kd.losses.base import (
     check_same_batch,
     pair_up,
     upcast,
-    wide,
 )
 from lightning_kd.projectors import ConvProjector, Projector
 from lightning_kd.schedules import Scalar
 
-_SHORTEST = 1e-12
 """Shorter rows are not stretched to length one: they are divided by a constant."""
 
 
@@ -102,8 +99,7 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     with one flattened channel in each row of :math:`A`. Follows the published code of ICKD-C, as it is found in
     copies that name the paper: the channels themselves are not normalised, the rows of the products are, and the
-    squares are summed over a row. Computed in float64, which it needs near a match, a few samples at a time with the
-    gradient beside the value, which cannot be differentiated once more.
+    squares are summed over a row.
 
     Shape:
         - student: :math:`(B, C, H, W)`, teacher: :math:`(B, C, H', W')`; channels must agree, sizes need not.
@@ -134,8 +130,8 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
             f"{tuple(teacher.shape)}; bring the student to the teacher's channels with a projector, as ICKDLoss does."
         )
     with torch.autocast(device_type=student.device.type, enabled=False):
-        value: Tensor = cast(Any, _ChannelCorrelations).apply(student.flatten(2), teacher.detach().flatten(2))
-        return value
+        mine, its = (_correlations(upcast(features).flatten(2)) for features in (student, teacher.detach()))
+        return (mine - its).square().sum() / (mine.shape[0] * mine.shape[1])
 
 
 @final
@@ -206,36 +202,5 @@ def _similarities(features: Tensor) -> Tensor:
     return F.normalize(rows @ rows.T, dim=1)
 
 
-class _ChannelCorrelations(torch.autograd.Function):
-    """The loss of channels (B, C, N), with its gradient computed beside it, a few samples at a time, in float64."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        batch, channels = student.shape[:2]
-        value, gradients = torch.zeros_like(wide(student[0, 0, 0])), []
-        step = max(1, (2**17 if student.device.type == "cpu" else 2**24) // channels**2)
-        for mine, its in zip(student.split(step), teacher.split(step), strict=True):
-            rows = wide(mine)
-            correlations, lengths = _correlations(rows)
-            slope = correlations - _correlations(wide(its))[0]
-            value = value + slope.square().sum()
-            along = (slope * correlations).sum(dim=2, keepdim=True) * (lengths > _SHORTEST)
-            slope = slope.addcmul(correlations, along, value=-1.0).div_(lengths)
-            gradients.append(((slope + slope.mT) @ rows).to(student.dtype))
-        ctx.save_for_backward(torch.cat(gradients))
-        ctx.share = 1.0 / (batch * channels)
-        mean: Tensor = value * ctx.share
-        return mean.to(torch.promote_types(student.dtype, torch.float32))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * (2.0 * ctx.share * grad).to(gradient.dtype), None
-
-
-def _correlations(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the products of all channels with rows of length one, and the lengths that they are divided by."""
-    products: Tensor = rows @ rows.mT
-    lengths = torch.linalg.vector_norm(products, dim=2, keepdim=True).clamp_min(_SHORTEST)
-    return products.div_(lengths), lengths
+def _correlations(channels: Tensor) -> Tensor:
+    return F.normalize(channels @ channels.mT, dim=2)

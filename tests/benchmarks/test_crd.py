@@ -1,6 +1,6 @@
 """Contrastive representation distillation against a straight transcription: forward, backward and update of the banks.
 
-python -m pytest tests/benchmarks/test_crd.py -s
+python -m pytest tests/benchmarks/test_crd.py
 
 Each measurement is a process of its own with one thread; its time is that of the processor, its memory the growth of
 its peak.
@@ -77,11 +77,11 @@ def measured(name, num_samples, rounds):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("num_samples", "aim", "lighter"), [(50_000, 12, 25), (1_280_000, 1, 30)])
-def test_it_is_as_many_times_faster_and_lighter(num_samples, aim, lighter):
+def test_it_is_as_many_times_faster_and_lighter(num_samples, aim, lighter, tell):
     fast, slow = measured("ours", num_samples, 7), measured("as_written", num_samples, 3)
     assert fast[2:] == pytest.approx(slow[2:], rel=1e-3)
-    print(
-        f"\nCRD n={num_samples}: {fast[0]:.0f} ms, {fast[1]:.0f} MiB, as written {slow[0]:.0f} ms, {slow[1]:.0f} MiB, "
+    tell(
+        f"CRD n={num_samples}: {fast[0]:.0f} ms, {fast[1]:.0f} MiB, as written {slow[0]:.0f} ms, {slow[1]:.0f} MiB, "
         f"{slow[0] / fast[0]:.1f}x (aim {aim}x), {slow[1] / fast[1]:.0f}x lighter (aim {lighter}x)"
     )
     assert slow[0] / fast[0] >= 0.8 * aim

@@ -1,6 +1,6 @@
 """What the framework adds to a step of about a millisecond with five loss parts, and what their log adds alone.
 
-    python -m pytest tests/benchmarks -s
+    python -m pytest tests/benchmarks
 
 Three modules in the same Trainer compute the same five losses from the same two networks: one written by hand that
 logs nothing, the distilled one without its log (silent), and the distilled one. Processor time is counted, the three
@@ -94,7 +94,7 @@ def seconds_a_step(make, student, teacher):
 @pytest.mark.filterwarnings(
     "ignore:Found .* in eval mode:UserWarning", "ignore:You defined a .validation_step.:UserWarning"
 )
-def test_the_log_of_five_parts_adds_at_most_a_tenth_to_a_step_of_a_millisecond():
+def test_the_log_of_five_parts_adds_at_most_a_tenth_to_a_step_of_a_millisecond(tell):
     student, teacher = Network(WIDTH), Network(2 * WIDTH)
     best = {by_hand: float("inf"), silent: float("inf"), distilled: float("inf")}
     for _ in range(ROUNDS):
@@ -103,6 +103,6 @@ def test_the_log_of_five_parts_adds_at_most_a_tenth_to_a_step_of_a_millisecond()
     ratio = best[distilled] / best[by_hand]
     log = best[distilled] / best[silent]
     times = ", ".join(f"{make.__name__} {1e3 * seconds:.2f} ms" for make, seconds in best.items())
-    print(f"\na step: {times}; ratio {ratio:.3f}, of the log alone {log:.3f}")
+    tell(f"a step: {times}; ratio {ratio:.3f}, of the log alone {log:.3f}")
     assert log <= 1.10
     assert ratio <= CEILING

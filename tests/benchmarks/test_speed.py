@@ -1,6 +1,6 @@
 """Losses against a straight transcription of their formula: time and memory of both passes, float32, two threads.
 
-python -m pytest tests/benchmarks/test_speed.py -s
+python -m pytest tests/benchmarks/test_speed.py
 """
 
 from collections.abc import Callable
@@ -63,9 +63,9 @@ ROWS = (
 
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
-def test_it_is_as_many_times_faster_and_lighter(row):
+def test_it_is_as_many_times_faster_and_lighter(row, tell):
     found = compare(row.ours, row.written, row.shapes, rounds=(60, 5 if row.aim > 1 else 60))
-    print(f"\n{row}: {found} (aims {row.aim:g}x and {row.memory_aim:g}x)")
+    tell(f"{row}: {found} (aims {row.aim:g}x and {row.memory_aim:g}x)")
     assert found.faster >= row.guard
     few = row.memory_aim == 1 and found.mebibytes[0] < 4  # of so little the allocator decides
     assert few or found.lighter >= 0.9 * row.memory_aim

@@ -44,18 +44,6 @@ def test_inter_channel_correlation_does_not_see_the_order_of_positions() -> None
     torch.testing.assert_close(ickd_loss(student.flip(2, 3), teacher), ickd_loss(student, teacher))
 
 
-def test_float32_correlations_are_exact_for_a_tight_cluster_far_from_zero() -> None:
-    student, teacher = ((5 + 1e-3 * random(3, 6, 4, 4, seed=seed)).float() for seed in (1, 2))
-    grads = []
-    for dtype in (torch.float64, torch.float32):
-        leaf = student.to(dtype).requires_grad_()
-        loss = ickd_loss(leaf, teacher.to(dtype))
-        loss.backward()
-        grads.append((loss.detach().double(), leaf.grad.double()))
-    for exact, single in zip(*grads, strict=True):
-        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
-
-
 def test_the_projector_of_correlations_is_that_of_the_published_code() -> None:
     component = ICKDLoss("a", "b")
     component.build({"a": (8, 3, 4, 4)}, {"b": (8, 5, 4, 4)})
