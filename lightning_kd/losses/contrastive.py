@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape
+from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast, wide
 from lightning_kd.losses.embedding import embeddings
 from lightning_kd.schedules import Scalar
 
@@ -18,8 +18,7 @@ def info_nce_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.07
     .. math::
         L = -\frac{1}{B} \sum_i \log \frac{\exp(\cos(s_i, t_i) / \tau)}{\sum_j \exp(\cos(s_i, t_j) / \tau)}
 
-    If ``symmetric``, the mean of this and of the same with student and teacher exchanged, as in CLIP. Vectors are
-    brought to length one in float64, which a tight cluster needs; the products are computed in float32.
+    If ``symmetric``, the mean of this and of the same with student and teacher exchanged, as in CLIP.
 
     Shape:
         - student, teacher: :math:`(B, d)`.
@@ -51,11 +50,9 @@ def info_nce_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.07
     check_positive("info_nce_loss", temperature=temperature)
     _check_embeddings("info_nce_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = _directions(student), _directions(teacher)
-        value = _pick(_shifted_cosines(mine, its, student) / temperature)
-        if symmetric:
-            value = (value + _pick(_shifted_cosines(its, mine, student) / temperature)) / 2
-        return value
+        cosines = F.normalize(upcast(student), dim=1) @ F.normalize(upcast(teacher), dim=1).T
+        value = _pick(cosines / temperature)
+        return (value + _pick(cosines.T / temperature)) / 2 if symmetric else value
 
 
 def triplet_loss(student: Tensor, teacher: Tensor, *, margin: float = 0.2) -> Tensor:
@@ -92,7 +89,8 @@ def triplet_loss(student: Tensor, teacher: Tensor, *, margin: float = 0.2) -> Te
     check_positive("triplet_loss", margin=margin)
     _check_embeddings("triplet_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        cosines = _shifted_cosines(_directions(student), _directions(teacher), student)
+        mine, its = (F.normalize(wide(embedding), dim=1) for embedding in (student, teacher))
+        cosines = _shifted_cosines(mine, its, student)
         if len(cosines) < 2:
             return cosines.sum() * 0.0
         own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
@@ -215,11 +213,6 @@ class TripletLoss(DistillationLoss):
         """Compute the unweighted loss of one pair of features."""
         mine, its = self.student_embedding(student), self.teacher_embedding(teacher.detach())
         return triplet_loss(mine, its, margin=self.margin)
-
-
-def _directions(embedding: Tensor) -> Tensor:
-    wide = embedding.float() if embedding.device.type == "mps" else embedding.double()  # that device has no float64
-    return F.normalize(wide, dim=1)
 
 
 def _shifted_cosines(mine: Tensor, its: Tensor, like: Tensor) -> Tensor:

@@ -382,8 +382,8 @@ def _kernels(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
         return wide(rows) @ wide(rows).T
     directions = F.normalize(wide(rows), dim=1)
     cosines = directions @ directions.T
-    series = torch.ones_like(cosines)
-    for power in range(order, 0, -1):  # Horner's scheme
+    series = 1.0 + 2 * gamma / order * cosines
+    for power in range(order - 1, 0, -1):  # Horner's scheme
         series = 1.0 + 2 * gamma / power * cosines * series
     return math.exp(-2 * gamma) * series
 

@@ -23,8 +23,6 @@ from lightning_kd.losses.base import (
 from lightning_kd.projectors import ConvProjector, Projector
 from lightning_kd.schedules import Scalar
 
-"""Shorter rows are not stretched to length one: they are divided by a constant."""
-
 
 def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Mean squared distance between the row-normalised similarities of the samples of a batch (SP).

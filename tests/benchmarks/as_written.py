@@ -101,7 +101,7 @@ def kd(student, teacher):
 
 
 def our_dkd(student, teacher):
-    return dkd_loss(student, teacher, TARGET)
+    return dkd_loss(student, teacher, TARGET[: len(student)])
 
 
 def dkd(student, teacher):
@@ -127,12 +127,12 @@ def dist(student, teacher):
 
 
 def our_tfkd(student, _):
-    return tfkd_loss(student, TARGET)
+    return tfkd_loss(student, TARGET[: len(student)])
 
 
 def tfkd(student, _):
     classes = student.shape[1]
-    teacher = torch.full_like(student, 0.01 / (classes - 1)).scatter(1, TARGET.unsqueeze(1), 0.99)
+    teacher = torch.full_like(student, 0.01 / (classes - 1)).scatter(1, TARGET[: len(student)].unsqueeze(1), 0.99)
     return F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher / 20, dim=1), reduction="batchmean")
 
 

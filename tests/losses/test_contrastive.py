@@ -48,13 +48,12 @@ def test_a_batch_of_one_has_no_triplet():
     assert triplet_loss(random(1, 3, seed=1), random(1, 3, seed=2)).item() == 0.0
 
 
-@pytest.mark.parametrize("loss", [info_nce_loss, triplet_loss, lambda s, t: info_nce_loss(s, t, symmetric=True)])
-def test_float32_is_exact_for_a_tight_cluster_far_from_zero(loss):
+def test_triplets_in_float32_are_exact_for_a_tight_cluster_far_from_zero():
     student, teacher = (5 + 1e-3 * random(6, 8, seed=seed) for seed in (1, 2))
     found = []
     for dtype in (torch.float64, torch.float32):
         leaves = [x.float().to(dtype).requires_grad_() for x in (student, teacher)]
-        value = loss(*leaves)
+        value = triplet_loss(*leaves)
         value.backward()
         found.append((value.detach().double(), *(leaf.grad.double() for leaf in leaves)))
     for exact, single in zip(*found, strict=True):

@@ -20,7 +20,7 @@ PICK, PICKED = (log(1 + exp(-1)) + log(2)) / 2, log(1 + exp(-0.5))  # at tempera
 BOTH = (PICK + PICKED) / 2
 NEAR = rows([3.0, 4.0], [-5.0, 0.0])  # cosines (.6, -1) and (.8, 0): squared distances (.8, 4) and (.4, 2)
 MUTANTS = (
-    Mutant("normalise over the batch", "F.normalize(wide, dim=1)", "F.normalize(wide, dim=0)"),
+    Mutant("normalise over the batch", "), dim=1)", "), dim=0)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
     Mutant(
         "detach the student",
@@ -63,10 +63,10 @@ def info_nce(name: str, **options: object) -> Case:
         ),
         (
             *MUTANTS,
-            Mutant("forget what was taken off", " + (its @ middle).to(dtype)", ""),
-            Mutant("pick one's own kind", "@ its.to(dtype).T", "@ (mine - middle).to(dtype).T"),
-            Mutant("forget the temperature", "student) / temperature)", "student))"),
-            Mutant("sum the two", "/ temperature)) / 2", "/ temperature))"),
+            Mutant("pick one's own kind", "F.normalize(upcast(teacher)", "F.normalize(upcast(student)"),
+            Mutant("forget the temperature", "_pick(cosines / temperature)", "_pick(cosines)"),
+            Mutant("sum the two", "_pick(cosines.T / temperature)) / 2", "_pick(cosines.T / temperature))"),
+            Mutant("pick among the teachers twice", "_pick(cosines.T", "_pick(cosines"),
         ),
         bad_calls=BAD,
         bad_builds=(((8,), (8, 16)),),
@@ -94,6 +94,8 @@ TRIPLET = Case(
     ),
     (
         *MUTANTS,
+        Mutant("forget what was taken off", " + (its @ middle).to(dtype)", ""),
+        Mutant("compare one's own kind", "@ its.to(dtype).T", "@ (mine - middle).to(dtype).T"),
         Mutant("easiest negative", "masked_fill(own, -torch.inf).amax", "masked_fill(own, torch.inf).amin"),
         Mutant("sum", "clamp_min(0.0).mean()", "clamp_min(0.0).sum()"),
         Mutant("no hinge", ".clamp_min(0.0).mean()", ".mean()"),
