@@ -57,7 +57,9 @@ def fit(door, devices, scenario, path):
     parts, callbacks = SCENARIOS.get(scenario, lambda: ([support.default_loss(scenario)], []))()
     teacher = None if callbacks else guide
     if door == "module":
-        made = support.module(learner, teacher=teacher, losses=parts)
+        rate = 0.1 if scenario in SCENARIOS else 0.01  # some defaults have large weights, which enlarge rounding
+        optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9)
+        made = support.module(learner, teacher=teacher, losses=parts, optimizer=optimizer)
         losses = made.losses
     else:
         callback = DistillationCallback(teacher, parts)
@@ -72,8 +74,12 @@ def fit(door, devices, scenario, path):
     trainer = support.fit(made, train=train, callbacks=[*callbacks, counter], **options)
     support.assert_unchanged(guide, before)
     state = {**learner.state_dict(), **{f"losses.{k}": v for k, v in losses.state_dict().items()}}
-    own = len([*learner.parameters(), *losses.parameters()])
-    torch.save({"state": state, "tracked": counter.count, "own": own}, f"{path}.{trainer.global_rank}")
+    facts = {
+        "tracked": counter.count,
+        "own": len([*learner.parameters(), *losses.parameters()]),
+        "normalises": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in losses.modules()),
+    }
+    torch.save({"state": state, **facts}, f"{path}.{trainer.global_rank}")
 
 
 if __name__ == "__main__":
