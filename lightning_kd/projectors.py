@@ -203,6 +203,12 @@ _BY_RANK: dict[int, type[LinearProjector | TokenProjector | ConvProjector]] = {
 }
 
 
+def check_template(owner: str, projector: Projector | None) -> None:
+    """Raise a ``ValueError`` if the projector that a loss is to copy for each pair of layers is built already."""
+    if projector is not None and projector.built:
+        raise ValueError(f"{owner}: expected a projector that is not built yet; the loss builds a copy for each pair.")
+
+
 def default_projector(student_shape: Shape, teacher_shape: Shape) -> Projector:
     """Choose the linear projector, yet to be built, that suits the number of axes.
 

@@ -56,7 +56,6 @@ def test_the_example_without_a_teacher_goes_through_its_generations(tmp_path, ca
 @pytest.mark.parametrize("strategy", [None, *DistillationStrategyType])
 def test_the_table_of_thirteen_fits_each_with_few_labels(strategy):
     script = runpy.run_path(str(EXAMPLES / "strategies.py"))
-    assert set(script["OPTIONS"]) == set(DistillationStrategyType)
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     try:
         value = script["accuracy"](strategy, 5, seed=1, epochs=1)

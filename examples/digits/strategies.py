@@ -2,9 +2,9 @@
 
 Run from the repository's root: python examples/digits/strategies.py --seeds 3
 
-Every strategy is made by DistillationStrategyType.X.create() with the weight of the published recipe; nothing was tuned
-for digits. The student (3,628 parameters), its schedule and the teacher (288,170 parameters, 99.3 %) are those of
-the YAML files beside this one.
+Every strategy is made by DistillationStrategyType.X.create() without options and added to the task; nothing was tuned.
+The student (3,628 parameters), its schedule and the teacher (288,170 parameters, 99.3 %) are those of the YAML files
+beside this one.
 """
 
 import logging
@@ -27,21 +27,6 @@ from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.teachers import from_checkpoint
 
 TEACHER = "examples/digits/teacher.safetensors"
-OPTIONS = {
-    DistillationStrategyType.RESPONSE_BASED: {"weight": 0.9},
-    DistillationStrategyType.FEATURE_BASED: {"weight": 100.0},
-    DistillationStrategyType.ATTENTION_BASED: {"weight": 1000.0},
-    DistillationStrategyType.RELATION_BASED: {"weight": 1.0},
-    DistillationStrategyType.CONTRASTIVE_BASED: {"weight": 0.8},
-    DistillationStrategyType.SIMILARITY_PRESERVING: {"weight": 3000.0},
-    DistillationStrategyType.FLOW_BASED: {},
-    DistillationStrategyType.PROBABILISTIC_TRANSFER: {"weight": 30000.0},
-    DistillationStrategyType.VARIATIONAL_INFORMATION: {"weight": 1.0},
-    DistillationStrategyType.FACTOR_TRANSFER: {"weight": 1000.0},
-    DistillationStrategyType.NEURON_SELECTIVITY: {"weight": 50.0},
-    DistillationStrategyType.SELF_DISTILLATION: {},
-    DistillationStrategyType.HYBRID: {},
-}
 LABELS = {"all labels": None, "5 labels a class": 5}
 
 
@@ -56,9 +41,8 @@ def accuracy(strategy: int | None, labelled_per_class: int | None, seed: int, ep
     module = DistillationModule(
         student=DigitsConvNet(width=6),
         teacher=None if member is None else from_checkpoint(DigitsConvNet(width=32, depth=2), TEACHER),
-        losses=None if member is None else [member.create(**OPTIONS[member])],
+        losses=None if member is None else [member.create()],
         task_loss=nn.CrossEntropyLoss(),
-        task_weight=0.1 if member is DistillationStrategyType.RESPONSE_BASED else 1.0,
         optimizer=partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.0005, nesterov=True),
         lr_scheduler=partial(CosineAnnealingLR, T_max=epochs),
     )

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_kd.data.in_memory import InMemoryDataModule, Rows
 
 MEAN = (0.5071, 0.4867, 0.4408)  # of each colour over the training images, in [0, 1]
 STD = (0.2675, 0.2565, 0.2761)
@@ -16,7 +16,7 @@ PADDING = 4  # pixels
 
 
 @final
-class CIFAR100DataModule(LightningDataModule):
+class CIFAR100DataModule(InMemoryDataModule):
     """Serve CIFAR-100: 50 000 images to train on, 10 000 held out, 100 classes.
 
     An image is a float32 tensor of shape (3, 32, 32), normalised by colour. Training images are padded by 4 black
@@ -37,9 +37,6 @@ class CIFAR100DataModule(LightningDataModule):
         ImportError: At setup, if torchvision is not installed.
     """
 
-    train_set: TensorDataset
-    held_out_set: TensorDataset
-
     def __init__(
         self,
         root: str | os.PathLike[str] = "data",
@@ -49,65 +46,25 @@ class CIFAR100DataModule(LightningDataModule):
         download: bool = False,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"CIFAR100DataModule: expected batch_size >= 1, got {batch_size}.")
-        if num_workers < 0:
-            raise ValueError(f"CIFAR100DataModule: expected num_workers >= 0, got {num_workers}.")
+        super().__init__(batch_size, with_index, augment, num_workers)
         self.root = root
-        self.batch_size = batch_size
-        self.with_index = with_index
-        self.augment = augment
         self.download = download
-        self.num_workers = num_workers
 
     def prepare_data(self) -> None:
         """Fetch the data, in one process only, if that is wanted."""
         if self.download:
             _read(self.root, train=True, download=True)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read both parts of the data into memory, the same for every stage."""
-        if hasattr(self, "train_set"):
-            return
-        self.train_set = self._rows(*_read(self.root, train=True))
-        self.held_out_set = self._rows(*_read(self.root, train=False))
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the training images in random order."""
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out images."""
-        return self._loader(self.held_out_set, shuffle=False)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out images."""
-        return self._loader(self.held_out_set, shuffle=False)
-
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out images."""
-        return self._loader(self.held_out_set, shuffle=False)
+    def read(self) -> tuple[Rows, Rows]:
+        """Return the images to train on and those held out, as bytes."""
+        return _read(self.root, train=True), _read(self.root, train=False)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Crop and mirror the images of a training batch, and normalise those of any batch, where the batch is."""
         images, *rest = batch
-        if self.augment and self.trainer is not None and self.trainer.training:
+        if self.augments_now:
             images = crop_and_mirror(images)
         return (normalise(images), *rest)
-
-    def _rows(self, images: Tensor, target: Tensor) -> TensorDataset:
-        index = (torch.arange(len(target)),) if self.with_index else ()
-        return TensorDataset(images, target, *index)
-
-    def _loader(self, rows: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(
-            rows,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
 
 
 def crop_and_mirror(images: Tensor, *, padding: int = PADDING) -> Tensor:

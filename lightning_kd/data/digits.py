@@ -5,16 +5,16 @@ from typing import Any, final
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_kd.data.in_memory import InMemoryDataModule, Rows
 
 NUM_CLASSES = 10
 HIDDEN_LABEL = -100  # torch.nn.CrossEntropyLoss leaves this target out by default
 
 
 @final
-class DigitsDataModule(LightningDataModule):
+class DigitsDataModule(InMemoryDataModule):
     """Serve scikit-learn's handwritten digits: 898 images to train on, 899 held out.
 
     An image is a float32 tensor of shape (1, 8, 8) in [0, 1], its target a digit. The split is stratified and always
@@ -43,9 +43,6 @@ class DigitsDataModule(LightningDataModule):
         50
     """
 
-    train_set: TensorDataset
-    held_out_set: TensorDataset
-
     def __init__(
         self,
         batch_size: int = 64,
@@ -55,66 +52,27 @@ class DigitsDataModule(LightningDataModule):
         augment: bool = True,
         num_workers: int = 0,
     ) -> None:
-        super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"DigitsDataModule: expected batch_size >= 1, got {batch_size}.")
-        if num_workers < 0:
-            raise ValueError(f"DigitsDataModule: expected num_workers >= 0, got {num_workers}.")
+        super().__init__(batch_size, with_index, augment, num_workers)
         if labelled_per_class is not None and labelled_per_class < 0:
             raise ValueError(
                 f"DigitsDataModule: expected labelled_per_class >= 0 or None for all labels, got {labelled_per_class}."
             )
-        self.batch_size = batch_size
         self.labelled_per_class = labelled_per_class
         self.label_seed = label_seed
-        self.with_index = with_index
-        self.augment = augment
-        self.num_workers = num_workers
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read both halves of the data into memory, the same for every stage."""
-        if hasattr(self, "train_set"):
-            return
+    def read(self) -> tuple[Rows, Rows]:
+        """Return both halves of the data."""
         train, held_out = _halves()
         if self.labelled_per_class is not None:
             train = train[0], _hide_labels(train[1], self.labelled_per_class, self.label_seed)
-        self.train_set, self.held_out_set = self._rows(*train), self._rows(*held_out)
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the training half in random order."""
-        return self._loader(self.train_set, shuffle=True)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out half."""
-        return self._loader(self.held_out_set, shuffle=False)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out half."""
-        return self._loader(self.held_out_set, shuffle=False)
-
-    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Serve the held-out half."""
-        return self._loader(self.held_out_set, shuffle=False)
+        return train, held_out
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment the images of a training batch, where the batch is; nothing changes in the other stages."""
-        if not self.augment or self.trainer is None or not self.trainer.training:
+        if not self.augments_now:
             return batch
         images, *rest = batch
         return (augment_digits(images), *rest)
-
-    def _rows(self, images: Tensor, target: Tensor) -> TensorDataset:
-        index = (torch.arange(len(target)),) if self.with_index else ()
-        return TensorDataset(images, target, *index)
-
-    def _loader(self, rows: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
-        return DataLoader(
-            rows,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-        )
 
 
 def augment_digits(

@@ -1,5 +1,6 @@
 """Contrast within the batch (InfoNCE, triplet): the teacher's embedding of the same sample shall be the nearest."""
 
+from abc import ABC
 from collections.abc import Mapping
 from typing import final
 
@@ -98,8 +99,32 @@ def triplet_loss(student: Tensor, teacher: Tensor, *, margin: float = 0.2) -> Te
         return (margin + 2.0 * (hardest - cosines.diagonal())).clamp_min(0.0).mean()
 
 
+class _EmbeddedPair(DistillationLoss, ABC):
+    """A loss of two embeddings of the same width, made by a trained linear layer on each side."""
+
+    reads = "embedding"
+    relational = True
+    dim: int
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make the embeddings.
+
+        Args:
+            student_shapes: Shape of the named student layer.
+            teacher_shapes: Shape of the named teacher layer.
+
+        Raises:
+            ValueError: If features have no axis beside the batch, or several layers are named.
+        """
+        self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
+
+    def embed(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed the features of both sides."""
+        return self.student_embedding(student), self.teacher_embedding(teacher.detach())
+
+
 @final
-class InfoNCELoss(DistillationLoss):
+class InfoNCELoss(_EmbeddedPair):
     """Make the student's embedding of a sample pick the teacher's out of the batch (InfoNCE, in-batch contrast).
 
     A linear layer on each side, both trained, embeds the features in the same width; the negatives are the other
@@ -119,9 +144,6 @@ class InfoNCELoss(DistillationLoss):
         ValueError: If a number is out of its range, the layers do not pair up, or the weight is negative or not finite.
     """
 
-    reads = "embedding"
-    relational = True
-
     def __init__(
         self,
         student: str | None = None,
@@ -140,26 +162,14 @@ class InfoNCELoss(DistillationLoss):
         self.symmetric = symmetric
         self.gather = gather
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make the embeddings.
-
-        Args:
-            student_shapes: Shape of the named student layer.
-            teacher_shapes: Shape of the named teacher layer.
-
-        Raises:
-            ValueError: If features have no axis beside the batch, or several layers are named.
-        """
-        self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
-
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted loss of one pair of features."""
-        mine, its = self.student_embedding(student), self.teacher_embedding(teacher.detach())
+        mine, its = self.embed(student, teacher)
         return info_nce_loss(mine, its, temperature=self.now(self.temperature), symmetric=self.symmetric)
 
 
 @final
-class TripletLoss(DistillationLoss):
+class TripletLoss(_EmbeddedPair):
     """Make the teacher's embedding of a sample nearer to the student's than any other of the batch (triplet).
 
     A linear layer on each side, both trained, embeds the features in the same width; the negative of a sample is the
@@ -178,9 +188,6 @@ class TripletLoss(DistillationLoss):
         ValueError: If a number is out of its range, the layers do not pair up, or the weight is negative or not finite.
     """
 
-    reads = "embedding"
-    relational = True
-
     def __init__(
         self,
         student: str | None = None,
@@ -197,22 +204,9 @@ class TripletLoss(DistillationLoss):
         self.margin = margin
         self.gather = gather
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make the embeddings.
-
-        Args:
-            student_shapes: Shape of the named student layer.
-            teacher_shapes: Shape of the named teacher layer.
-
-        Raises:
-            ValueError: If features have no axis beside the batch, or several layers are named.
-        """
-        self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
-
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted loss of one pair of features."""
-        mine, its = self.student_embedding(student), self.teacher_embedding(teacher.detach())
-        return triplet_loss(mine, its, margin=self.margin)
+        return triplet_loss(*self.embed(student, teacher), margin=self.margin)
 
 
 def _shifted_cosines(mine: Tensor, its: Tensor, like: Tensor) -> Tensor:

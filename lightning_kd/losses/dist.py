@@ -1,13 +1,12 @@
 """Distillation from a stronger teacher (DIST): probabilities shall rise and fall together, not be equal."""
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_positive, upcast
-from lightning_kd.losses.logits import check_logit_shapes, check_logits, check_not_negative
+from lightning_kd.losses.base import check_positive, upcast
+from lightning_kd.losses.logits import LogitLoss, check_logits, check_not_negative
 from lightning_kd.schedules import Scalar
 
 _EPS = 1e-8
@@ -76,7 +75,7 @@ def dist_loss(
 
 
 @final
-class DISTLoss(DistillationLoss):
+class DISTLoss(LogitLoss):
     """Make the student's probabilities correlate with the teacher's, over classes and over samples (DIST).
 
     Best for a teacher that is much stronger or was trained much harder than the student can be: only the order and
@@ -94,7 +93,6 @@ class DISTLoss(DistillationLoss):
         ValueError: If ``temperature`` is not positive, or a factor is negative or not finite.
     """
 
-    needs_teacher_logits = True
     relational = True
 
     def __init__(
@@ -113,18 +111,6 @@ class DISTLoss(DistillationLoss):
         self.gamma = gamma
         self.temperature = temperature
         self.gather = gather
-
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Check that both networks score the same classes.
-
-        Args:
-            student_shapes: Holds the shape of the student's logits.
-            teacher_shapes: Holds the shape of the teacher's logits.
-
-        Raises:
-            ValueError: If the class counts or the positions differ.
-        """
-        check_logit_shapes("DISTLoss", student_shapes.get(LOGITS), teacher_shapes.get(LOGITS))
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``dist_loss``."""

@@ -1,16 +1,15 @@
 """Decoupled distillation (DKD): certainty of the target class and likeness of the others, each with its weight."""
 
-from collections.abc import Mapping
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_positive, upcast
+from lightning_kd.losses.base import check_positive, upcast
 from lightning_kd.losses.logits import (
     IGNORE_INDEX,
-    check_logit_shapes,
+    LogitLoss,
     check_logits,
     check_not_negative,
     class_ids,
@@ -87,7 +86,7 @@ def dkd_loss(
 
 
 @final
-class DKDLoss(DistillationLoss):
+class DKDLoss(LogitLoss):
     """Make the student as certain of the target class and as graded among the others as the teacher (decoupled, DKD).
 
     Best for classifiers with many classes and a teacher that is nearly certain, from which plain KD learns little. It
@@ -109,7 +108,6 @@ class DKDLoss(DistillationLoss):
     """
 
     needs_target = True
-    needs_teacher_logits = True
 
     def __init__(
         self,
@@ -127,18 +125,6 @@ class DKDLoss(DistillationLoss):
         self.beta = beta
         self.temperature = temperature
         self.ignore_index = ignore_index
-
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Check that both networks score the same classes.
-
-        Args:
-            student_shapes: Holds the shape of the student's logits.
-            teacher_shapes: Holds the shape of the teacher's logits.
-
-        Raises:
-            ValueError: If the class counts or the positions differ.
-        """
-        check_logit_shapes("DKDLoss", student_shapes.get(LOGITS), teacher_shapes.get(LOGITS))
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``dkd_loss``."""

@@ -17,7 +17,7 @@ from lightning_kd.losses.base import (
     pool_to_smaller,
     upcast,
 )
-from lightning_kd.projectors import Projector, default_projector
+from lightning_kd.projectors import Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 
 
@@ -93,10 +93,7 @@ class HintLoss(DistillationLoss):
         projector: Projector | None = None,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
-        if projector is not None and projector.built:
-            raise ValueError(
-                "HintLoss: expected a projector that is not built yet; the loss builds a copy for each pair."
-            )
+        check_template("HintLoss", projector)
         self.projector = projector
         self.projectors = nn.ModuleList()
 

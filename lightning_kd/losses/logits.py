@@ -1,14 +1,35 @@
 """What losses of class scores share: checks in the user's words, and class ids of which some are missing."""
 
+from abc import ABC
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import Shape, check_same_shape
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_same_shape
 from lightning_kd.schedules import Scalar, extremes
 
 IGNORE_INDEX = -100
 """The class id of a sample without a label, as in ``torch.nn.functional.cross_entropy``."""
 _REMEDY = "give both networks heads for the same classes and positions, or distil a layer with HintLoss"
+
+
+class LogitLoss(DistillationLoss, ABC):
+    """A loss that compares the logits of student and teacher, which score the same classes."""
+
+    needs_teacher_logits = True
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that both networks score the same classes.
+
+        Args:
+            student_shapes: Holds the shape of the student's logits.
+            teacher_shapes: Holds the shape of the teacher's logits.
+
+        Raises:
+            ValueError: If the class counts or the positions differ.
+        """
+        check_logit_shapes(type(self).__name__, student_shapes.get(LOGITS), teacher_shapes.get(LOGITS))
 
 
 def check_logits(function: str, student: Tensor, teacher: Tensor) -> None:

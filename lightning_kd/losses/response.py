@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_positive, upcast
-from lightning_kd.losses.logits import check_logit_shapes, check_logits
+from lightning_kd.losses.base import LOGITS, Shape, check_positive, upcast
+from lightning_kd.losses.logits import LogitLoss, check_logits
 from lightning_kd.losses.temperature import AdaptiveTemperature
 from lightning_kd.schedules import Scalar
 
@@ -81,7 +81,7 @@ def kd_loss(
 
 
 @final
-class KDLoss(DistillationLoss):
+class KDLoss(LogitLoss):
     """Make the student's class probabilities those of the teacher (response distillation, KD).
 
     Best to start with: it works for any two classifiers of the same classes, and needs neither layers nor labels. It
@@ -98,8 +98,6 @@ class KDLoss(DistillationLoss):
     Raises:
         ValueError: If ``temperature`` is not positive, or the weight is negative or not finite.
     """
-
-    needs_teacher_logits = True
 
     def __init__(
         self, temperature: Scalar | AdaptiveTemperature = 4.0, standardize: bool = False, *, weight: Scalar = 1.0
@@ -122,8 +120,8 @@ class KDLoss(DistillationLoss):
         Raises:
             ValueError: If the class counts or the positions differ, or a single class is to be standardised.
         """
+        super().build(student_shapes, teacher_shapes)
         student = student_shapes.get(LOGITS)
-        check_logit_shapes("KDLoss", student, teacher_shapes.get(LOGITS))
         if self.standardize and student is not None:
             _check_several_classes("KDLoss", student)
 

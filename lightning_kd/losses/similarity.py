@@ -20,7 +20,7 @@ from lightning_kd.losses.base import (
     pair_up,
     upcast,
 )
-from lightning_kd.projectors import ConvProjector, Projector
+from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
 
@@ -163,10 +163,7 @@ class ICKDLoss(DistillationLoss):
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
-        if projector is not None and projector.built:
-            raise ValueError(
-                "ICKDLoss: expected a projector that is not built yet; the loss builds a copy for each pair."
-            )
+        check_template("ICKDLoss", projector)
         self.projector = projector
         self.projectors = nn.ModuleList()
 
