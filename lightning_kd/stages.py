@@ -4,9 +4,10 @@ from collections.abc import Iterable
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_kd.losses.stage import Stage
+from lightning_kd.schedules import Unit
 
 
 def settle_stages(stages: Iterable[Stage], trainer: Trainer) -> None:
@@ -19,16 +20,24 @@ def settle_stages(stages: Iterable[Stage], trainer: Trainer) -> None:
     Raises:
         MisconfigurationException: If the run has no end.
     """
-    by_steps = trainer.max_steps > 0
-    total = trainer.max_steps if by_steps else trainer.max_epochs or -1
+    totals: dict[Unit, int] = {"step": trainer.max_steps, "epoch": trainer.max_epochs or -1}
     for stage in stages:
-        if stage.length is not None:
-            continue
-        if total < 1:
-            raise MisconfigurationException(
-                "The length of a loss's first stage is by default a tenth of the run, but the run has no end; give "
-                "stage_length, or the Trainer max_epochs."
+        if stage.length is None:
+            _take_a_tenth(stage, totals)
+        if 0 < totals[stage.unit] <= (stage.length or 0) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            rank_zero_warn(
+                f"The first stage takes {stage.length} {stage.unit}(s), which is the whole run, so the main training "
+                "does not begin; lengthen the run, or shorten stage_length."
             )
-        stage.unit = "step" if by_steps else "epoch"
-        stage.length = -(-total // 10)
-        rank_zero_info(f"The first stage takes {stage.length} {stage.unit}(s).")
+
+
+def _take_a_tenth(stage: Stage, totals: dict[Unit, int]) -> None:
+    unit: Unit = "step" if totals["step"] > 0 else "epoch"
+    if totals[unit] < 1:
+        raise MisconfigurationException(
+            "The length of a loss's first stage is by default a tenth of the run, but the run has no end; give "
+            "stage_length, or the Trainer max_epochs."
+        )
+    stage.unit = unit
+    stage.length = -(-totals[unit] // 10)
+    rank_zero_info(f"The first stage takes {stage.length} {stage.unit}(s).")

@@ -53,6 +53,28 @@ def test_the_example_without_a_teacher_goes_through_its_generations(tmp_path, ca
     assert re.search(r"accuracy +\d+\.\d % +\d+\.\d %", capsys.readouterr().out)  # teacher and student
 
 
+def test_losses_made_of_losses_and_of_networks_are_written_as_yaml(tmp_path):
+    (tmp_path / "losses.yaml").write_text(
+        "model:\n"
+        "  losses:\n"
+        "    - class_path: HybridLoss\n"
+        "      init_args:\n"
+        "        balance: magnitude\n"
+        "        losses:\n"
+        "          - class_path: KDLoss\n"
+        "            init_args: {temperature: {class_path: CosineSchedule, init_args: {start: 8, end: 2, length: 3}}}\n"
+        "          - class_path: HybridLoss\n"
+        "            init_args: {losses: [ATLoss, {class_path: PKTLoss, init_args: {mode: mmd}}], weight: 0.5}\n"
+        "    - class_path: MutualLearning\n"
+        "      init_args: {peers: [{class_path: DigitsConvNet, init_args: {width: 4}}]}\n"
+    )
+    cli = fit("hybrid", tmp_path, f"--config={tmp_path}/losses.yaml")
+    assert list(cli.model.losses) == ["hybrid", "mutual_learning"]
+    shown = {name for name in cli.trainer.callback_metrics if name.startswith("train/")}
+    assert {"train/hybrid/kd", "train/hybrid/hybrid", "train/mutual_learning"} <= shown
+    assert cli.model.losses["hybrid"].losses[0].temperature.end == 2
+
+
 @pytest.mark.parametrize("strategy", [None, *DistillationStrategyType])
 def test_the_table_of_thirteen_fits_each_with_few_labels(strategy):
     script = runpy.run_path(str(EXAMPLES / "strategies.py"))

@@ -95,6 +95,7 @@ def test_the_tasks_weight_moves_too_and_comes_back_from_a_checkpoint(tmp_path):
     assert again.task_weight.length == 2
 
 
+@pytest.mark.filterwarnings("ignore:The first stage takes 1:UserWarning")
 def test_a_staged_loss_inside_a_hybrid_has_its_stage_and_then_waits():
     module = support.module(losses=[HybridLoss([Initialised(1), KDLoss()])])
     trainer = support.fit(module, max_epochs=1)

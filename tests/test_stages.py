@@ -207,6 +207,12 @@ def test_a_stage_without_a_length_needs_a_run_with_an_end():
         fitted("module", [Initialised(length=None)], max_epochs=-1)
 
 
+@pytest.mark.parametrize(("length", "unit", "options"), [(2, "epoch", {}), (4, "step", {"max_steps": 4})])
+def test_a_stage_that_is_the_whole_run_is_told(length, unit, options):
+    with pytest.warns(UserWarning, match=rf"takes {length} {unit}\(s\), which is the whole run.*shorten stage_length"):
+        fitted("module", [Initialised(length, unit)], **options)
+
+
 def test_a_stage_of_length_zero_is_left_out():
     watch, *_ = fitted("module", [Initialised(length=0)], max_epochs=1)
     assert "student.head.weight" in watch.moved(0, "student")
@@ -222,6 +228,7 @@ def test_a_stage_is_a_function_of_the_moment():
         Stage(-1)
 
 
+@pytest.mark.filterwarnings("ignore:The first stage takes 1:UserWarning")
 def test_the_log_tells_the_stage_and_the_main_training_apart():
     logged = [
         set(support.fit(support.module(losses=[Compressed(1)]), max_epochs=epochs).callback_metrics)
