@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Shape, add_up, check_positive, upcast
+from lightning_kd.losses.logits import cross_entropy_of_labelled
 from lightning_kd.schedules import Scalar
-
-_UNLABELLED = -100
 
 
 def byot_loss(
@@ -29,9 +28,9 @@ def byot_loss(
         L = (1 - \alpha) \, \mathrm{CE}(z, y) + \alpha T^2 \, \mathrm{KL}\big(\sigma(z^d / T) \,\|\, \sigma(z / T)\big)
             + \frac{\lambda}{B} \sum_b \lVert f_b - f^d_b \rVert_2^2
 
-    Follows the paper, with :math:`T^2` as in the code of MMRazor. The authors' code takes the norm of the whole batch,
-    without the square, for the last term, which depends on how the batch is split. Samples with the target -100 are
-    unlabelled: they are left out of the cross-entropy, a mean over the others, and kept in the rest.
+    Follows the paper, with :math:`T^2` as in MMRazor's code, which takes the norm of the whole batch without the square
+    for the last term; that depends on how the batch is split. Samples with the target -100 are unlabelled: they are
+    left out of the cross-entropy, a mean over the others, and kept in the rest.
 
     Shape:
         - logits, deepest_logits: :math:`(B, K)`; features, deepest_features: :math:`(B, C)`; target: :math:`(B,)`.
@@ -70,8 +69,7 @@ def byot_loss(
     if len(logits) == 0:
         return logits.sum() * 0.0 + features.sum() * 0.0
     deepest_logits, deepest_features = upcast(deepest_logits.detach()), upcast(deepest_features.detach())
-    labelled = (target != _UNLABELLED).sum().clamp_min(1)
-    label = F.cross_entropy(logits, target, ignore_index=_UNLABELLED, reduction="sum") / labelled
+    label = cross_entropy_of_labelled(logits, target)
     soft, softer = F.log_softmax(logits / temperature, dim=1), F.log_softmax(deepest_logits / temperature, dim=1)
     divergence = F.kl_div(soft, softer, reduction="batchmean", log_target=True) * temperature**2
     hint = (features - deepest_features).square().sum() / len(features)

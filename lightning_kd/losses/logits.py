@@ -4,6 +4,7 @@ from abc import ABC
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_same_shape
@@ -89,6 +90,12 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
 def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
     """Average over the samples and positions that have a label; 0 with a graph if there are none."""
     return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp_min(1)
+
+
+def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:
+    """Average the cross entropy over the samples with a label; 0 with a graph if there are none."""
+    labelled = (target != IGNORE_INDEX).sum().clamp_min(1)
+    return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum") / labelled
 
 
 def _class_counts(student: Shape, teacher: Shape) -> str:

@@ -4,14 +4,12 @@ from collections.abc import Sequence
 from typing import cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, StepTensors, check_positive, check_same_shape, upcast
+from lightning_kd.losses.logits import cross_entropy_of_labelled
 from lightning_kd.losses.response import kd_loss
 from lightning_kd.schedules import Scalar
-
-_IGNORED = -100
 
 
 def mutual_learning_loss(logits: Sequence[Tensor], target: Tensor | None = None, *, temperature: float = 1.0) -> Tensor:
@@ -60,7 +58,7 @@ def mutual_learning_loss(logits: Sequence[Tensor], target: Tensor | None = None,
         if guide is not learner
     ]
     if target is not None:
-        terms += [_cross_entropy(peer, target) for peer in cohort[1:]]
+        terms += [cross_entropy_of_labelled(peer, target) for peer in cohort[1:]]
     return torch.stack(terms).sum()
 
 
@@ -110,9 +108,3 @@ class MutualLearning(DistillationLoss):
         """Compute the unweighted loss of the cohort's logits, the student's first, see ``mutual_learning_loss``."""
         target = target if self.supervised else None
         return mutual_learning_loss(logits, target, temperature=self.now(self.temperature))
-
-
-def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Return the mean over the labelled samples, 0 if there is none."""
-    labelled = (target != _IGNORED).sum().clamp_min(1)
-    return F.cross_entropy(logits, target, ignore_index=_IGNORED, reduction="sum") / labelled

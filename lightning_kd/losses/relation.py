@@ -378,10 +378,12 @@ def _correlation(
 
 def _kernels(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
     """Return the kernel (B, B) of all pairs of rows."""
+    rows = wide(rows)
+    products = rows @ rows.T
     if kernel == "bilinear":
-        return wide(rows) @ wide(rows).T
-    directions = F.normalize(wide(rows), dim=1)
-    cosines = directions @ directions.T
+        return products
+    lengths = products.diagonal().clamp_min(_SMALLEST_LENGTH**2).sqrt()
+    cosines = products / (lengths.unsqueeze(1) * lengths)
     series = 1.0 + 2 * gamma / order * cosines
     for power in range(order - 1, 0, -1):  # Horner's scheme
         series = 1.0 + 2 * gamma / power * cosines * series

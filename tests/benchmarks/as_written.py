@@ -106,7 +106,7 @@ def our_dkd(student, teacher):
 
 def dkd(student, teacher):
     """The target's probability by masks, the others' by a thousand less for the target."""
-    teacher, hot = teacher.detach() / 4, F.one_hot(TARGET, student.shape[1]).bool()
+    teacher, hot = teacher.detach() / 4, F.one_hot(TARGET[: len(student)], student.shape[1]).bool()
     student = student / 4
     probabilities = (student.softmax(1), teacher.softmax(1))
     binary = [torch.stack([(p * hot).sum(1), (p * ~hot).sum(1)], dim=1) for p in probabilities]

@@ -94,7 +94,7 @@ MUTANTS = (
     Mutant("sum over the batch", ' reduction="batchmean"', ' reduction="sum"'),
     Mutant("distance not squared", ".square().sum() / len(features)", ".square().sum().sqrt()"),
     Mutant("sum of distances", ".square().sum() / len(features)", ".square().sum()"),
-    Mutant("mean over the unlabelled, too", "/ labelled", "/ len(target)"),
+    Mutant("label the unlabelled", "_of_labelled(logits, target)", "_of_labelled(logits, target.clamp_min(0))"),
     Mutant("mean over the classifiers", "return add_up(losses)", "return add_up(losses) / len(losses)"),
     Mutant("the largest position", "upcast(last.detach()).mean((2, 3))", "upcast(last.detach()).amax((2, 3))"),
     Mutant("detach the student", "classifier(maps)", "classifier(maps.detach() + 0 * maps)"),

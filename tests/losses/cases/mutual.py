@@ -50,7 +50,7 @@ MUTANTS = (
     Mutant("sum over the teachers", " / (len(cohort) - 1)", ""),
     Mutant("the student alone learns", "for learner in cohort\n", "for learner in cohort[:1]\n"),
     Mutant("the student's task as well", "for peer in cohort[1:]]", "for peer in cohort]"),
-    Mutant("the unlabelled count", "(target != _IGNORED).sum().clamp_min(1)", "target.numel()"),
+    Mutant("forget the task", "if target is not None:", "if False:"),
     Mutant("forget the temperature", "guide, temperature=temperature)", "guide, temperature=1.0)"),
     Mutant("ignore the option", "target if self.supervised else None", "target"),
     Mutant("detach the members", "[upcast(one) for one", "[upcast(one.detach() + 0 * one) for one"),

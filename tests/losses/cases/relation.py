@@ -83,7 +83,7 @@ CC_REFERENCES = (
 CC_MUTANTS = (
     Mutant("forget the factor before the series", "math.exp(-2 * gamma) * series", "series"),
     Mutant("forget the factorial", "gamma / order", "gamma"),
-    Mutant("forget the length", "F.normalize(wide(rows), dim=1)", "wide(rows)"),
+    Mutant("forget the length", "products / (lengths.unsqueeze(1) * lengths)", "products"),
     Mutant("the root of the sum of squares", "F.mse_loss(mine, its)", "(mine - its).norm().div(len(mine) ** 2)"),
     Mutant("every sample with itself", "(gap[:-1] * gap[1:])", "(gap * gap)"),
     Mutant("the sign of the difference", "upcast(teacher).flatten(1)).abs()", "upcast(teacher).flatten(1))"),
