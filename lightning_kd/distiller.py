@@ -103,11 +103,10 @@ class Distiller:
 
     def stage_at(self, moment: Moment) -> list[tuple[str, DistillationLoss]]:
         """Return the losses, with their names, whose stage is going on; without a teacher yet, not those of it."""
-        taught = self.teacher is None or self.teacher.ready
         return [
             (name, loss)
             for name, loss in self._staged
-            if loss.stage is not None and loss.stage.includes(moment) and (taught or not loss.needs_teacher)
+            if loss.stage is not None and loss.stage.includes(moment) and (self._taught or not loss.needs_teacher)
         ]
 
     def _make_captures(self) -> None:
@@ -198,21 +197,28 @@ class Distiller:
         """
         if not self._named:
             return {}
-        step = self._step(batch, record)
-        for name, loss in self._leaves:
-            if loss.takes_part(step):
-                _check_has(name, loss, step)
-        return {name: loss.evaluate(step) for name, loss in self._named if loss.takes_part(step)}
+        taught = self._taught
+        active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
+        step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
+        for name, loss in active:
+            _check_has(name, loss, step)
+        return {name: loss.evaluate(step) for name, loss in self._named if loss.takes_part(taught)}
 
     def stage_parts(self, batch: Any, record: Record, moment: Moment) -> dict[str, Tensor]:
         """Evaluate the losses of the stage that is going on; the arguments and errors are those of :meth:`parts`."""
-        step = self._step(batch, record)
-        return {name: loss.evaluate_stage(step) for name, loss in self.stage_at(moment)}
+        active = self.stage_at(moment)
+        step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
+        return {name: loss.evaluate_stage(step) for name, loss in active}
 
-    def _step(self, batch: Any, record: Record) -> StepTensors:
+    @property
+    def _taught(self) -> bool:
+        """Whether there is a teacher that has something to teach, or no loss needs one."""
+        return self.teacher is None or self.teacher.ready
+
+    def _step(self, batch: Any, record: Record, *, with_teacher: bool) -> StepTensors:
         if record.called:
             self.capture.check_complete(record)
-        seen = self.run_teacher(batch, record)
+        seen = self.run_teacher(batch, record) if with_teacher else Record()
         if self.teacher_capture is not None and seen.called:
             self.teacher_capture.check_complete(seen)
         unpacked = self.hooks.unpack_batch(batch) if self._needs_batch else Batch()
@@ -224,7 +230,7 @@ class Distiller:
             teacher_features=seen.features,
             target=unpacked.target,
             index=unpacked.index,
-            taught=self.teacher is None or self.teacher.ready,
+            taught=self._taught,
             call=lambda network: logits_of(network(*record.args, **record.kwargs)),
         )
 

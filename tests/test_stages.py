@@ -134,6 +134,16 @@ def test_a_stage_of_the_loss_alone_is_followed_by_the_task_alone(door):
         assert watch.moved(step, "losses") == set()
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_the_teacher_does_not_run_when_nothing_asks_for_it(door):
+    calls = []
+    guide = support.teacher()
+    guide.register_forward_hook(lambda *_: calls.append(1))
+    made, callbacks = support.through(door, guide=guide, losses=[Initialised(length=1)])
+    support.fit(made, callbacks=callbacks, max_epochs=3, limit_val_batches=0)
+    assert len(calls) == 1 + 3  # for the sizes, and in the stage
+
+
 def test_the_task_after_the_stage_is_trained_as_without_a_stage():
     """The student that comes out of the stage, trained on the task with a fresh optimizer, gives the same weights."""
     seen = Batches()

@@ -163,10 +163,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Tell the loss how far the run has come."""
         self.moment = moment
 
-    def takes_part(self, step: StepTensors) -> bool:
+    def takes_part(self, taught: bool) -> bool:
         """Whether the loss belongs to the main training, not to its stage alone, and has the teacher that it needs."""
         only_stage = self.stage is not None and self.stage.then_stops and bool(self.stage.length)
-        return not only_stage and (step.taught or not self.needs_teacher)
+        return not only_stage and (taught or not self.needs_teacher)
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.

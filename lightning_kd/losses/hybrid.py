@@ -150,9 +150,9 @@ class HybridLoss(DistillationLoss):
         for loss in self.losses:
             loss.set_moment(moment)
 
-    def takes_part(self, step: StepTensors) -> bool:
+    def takes_part(self, taught: bool) -> bool:
         """Whether any of the losses takes part."""
-        return any(loss.takes_part(step) for loss in self.losses)
+        return any(loss.takes_part(taught) for loss in self.losses)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Build every loss.
@@ -174,7 +174,7 @@ class HybridLoss(DistillationLoss):
 
     def forward(self, step: StepTensors) -> Tensor:
         """Compute the weighted sum of a step's losses, see ``hybrid_loss``."""
-        active = [i for i, loss in enumerate(self.losses) if loss.takes_part(step)]
+        active = [i for i, loss in enumerate(self.losses) if loss.takes_part(step.taught)]
         values = [self.losses[i].evaluate(step) for i in active]
         self.details = {self.names[i]: value.detach() for i, value in zip(active, values, strict=True)}
         weights = [self.losses[i].weight_now for i in active]

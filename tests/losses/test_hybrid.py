@@ -42,9 +42,8 @@ def test_uncertainty_finds_the_variance_that_weighs_every_loss_alike() -> None:
 
 def test_a_child_that_waits_is_left_out() -> None:
     hybrid = HybridLoss([KDLoss(1.0), KDLoss(2.0)])
-    step = steps(1)[0]
-    step.taught = False
-    assert not hybrid.takes_part(step)
+    assert not hybrid.takes_part(taught=False)
+    assert hybrid.takes_part(taught=True)
     assert hybrid.needs_teacher
 
 
