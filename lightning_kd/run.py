@@ -87,7 +87,7 @@ class DistillationRun:
         """
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
-        settle_stages(self.distiller.stages(), trainer)
+        settle_stages(self.distiller.named_leaves(), trainer)
         if self._source is not None:
             self._source.begin(self, trainer)
 

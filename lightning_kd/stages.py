@@ -6,28 +6,39 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Unit
 
 
-def settle_stages(stages: Iterable[Stage], trainer: Trainer) -> None:
+def settle_stages(losses: Iterable[tuple[str, DistillationLoss]], trainer: Trainer) -> None:
     """Make the length of a stage that names none a tenth of the run: of its steps if they are limited, else epochs.
 
+    What cannot work as it seems to be meant is told: a stage as long as the run, a weight that a stage leaves out.
+
     Args:
-        stages: The stages.
+        losses: The losses, with their names; those without a stage are passed over.
         trainer: The Trainer that will run them.
 
     Raises:
         MisconfigurationException: If the run has no end.
     """
     totals: dict[Unit, int] = {"step": trainer.max_steps, "epoch": trainer.max_epochs or -1}
-    for stage in stages:
+    for name, loss in losses:
+        stage = loss.stage
+        if stage is None:
+            continue
         if stage.length is None:
             _take_a_tenth(stage, totals)
         if 0 < totals[stage.unit] <= (stage.length or 0) and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(
                 f"The first stage takes {stage.length} {stage.unit}(s), which is the whole run, so the main training "
                 "does not begin; lengthen the run, or shorten stage_length."
+            )
+        if stage.then_stops and stage.length and loss.weight != 1.0:
+            rank_zero_warn(
+                f"The weight of {name!r} has no effect: it trains alone in its first stage, and has no part in the "
+                "main training; leave the weight out, or give stage_length=0 to add the loss to the task."
             )
 
 

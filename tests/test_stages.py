@@ -223,6 +223,11 @@ def test_a_stage_that_is_the_whole_run_is_told(length, unit, options):
         fitted("module", [Initialised(length, unit)], **options)
 
 
+def test_a_weight_without_effect_is_told():
+    with pytest.warns(UserWarning, match=r"weight of 'initialised' has no effect.*give stage_length=0"):
+        fitted("module", [Initialised(1, weight=50.0)], max_epochs=2)
+
+
 def test_a_stage_of_length_zero_is_left_out():
     watch, *_ = fitted("module", [Initialised(length=0)], max_epochs=1)
     assert "student.head.weight" in watch.moved(0, "student")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast, wide
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Scalar, Unit
 
@@ -41,14 +41,8 @@ def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     Reference:
         Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
     """
-    if bottom.ndim != 4 or top.ndim != 4 or bottom.shape[0] != top.shape[0]:
-        raise ValueError(
-            f"fsp_matrix: expected maps (B, C, H, W) of one batch, got bottom {tuple(bottom.shape)} and top "
-            f"{tuple(top.shape)}."
-        )
-    with torch.autocast(device_type=bottom.device.type, enabled=False):
-        bottom, top = (features.flatten(2) for features in pool_to_smaller(upcast(bottom), upcast(top)))
-        return top @ bottom.mT / bottom.shape[2]
+    _check_maps("fsp_matrix", bottom, top)
+    return _product(bottom, top)
 
 
 def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor, teacher_top: Tensor) -> Tensor:
@@ -81,17 +75,18 @@ def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor
     Reference:
         Yim et al., "A Gift from Knowledge Distillation", CVPR 2017.
     """
-    student, teacher = (
-        fsp_matrix(student_bottom, student_top),
-        fsp_matrix(teacher_bottom.detach(), teacher_top.detach()),
-    )
+    _check_maps("fsp_loss", student_bottom, student_top)
+    _check_maps("fsp_loss", teacher_bottom, teacher_top)
+    teacher, student = _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
     if student.shape != teacher.shape:
         raise ValueError(
             f"fsp_loss: expected equal batches and channels, got student {tuple(student_bottom.shape)} and "
             f"{tuple(student_top.shape)}, teacher {tuple(teacher_bottom.shape)} and {tuple(teacher_top.shape)}; "
             "bring the student to the teacher's channels with a projector."
         )
-    return F.mse_loss(student, teacher)
+    product = _product(student_bottom, student_top)
+    student = product + (student - product).detach()  # the exact value, with the gradient of the plain product
+    return F.mse_loss(student, teacher).to(product.dtype)
 
 
 @final
@@ -163,3 +158,41 @@ class FSPLoss(DistillationLoss):
         """Compute the unweighted loss: the sum over neighbouring layers."""
         mine = [projector(features) for projector, features in zip(self.projectors, student, strict=True)]
         return add_up([fsp_loss(*ours, *its) for ours, its in zip(pairwise(mine), pairwise(teacher), strict=True)])
+
+
+def _product(bottom: Tensor, top: Tensor) -> Tensor:
+    """Return the matrices (B, C_t, C_b)."""
+    with torch.autocast(device_type=bottom.device.type, enabled=False):
+        bottom, top = (features.flatten(2) for features in pool_to_smaller(upcast(bottom), upcast(top)))
+        return top @ bottom.mT / bottom.shape[2]
+
+
+@torch.no_grad()
+def _exact_product(bottom: Tensor, top: Tensor) -> Tensor:
+    """Return the matrices in float64, so that two may be subtracted whose features lie close together, far from zero.
+
+    Every channel is parted into a level and what is left; only of what is left the products of all positions are taken,
+    in the tensors' own precision.
+    """
+    with torch.autocast(device_type=bottom.device.type, enabled=False):
+        (bottom, level), (top, its_level) = (_part(upcast(features)) for features in (bottom, top))
+        bottom, top = (features.flatten(2) for features in pool_to_smaller(bottom, top))
+        means, its_means = wide(bottom.mean(dim=2)), wide(top.mean(dim=2))
+        products = wide(top @ bottom.mT / bottom.shape[2])
+        return products.baddbmm_(its_level.unsqueeze(2), (level + means).unsqueeze(1)).baddbmm_(
+            its_means.unsqueeze(2), level.unsqueeze(1)
+        )
+
+
+def _part(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the features less the mean of their channel, and that mean in float64."""
+    level = features.mean(dim=(2, 3), keepdim=True)
+    return features - level, wide(level.flatten(1))
+
+
+def _check_maps(function: str, bottom: Tensor, top: Tensor) -> None:
+    if bottom.ndim != 4 or top.ndim != 4 or bottom.shape[0] != top.shape[0]:
+        raise ValueError(
+            f"{function}: expected maps (B, C, H, W) of one batch, got bottom {tuple(bottom.shape)} and top "
+            f"{tuple(top.shape)}."
+        )

@@ -49,3 +49,18 @@ def test_the_published_method_has_two_stages() -> None:
     assert FSPLoss(stage_length=0).stage is None
     with pytest.raises(ValueError, match="length >= 0"):
         FSPLoss(stage_length=-1)
+
+
+@pytest.mark.parametrize("offset", [1.0, 10.0, 100.0])
+@pytest.mark.parametrize("small", [(6, 5), (3, 2)])
+def test_float32_is_exact_for_a_tight_cluster_far_from_zero(offset: float, small: tuple[int, int]) -> None:
+    sizes = [(4, 8, 6, 5), (4, 7, *small), (4, 8, 6, 5), (4, 7, *small)]
+    maps = [(offset + 1e-3 * random(*size, seed=seed)).float() for seed, size in enumerate(sizes)]
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [features.to(dtype).requires_grad_(i < 2) for i, features in enumerate(maps)]
+        loss = fsp_loss(*leaves)
+        loss.backward()
+        found.append([loss.detach().double(), *(leaf.grad.double() for leaf in leaves[:2])])
+    for exact, single in zip(*found, strict=True):
+        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()

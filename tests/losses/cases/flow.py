@@ -43,8 +43,9 @@ MUTANTS = (
     Mutant("sum over positions", " / bottom.shape[2]", ""),
     Mutant("the paper's sum over entries", "F.mse_loss(student, teacher)", "(student - teacher).square().sum()"),
     Mutant("every layer to the last", "pairwise(mine)", "[(one, mine[-1]) for one in mine[:-1]]"),
-    Mutant("a layer with itself", "top @ bottom.mT", "top @ top.mT"),
-    Mutant("let the gradient reach the teacher", "teacher_bottom.detach(), teacher_top", "teacher_bottom, teacher_top"),
+    Mutant("the levels alone", "wide(top @ bottom.mT / bottom.shape[2])", "0.0 * wide(top @ bottom.mT)"),
+    Mutant("forget a level", "(level + means)", "means"),
+    Mutant("let the gradient reach the teacher", "@torch.no_grad()", ""),
     Mutant("detach the student", "projector(features) for", "projector(features.detach() + 0 * features) for"),
 )
 
