@@ -6,3 +6,5 @@ from lightning_kd.curriculum import Curriculum as Curriculum
 from lightning_kd.losses import DistillationLoss as DistillationLoss
 from lightning_kd.module import DistillationModule as DistillationModule
 from lightning_kd.strategy_type import DistillationStrategyType as DistillationStrategyType
+from lightning_kd.teachers import BornAgain as BornAgain
+from lightning_kd.teachers import EMATeacher as EMATeacher

@@ -101,9 +101,9 @@ class DistillationCallback(Callback):
             return
         self._restore(pl_module)
         distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self)
-        if self._run is not None:
-            distiller.shapes = self._run.distiller.shapes
-        self._run = DistillationRun(distiller)
+        earlier, self._run = self._run, DistillationRun(distiller)
+        if earlier is not None:
+            self._run.go_on_from(earlier)
         self._run.find_source(trainer)
         distiller.attach()
         if stage != "fit":

@@ -51,6 +51,11 @@ class DistillationRun:
         self._idle: list[nn.Parameter] = []
         self._dataset = (0, False)
 
+    def go_on_from(self, earlier: "DistillationRun") -> None:
+        """Take over what the losses were built for in an earlier run of theirs."""
+        self.distiller.shapes = earlier.distiller.shapes
+        self._dataset = earlier._dataset
+
     def find_source(self, trainer: Trainer) -> None:
         """Take the teacher from the callback that makes one of the student, if there is such a callback.
 

@@ -76,6 +76,18 @@ def test_a_checkpoint_brings_its_banks_and_asks_for_its_data(tmp_path):
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_a_second_fit_goes_on_with_the_banks(door):
+    torch.manual_seed(5)
+    made, callbacks = support.through(door, support.student(), losses=[crd()])
+    parts = callbacks[0].losses if callbacks else made.losses
+    support.fit(made, callbacks=callbacks, train=indexed(), max_epochs=1)
+    bank = parts["crd"].student_bank.clone()
+    support.fit(made, callbacks=callbacks, train=indexed(), max_epochs=1)
+    assert parts["crd"].student_bank.shape == bank.shape
+    assert not torch.equal(parts["crd"].student_bank, bank)
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_data_without_rows_is_refused_with_the_remedy(door):
     with pytest.raises(ValueError, match=r"needs each sample's row.*give \(x, y, index\)"):
         fitted(door, [crd()])

@@ -232,6 +232,25 @@ def test_both_doors_train_the_same_student(make):
     support.assert_same_weights(mine, its)
 
 
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("make", sources().values(), ids=sources())
+def test_a_second_fit_goes_on_from_the_first(make, door):
+    source, parts = make(), losses()
+    net = support.student()
+    if door == "module":
+        made, doors = support.module(net, teacher=None, losses=parts), []
+    else:
+        made, doors = support.UserModule(net), [DistillationCallback(None, parts)]
+    support.fit(made, callbacks=[source, *doors])
+    teacher = source.teacher
+    support.fit(made, callbacks=[source, *doors])
+    assert source.teacher is teacher
+    if isinstance(source, EMATeacher):
+        assert source.steps == 12
+    else:
+        assert (source.generation, len(source.ensemble_of_generations().members)) == (1, 2)
+
+
 @pytest.mark.parametrize("at", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("make", [*sources().values(), None], ids=[*sources(), "mutual"])
