@@ -5,6 +5,7 @@ from lightning_kd.losses.be_your_own_teacher import byot_loss as byot_loss
 from lightning_kd.losses.boundary import ab_loss as ab_loss
 from lightning_kd.losses.contrastive import info_nce_loss as info_nce_loss
 from lightning_kd.losses.contrastive import triplet_loss as triplet_loss
+from lightning_kd.losses.correlation import cc_loss as cc_loss
 from lightning_kd.losses.crd import crd_loss as crd_loss
 from lightning_kd.losses.dist import dist_loss as dist_loss
 from lightning_kd.losses.dkd import dkd_loss as dkd_loss
@@ -18,7 +19,6 @@ from lightning_kd.losses.overhaul import ofd_loss as ofd_loss
 from lightning_kd.losses.probabilistic import mmd_loss as mmd_loss
 from lightning_kd.losses.probabilistic import moment_matching_loss as moment_matching_loss
 from lightning_kd.losses.probabilistic import pkt_loss as pkt_loss
-from lightning_kd.losses.relation import cc_loss as cc_loss
 from lightning_kd.losses.relation import rkd_loss as rkd_loss
 from lightning_kd.losses.response import kd_loss as kd_loss
 from lightning_kd.losses.review import hcl_loss as hcl_loss

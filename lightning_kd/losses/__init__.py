@@ -7,6 +7,7 @@ from lightning_kd.losses.be_your_own_teacher import BYOTLoss as BYOTLoss
 from lightning_kd.losses.boundary import ABLoss as ABLoss
 from lightning_kd.losses.contrastive import InfoNCELoss as InfoNCELoss
 from lightning_kd.losses.contrastive import TripletLoss as TripletLoss
+from lightning_kd.losses.correlation import CCLoss as CCLoss
 from lightning_kd.losses.crd import CRDLoss as CRDLoss
 from lightning_kd.losses.dist import DISTLoss as DISTLoss
 from lightning_kd.losses.dkd import DKDLoss as DKDLoss
@@ -17,7 +18,6 @@ from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.mutual import MutualLearning as MutualLearning
 from lightning_kd.losses.overhaul import OFDLoss as OFDLoss
 from lightning_kd.losses.probabilistic import PKTLoss as PKTLoss
-from lightning_kd.losses.relation import CCLoss as CCLoss
 from lightning_kd.losses.relation import RKDLoss as RKDLoss
 from lightning_kd.losses.response import KDLoss as KDLoss
 from lightning_kd.losses.review import ReviewKDLoss as ReviewKDLoss

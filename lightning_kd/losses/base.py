@@ -274,6 +274,13 @@ def check_positive(function: str, **values: Scalar) -> None:
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 
 
+def check_not_negative(function: str, **values: Scalar) -> None:
+    """Raise a ``ValueError`` that names the first argument that is negative or not finite at some time."""
+    for name, value in values.items():
+        if not all(0.0 <= extreme < float("inf") for extreme in extremes(value)):
+            raise ValueError(f"{function}: expected a finite {name} >= 0, got {value}.")
+
+
 def check_rows(function: str, student: Tensor, teacher: Tensor) -> None:
     """Raise a ``ValueError`` that names both shapes unless both hold features of as many samples."""
     check_same_batch(function, student, teacher)

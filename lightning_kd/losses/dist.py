@@ -5,8 +5,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import check_positive, upcast
-from lightning_kd.losses.logits import LogitLoss, check_logits, check_not_negative
+from lightning_kd.losses.base import check_not_negative, check_positive, upcast
+from lightning_kd.losses.logits import LogitLoss, check_logits
 from lightning_kd.schedules import Scalar
 
 _EPS = 1e-8

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import check_positive, upcast
+from lightning_kd.losses.base import check_not_negative, check_positive, upcast
 from lightning_kd.losses.logits import (
     IGNORE_INDEX,
     LogitLoss,
     check_logits,
-    check_not_negative,
     class_ids,
     mean_over_labelled,
 )

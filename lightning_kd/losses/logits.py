@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_same_shape
-from lightning_kd.schedules import Scalar, extremes
 
 IGNORE_INDEX = -100
 """The class id of a sample without a label, as in ``torch.nn.functional.cross_entropy``."""
@@ -62,13 +61,6 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
             f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
             "turn token logits (B, N, C) into (B * N, C)."
         )
-
-
-def check_not_negative(function: str, **values: Scalar) -> None:
-    """Raise a ``ValueError`` that names the first argument that is negative or not finite at some time."""
-    for name, value in values.items():
-        if not all(0.0 <= extreme < float("inf") for extreme in extremes(value)):
-            raise ValueError(f"{function}: expected a finite {name} >= 0, got {value}.")
 
 
 def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
