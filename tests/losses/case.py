@@ -1,7 +1,7 @@
 """What the conformance suite must know of a loss, and how it makes one."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -202,3 +202,23 @@ def rows(*values: list[float]) -> Tensor:
 
 def _map(function: Callable[[Tensor], Tensor], features: Features) -> Features:
     return function(features) if isinstance(features, Tensor) else [function(f) for f in features]
+
+
+def check_float32(
+    function: Callable[..., Tensor], inputs: Sequence[Tensor], *, learning: int = 1, tolerance: float = 1e-4
+) -> None:
+    """Compare value and gradients of the first inputs in float32 with those of float64 for the same numbers."""
+    found = []
+    for dtype in (torch.float64, torch.float32):
+        leaves = [x.float().to(dtype).requires_grad_(i < learning) for i, x in enumerate(inputs)]
+        value = function(*leaves)
+        value.backward()
+        found.append([value.detach().double(), *(leaf.grad.double() for leaf in leaves[:learning])])
+    for exact, single in zip(*found, strict=True):
+        assert exact.abs().max() > 0
+        assert (single - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+def tight(*size: int, seed: int, offset: float = 5.0) -> Tensor:
+    """Seeded features that lie close together and far from zero."""
+    return offset + 1e-3 * random(*size, seed=seed)

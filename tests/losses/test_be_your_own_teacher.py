@@ -10,7 +10,7 @@ from lightning_kd.functional import byot_loss
 from lightning_kd.losses import BYOTLoss
 from lightning_kd.losses.base import LOGITS
 from tests import support
-from tests.losses.case import random
+from tests.losses.case import check_float32, random
 
 TARGET = torch.tensor([2, -100, 0, 1, 1])
 
@@ -71,15 +71,8 @@ def test_extreme_inputs_stay_finite(dtype: torch.dtype, scale: float) -> None:
 
 def test_float32_is_exact_for_a_tight_cluster_far_from_zero() -> None:
     *tensors, target = _arguments()
-    tensors = [(5 + 1e-3 * tensor).float() for tensor in tensors]
-    found = []
-    for dtype in (torch.float64, torch.float32):
-        leaves = [tensor.to(dtype).requires_grad_() for tensor in tensors]
-        loss = byot_loss(*leaves, target)
-        loss.backward()
-        found.append((loss.detach().double(), *(leaf.grad.double() for leaf in leaves[:2])))
-    for exact, single in zip(*found, strict=True):
-        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+    clusters = [5 + 1e-3 * tensor for tensor in tensors]
+    check_float32(lambda *arguments: byot_loss(*arguments, target), clusters, learning=2)
 
 
 @pytest.mark.parametrize(

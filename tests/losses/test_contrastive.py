@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_kd.functional import info_nce_loss, triplet_loss
-from tests.losses.case import random
+from tests.losses.case import check_float32, random, tight
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
@@ -49,12 +49,4 @@ def test_a_batch_of_one_has_no_triplet():
 
 
 def test_triplets_in_float32_are_exact_for_a_tight_cluster_far_from_zero():
-    student, teacher = (5 + 1e-3 * random(6, 8, seed=seed) for seed in (1, 2))
-    found = []
-    for dtype in (torch.float64, torch.float32):
-        leaves = [x.float().to(dtype).requires_grad_() for x in (student, teacher)]
-        value = triplet_loss(*leaves)
-        value.backward()
-        found.append((value.detach().double(), *(leaf.grad.double() for leaf in leaves)))
-    for exact, single in zip(*found, strict=True):
-        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+    check_float32(triplet_loss, [tight(6, 8, seed=seed) for seed in (1, 2)], learning=2)

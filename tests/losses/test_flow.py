@@ -6,7 +6,7 @@ import torch
 from lightning_kd.functional import fsp_loss, fsp_matrix
 from lightning_kd.losses import FSPLoss
 from lightning_kd.losses.stage import Stage
-from tests.losses.case import random
+from tests.losses.case import check_float32, random, tight
 from tests.losses.golden import Golden, check_golden, golden
 
 
@@ -55,12 +55,4 @@ def test_the_published_method_has_two_stages() -> None:
 @pytest.mark.parametrize("small", [(6, 5), (3, 2)])
 def test_float32_is_exact_for_a_tight_cluster_far_from_zero(offset: float, small: tuple[int, int]) -> None:
     sizes = [(4, 8, 6, 5), (4, 7, *small), (4, 8, 6, 5), (4, 7, *small)]
-    maps = [(offset + 1e-3 * random(*size, seed=seed)).float() for seed, size in enumerate(sizes)]
-    found = []
-    for dtype in (torch.float64, torch.float32):
-        leaves = [features.to(dtype).requires_grad_(i < 2) for i, features in enumerate(maps)]
-        loss = fsp_loss(*leaves)
-        loss.backward()
-        found.append([loss.detach().double(), *(leaf.grad.double() for leaf in leaves[:2])])
-    for exact, single in zip(*found, strict=True):
-        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+    check_float32(fsp_loss, [tight(*size, seed=seed, offset=offset) for seed, size in enumerate(sizes)], learning=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.functional import cc_loss, rkd_loss
 from lightning_kd.losses import CCLoss
-from tests.losses.case import random
+from tests.losses.case import check_float32, random, tight
 from tests.losses.golden import Golden, check_golden, golden
 
 TWO_SAMPLES = "c2"  # of which distances and angles are always the same
@@ -95,16 +95,7 @@ def test_rkd_does_not_see_where_the_student_lies_how_it_is_turned_and_how_large_
     ids=["rkd", "cc", "cc-bilinear", "angles", "distances"],
 )
 def test_float32_is_exact_for_a_tight_cluster_far_from_zero(function, offset: float) -> None:
-    student, teacher = ((offset + 1e-3 * random(16, 32, seed=seed)).float() for seed in (1, 2))
-    grads = []
-    for dtype in (torch.float64, torch.float32):
-        leaf = student.to(dtype).requires_grad_()
-        loss = function(leaf, teacher.to(dtype))
-        loss.backward()
-        grads.append((loss.detach().double(), leaf.grad.double()))
-    for exact, single in zip(*grads, strict=True):
-        assert exact.abs().max() > 0
-        assert (single - exact).abs().max() <= 1e-4 * exact.abs().max()
+    check_float32(function, [tight(16, 32, seed=seed, offset=offset) for seed in (1, 2)])
 
 
 def test_two_clusters_far_apart_keep_the_angles_within_each() -> None:
