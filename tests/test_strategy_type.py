@@ -95,7 +95,7 @@ def through_the_command_line(loss, options, folder):  # type: ignore[no-untyped-
     quiet = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"]
     config = {
         "seed_everything": 1,
-        "trainer": {**options, "accelerator": "cpu", **dict.fromkeys(quiet, False)},
+        "trainer": {**options, "accelerator": "cpu", "default_root_dir": str(folder), **dict.fromkeys(quiet, False)},
         "model": {
             "student": network,
             "teacher": wide,
