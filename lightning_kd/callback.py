@@ -16,8 +16,9 @@ from lightning_kd import batches
 from lightning_kd.batches import Batch
 from lightning_kd.capture import Record
 from lightning_kd.checkpoint import CHECKPOINT_KEY, check_same_architecture
-from lightning_kd.distiller import Distiller, name_losses
+from lightning_kd.distiller import Distiller
 from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.naming import name_losses
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.teachers import FrozenTeacher

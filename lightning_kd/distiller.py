@@ -1,6 +1,6 @@
 """The engine behind the three doors: run the teacher, capture the layers, evaluate the losses, add them up."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from lightning_kd.batches import Batch, Hooks
 from lightning_kd.capture import Capture, Record, Recording, original
-from lightning_kd.configurable import restore
 from lightning_kd.default_layers import Seen, Trace, choose_layers
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.hybrid import HybridLoss
-from lightning_kd.losses.naming import names_of
 from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Moment
@@ -34,7 +32,7 @@ class Distiller:
     Args:
         student: The module that learns.
         teacher: The frozen teacher, or ``None`` if no loss needs one.
-        losses: Loss components by name, see :func:`name_losses`.
+        losses: Loss components by name, see ``name_losses``.
         hooks: The door, which answers how batches and outputs are read.
 
     Raises:
@@ -319,35 +317,6 @@ class Distiller:
                         f"The {role}'s {layer or 'logits'!r} has shape {now[layer]}, but its losses were built for "
                         f"{shape}; fit with the models and data that the checkpoint was made with."
                     )
-
-
-def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn.ModuleDict:
-    """Give every component the name under which it is logged and saved: ``kd``, ``hint``, ``hint_2`` for a second.
-
-    Args:
-        losses: Components, or their descriptions out of a checkpoint.
-
-    Raises:
-        ValueError: If the list is empty.
-        TypeError: If an element is not a loss component.
-    """
-    if not losses:
-        raise ValueError(
-            "The list of losses is empty, so the teacher would teach nothing; pass at least one, such as "
-            "losses=[KDLoss()]."
-        )
-    components: list[DistillationLoss] = []
-    for loss in losses:
-        component = restore(loss, DistillationLoss) if isinstance(loss, Mapping) else loss
-        if not isinstance(component, DistillationLoss):
-            raise TypeError(
-                f"Expected DistillationLoss components in losses, got {type(loss).__name__}; "
-                "give the task's own loss as task_loss."
-            )
-        if any(component is other for other in components):
-            raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
-        components.append(component)
-    return nn.ModuleDict(dict(zip(names_of(components), components, strict=True)))
 
 
 def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.ModuleDict) -> Tensor:

@@ -1,7 +1,12 @@
 """Names of losses: under which they are logged and saved."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import nn
+
+from lightning_kd.configurable import restore
+from lightning_kd.losses.base import DistillationLoss
 
 RESERVED = ("task", "loss")
 
@@ -19,3 +24,32 @@ def names_of(losses: Sequence[object]) -> list[str]:
         taken = [name for name in (*names, *RESERVED) if re.fullmatch(rf"{stem}(_\d+)?", name)]
         names.append(f"{stem}_{len(taken) + 1}" if taken else stem)
     return names
+
+
+def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn.ModuleDict:
+    """Give every component the name under which it is logged and saved: ``kd``, ``hint``, ``hint_2`` for a second.
+
+    Args:
+        losses: Components, or their descriptions out of a checkpoint.
+
+    Raises:
+        ValueError: If the list is empty.
+        TypeError: If an element is not a loss component.
+    """
+    if not losses:
+        raise ValueError(
+            "The list of losses is empty, so the teacher would teach nothing; pass at least one, such as "
+            "losses=[KDLoss()]."
+        )
+    components: list[DistillationLoss] = []
+    for loss in losses:
+        component = restore(loss, DistillationLoss) if isinstance(loss, Mapping) else loss
+        if not isinstance(component, DistillationLoss):
+            raise TypeError(
+                f"Expected DistillationLoss components in losses, got {type(loss).__name__}; "
+                "give the task's own loss as task_loss."
+            )
+        if any(component is other for other in components):
+            raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
+        components.append(component)
+    return nn.ModuleDict(dict(zip(names_of(components), components, strict=True)))
