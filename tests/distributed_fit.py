@@ -23,6 +23,7 @@ SCENARIOS = {
     "stage of the loss alone": lambda: ([Initialised(2, "step"), KDLoss()], []),
     "born again": lambda: (support.default_losses(), [BornAgain(generations=2)]),
     "mean teacher": lambda: (support.default_losses(), [EMATeacher(decay=0.9)]),
+    "mean teacher of a student that normalises": lambda: (support.default_losses(), [EMATeacher(decay=0.9)]),
     "mutual": lambda: ([MutualLearning([support.seeded(lambda: Plain(5), 5)])], []),
     "balanced": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="magnitude")], []),
     "uncertain": lambda: ([HybridLoss([KDLoss(), HintLoss("features", "features")], balance="uncertainty")], []),
@@ -47,10 +48,12 @@ class CountParameters(Callback):
 
     def on_train_start(self, trainer, pl_module):
         self.count = len(list(trainer.strategy.model.parameters()))
+        self.buffers = len(getattr(trainer.strategy.model, "modules_buffers", []))  # those that DDP sends in each step
 
 
 def fit(door, devices, scenario, path):
     make = Plain if scenario in SCENARIOS else partial(support.StagedNet, norm=False)
+    make = support.ConvNet if "normalises" in scenario else make
     learner, guide = (support.seeded(lambda width=width: make(width), width) for width in (3, 8))
     before = support.snapshot(guide)
     torch.manual_seed(5)
@@ -58,7 +61,7 @@ def fit(door, devices, scenario, path):
     teacher = None if callbacks else guide
     if door == "module":
         rate = 0.1 if scenario in SCENARIOS else 0.01  # some defaults have large weights, which enlarge rounding
-        optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9)
+        optimizer = partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=0.1)
         made = support.module(learner, teacher=teacher, losses=parts, optimizer=optimizer)
         losses = made.losses
     else:
@@ -76,8 +79,10 @@ def fit(door, devices, scenario, path):
     state = {**learner.state_dict(), **{f"losses.{k}": v for k, v in losses.state_dict().items()}}
     facts = {
         "tracked": counter.count,
+        "buffers": counter.buffers,
+        "teacher": {} if teacher is not None else callbacks[0].teacher.module.state_dict(),
         "own": len([*learner.parameters(), *losses.parameters()]),
-        "normalises": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in losses.modules()),
+        "normalises": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules()),
     }
     torch.save({"state": state, **facts}, f"{path}.{trainer.global_rank}")
 

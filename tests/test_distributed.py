@@ -50,4 +50,12 @@ def test_two_processes_equal_one(door, scenario, weights):
         if not own:
             torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
         assert torch.equal(first["state"][name], second["state"][name])
+    assert all(torch.equal(value, second["teacher"][name]) for name, value in first["teacher"].items())
     assert first["tracked"] == one["own"]  # the teacher is not among what DDP synchronizes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", ["CRDLoss", "balanced"])
+def test_what_the_losses_keep_equal_is_not_sent(scenario, weights):
+    assert [run["buffers"] for run in weights["module", 2, scenario]] == [0, 0]
+    assert weights["module", 2, "mean teacher of a student that normalises"][0]["buffers"] > 0

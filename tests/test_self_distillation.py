@@ -1,6 +1,7 @@
 """Teachers made of the student: born-again generations, the mean teacher, and mutual learning, through both doors."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -175,6 +176,29 @@ def test_a_stage_that_needs_the_teacher_waits_for_the_second_generation(door):
     assert not torch.equal(ends[0], ends[1])  # the task alone
     assert torch.equal(ends[2], watch.begins[2]["features.0.weight"])  # the stage, without the student
     assert not torch.equal(ends[2], ends[3])
+
+
+class Before(Callback):
+    """Keeps the losses' weights and the learning rate before the first step of every epoch."""
+
+    def __init__(self):
+        self.losses, self.rates = [], []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.fit_loop.epoch_loop.batch_idx == 0:
+            self.losses.append(support.snapshot(pl_module.losses))
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def test_losses_and_learning_rate_begin_anew_with_every_generation():
+    before, schedule = Before(), partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    module = support.module(teacher=None, losses=losses(), lr_scheduler=schedule)
+    support.fit(module, callbacks=[BornAgain(generations=3), before], max_epochs=6)
+    assert before.rates == [0.1, 0.05] * 3
+    name = "hint.projectors.0.conv.weight"
+    start, *_, third, end = (weights[name] for weights in before.losses)
+    assert torch.equal(third, start)
+    assert not torch.equal(end, start)
 
 
 @pytest.mark.parametrize("max_epochs", [1, 5])

@@ -212,6 +212,15 @@ def test_a_stage_without_a_length_takes_a_tenth_of_the_run(options, expected):
     assert (loss.stage.length, loss.stage.unit) == expected
 
 
+def test_a_longer_run_that_is_resumed_keeps_the_length_of_its_stage(tmp_path):
+    first = support.module(losses=[Initialised(length=None)])
+    support.fit(first, max_epochs=20, limit_train_batches=1, callbacks=[support.SaveEveryStep(tmp_path)])
+    loss = Initialised(length=None)
+    second = support.module(losses=[loss])
+    support.fit(second, max_epochs=40, limit_train_batches=1, ckpt_path=tmp_path / "1.ckpt")
+    assert loss.stage.length == 2
+
+
 def test_a_stage_without_a_length_needs_a_run_with_an_end():
     with pytest.raises(MisconfigurationException, match=r"by default a tenth of the run.*give stage_length"):
         fitted("module", [Initialised(length=None)], max_epochs=-1)
