@@ -191,7 +191,7 @@ class Before(Callback):
 
 
 def test_losses_and_learning_rate_begin_anew_with_every_generation():
-    before, schedule = Before(), partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5)
+    before, schedule = Before(), partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[1], gamma=0.5)
     module = support.module(teacher=None, losses=losses(), lr_scheduler=schedule)
     support.fit(module, callbacks=[BornAgain(generations=3), before], max_epochs=6)
     assert before.rates == [0.1, 0.05] * 3
