@@ -38,9 +38,8 @@ class Curriculum(Callback):
     whether or not the data loader shuffles. It changes nothing but the samples, so it goes with every loss and with
     either door, and in several processes all draw from the same share.
 
-    A checkpoint holds the scores and the seed: a run that is resumed, also in the middle of an epoch, sees the
-    samples that the uninterrupted one sees. (In the middle of an epoch the Trainer itself draws one random number
-    more than the uninterrupted run, so that dropout and augmentation differ from there on.)
+    A checkpoint holds the scores and the seed: a run that is resumed, also in the middle of an epoch, equals the
+    uninterrupted one.
 
     Scores are those of the samples as the data set gives them. If it augments at random, give the same samples
     without augmentation as ``dataset``. The module's batch transfer hooks run as they do for validation.

@@ -490,8 +490,8 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(door, unit, workers, tm
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_in_the_middle_of_an_epoch_sees_the_samples_that_are_left(door, steps, workers, tmp_path):
     train = loader(num_workers=workers)  # three batches an epoch
-    whole, seen, _ = fit(door, curriculum(), train=train)
-    saving = {"enable_checkpointing": True, "train": train}
+    whole, seen, _ = fit(door, curriculum(), train=train, dropout=0.5)
+    saving = {"enable_checkpointing": True, "train": train, "dropout": 0.5}
 
     def saver():
         return ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
