@@ -2,7 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import final
+from typing import cast, final
 
 from torch import Tensor, nn
 
@@ -174,4 +174,4 @@ def initialise(net: nn.Module, *, head_std: float | None = None, head_bias: bool
             nn.init.normal_(layer.weight, 0.0, head_std)
         is_head = isinstance(layer, nn.Linear) and not head_bias
         if (isinstance(layer, nn.Conv2d) or is_head) and layer.bias is not None:
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.zeros_(cast(Tensor, layer.bias))

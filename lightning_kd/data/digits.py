@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.data.in_memory import InMemoryDataModule, Rows
+from lightning_kd.data.indexed import NO_TARGET
 
 NUM_CLASSES = 10
-HIDDEN_LABEL = -100  # torch.nn.CrossEntropyLoss leaves this target out by default
 
 
 @final
@@ -125,7 +125,7 @@ def _hide_labels(target: Tensor, per_class: int, seed: int) -> Tensor:
             f"got {per_class}."
         )
     generator = torch.Generator().manual_seed(seed)
-    shown = torch.full_like(target, HIDDEN_LABEL)
+    shown = torch.full_like(target, NO_TARGET)
     for digit in range(NUM_CLASSES):
         rows = (target == digit).nonzero().squeeze(1)
         kept = rows[torch.randperm(len(rows), generator=generator)[:per_class]]

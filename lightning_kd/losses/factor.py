@@ -204,12 +204,13 @@ class Paraphraser(nn.Module):
 
     def forward(self, teacher: Tensor) -> Tensor:
         """Return the factor of a map (B, C, H, W), whose format may be another than the weights'."""
-        weight = next(self.parameters())
-        return self.encoder(teacher.to(weight.dtype))  # type: ignore[no-any-return]  # modules are called through Any
+        factor: Tensor = self.encoder(teacher.to(next(self.parameters()).dtype))
+        return factor
 
     def reconstruct(self, teacher: Tensor) -> Tensor:
         """Return the map as it can be read from its factor."""
-        return self.decoder(self(teacher))  # type: ignore[no-any-return]
+        features: Tensor = self.decoder(self(teacher))
+        return features
 
 
 @final
@@ -230,7 +231,8 @@ class Translator(nn.Module):
 
     def forward(self, student: Tensor) -> Tensor:
         """Return the factor of a map (B, C, H, W)."""
-        return self.encoder(student)  # type: ignore[no-any-return]
+        factor: Tensor = self.encoder(student)
+        return factor
 
 
 def _stack(convolutions: list[nn.Conv2d] | list[nn.ConvTranspose2d], *, norm: bool) -> nn.Sequential:
