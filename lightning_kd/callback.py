@@ -1,9 +1,7 @@
 """The second door: a callback that distils into the user's own LightningModule."""
 
 import functools
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from lightning_kd.losses.naming import name_losses
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.teachers import FrozenTeacher
+from lightning_kd.training_step import call_until_student, inputs_of
 
 ATTRIBUTE = "_kd"
 """Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""
@@ -109,6 +108,12 @@ class DistillationCallback(Callback):
         distiller.attach()
         if stage != "fit":
             return
+        asked = [callback for loss in distiller.components for callback in loss.configure_callbacks()]
+        if asked:
+            raise MisconfigurationException(
+                f"The losses ask for the callbacks {[type(callback).__name__ for callback in asked]}, which only "
+                "DistillationModule can hand to the Trainer; give them to the Trainer yourself, or use the module."
+            )
         if not pl_module.automatic_optimization:
             raise MisconfigurationException(
                 "DistillationCallback adds to the loss that training_step returns, which manual optimization ignores. "
@@ -117,7 +122,7 @@ class DistillationCallback(Callback):
         step = pl_module.training_step
         self._wrap_state(pl_module)
         batch = probe_batch(trainer, pl_module)
-        call_student = functools.partial(_call_until_student, pl_module, distiller.student)
+        call_student = functools.partial(call_until_student, pl_module, distiller.student)
         self._run.prepare(trainer, pl_module, batch, call_student)
         pl_module.add_module(ATTRIBUTE, self.losses)
         self._run.keep_from_ddp(pl_module, ATTRIBUTE)
@@ -267,8 +272,8 @@ class DistillationCallback(Callback):
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
-            if run.distiller.follows_time and run.leaves_out_student(pl_module):
-                record = _inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
+            if run.leaves_out_student:
+                record = inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
                 return run.training_loss(pl_module, batch, record, None)
             with run.distiller.recording() as record:
                 output = step(*args, **kwargs)
@@ -283,7 +288,7 @@ class DistillationCallback(Callback):
     def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
         @functools.wraps(move_on)
         def lr_scheduler_step(*args: Any, **kwargs: Any) -> None:
-            if not self.run.in_stage(pl_module, steps_ago=1):
+            if not self.run.was_in_stage(pl_module):
                 move_on(*args, **kwargs)
 
         return lr_scheduler_step
@@ -325,48 +330,6 @@ class DistillationCallback(Callback):
         with trainer.precision_plugin.forward_context():
             self.run.evaluate(batch, record, target)
         self.run.distiller.capture.stop()
-
-
-class _StudentReachedError(Exception):
-    """Ends a training step as soon as the student is reached, before the step can have a side effect."""
-
-
-def _call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
-    def stop(*_: Any) -> None:
-        raise _StudentReachedError
-
-    step = pl_module.training_step
-    quiet = dict.fromkeys(("log", "log_dict"), _ignore)  # there is nothing to log to before the fit
-    handle = student.register_forward_hook(stop)
-    pl_module.__dict__.update(quiet)
-    try:
-        with suppress(_StudentReachedError):
-            step(*(batch, 0)[: len(inspect.signature(step).parameters)])
-    finally:
-        handle.remove()
-        for name in quiet:
-            del pl_module.__dict__[name]
-
-
-def _inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
-    """Return what a training step calls the student with, without calling it."""
-    record = Record()
-
-    def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        record.args, record.kwargs = args, kwargs
-        raise _StudentReachedError
-
-    handle = student.register_forward_pre_hook(torch.compiler.disable(stop), with_kwargs=True)
-    try:
-        with suppress(_StudentReachedError):
-            step()
-    finally:
-        handle.remove()
-    return record
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stand in for a logging method."""
 
 
 def _drop_losses(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:

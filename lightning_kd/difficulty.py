@@ -3,22 +3,21 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sized
-from contextlib import suppress
 from typing import Any, ClassVar, TypeAlias, cast, final
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from lightning_kd.configurable import Configurable
 from lightning_kd.distiller import undisturbed
 from lightning_kd.losses.base import upcast
+from lightning_kd.losses.logits import IGNORE_INDEX
 from lightning_kd.run import DistillationRun
-
-_IGNORED = -100
+from lightning_kd.training_step import student_call
 
 
 class Difficulty(Configurable, ABC):
@@ -67,8 +66,8 @@ class TeacherLoss(Difficulty):
                 f"{tuple(logits.shape)}, got {target.dtype} {tuple(target.shape)}; give Curriculum a function "
                 "(logits, target) -> difficulty as scorer."
             )
-        loss = F.nll_loss(log_p.flatten(0, -2), target.flatten(), ignore_index=_IGNORED, reduction="none")
-        labelled = (target != _IGNORED).reshape(len(logits), -1).sum(1)
+        loss = F.nll_loss(log_p.flatten(0, -2), target.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+        labelled = (target != IGNORE_INDEX).reshape(len(logits), -1).sum(1)
         return loss.reshape(len(logits), -1).sum(1) / labelled.clamp(min=1)
 
 
@@ -164,7 +163,8 @@ def _score_batch(
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
     teacher, hooks = run.distiller.teacher, run.distiller.hooks
     assert teacher is not None
-    args, kwargs = hooks.teacher_inputs(batch, *_student_call(pl_module, run.distiller.student, batch))
+    call = student_call(pl_module, run.distiller.student, batch)
+    args, kwargs = hooks.teacher_inputs(batch, call.args, call.kwargs)
     logits = hooks.logits_of(teacher(*args, **kwargs))
     if logits is None:
         raise ValueError("Curriculum: the teacher's output has no logits; override logits_of.")
@@ -185,10 +185,9 @@ def _score_batch(
 
 
 def _in_order(loader: "DataLoader[Any]", dataset: "Dataset[Any]", rows: range) -> "DataLoader[Any]":
-    assert loader.batch_sampler is not None
     return DataLoader(
         dataset,
-        batch_size=loader.batch_sampler.batch_size,  # type: ignore[attr-defined]
+        batch_size=cast(BatchSampler, loader.batch_sampler).batch_size,
         sampler=rows,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
@@ -196,38 +195,6 @@ def _in_order(loader: "DataLoader[Any]", dataset: "Dataset[Any]", rows: range) -
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
-
-
-class _CalledError(Exception):
-    """Ends a training step as soon as it calls the student."""
-
-
-def _student_call(pl_module: LightningModule, student: nn.Module, batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return what the training step would call the student with, without running the student."""
-    found: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-    def stop(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append((args, kwargs))
-        raise _CalledError
-
-    step = pl_module.training_step
-    quiet = dict.fromkeys(("log", "log_dict"), _ignore)
-    handle = student.register_forward_pre_hook(stop, with_kwargs=True)
-    vars(pl_module).update(quiet)
-    try:
-        with suppress(_CalledError):
-            step(*(batch, 0)[: len(inspect.signature(step).parameters)])
-    finally:
-        handle.remove()
-        for name in quiet:
-            del vars(pl_module)[name]
-    if not found:
-        raise ValueError("Curriculum: the training step did not call the student, so the teacher has no input.")
-    return found[0]
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Stand in for a logging method."""
 
 
 def _mean_over_positions(values: Tensor) -> Tensor:

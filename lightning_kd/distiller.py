@@ -1,6 +1,6 @@
 """The engine behind the three doors: run the teacher, capture the layers, evaluate the losses, add them up."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -13,7 +13,6 @@ from lightning_kd.batches import Batch, Hooks
 from lightning_kd.capture import Capture, Record, Recording, original
 from lightning_kd.default_layers import Seen, Trace, choose_layers
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
-from lightning_kd.losses.hybrid import HybridLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Moment
@@ -50,7 +49,6 @@ class Distiller:
             (f"{name}.{inner}" if inner else name, leaf) for name, loss in self._named for inner, leaf in loss.leaves()
         ]
         self._timed = [loss for _, loss in self._named if loss.follows_time]
-        self._hybrids = [(name, loss) for name, loss in self._named if isinstance(loss, HybridLoss)]
         self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
         self._make_captures()
@@ -202,9 +200,10 @@ class Distiller:
             _check_has(name, loss, step)
         return {name: loss.evaluate(step) for name, loss in self._named if loss.takes_part(taught)}
 
-    def stage_parts(self, batch: Any, record: Record, moment: Moment) -> dict[str, Tensor]:
-        """Evaluate the losses of the stage that is going on; the arguments and errors are those of :meth:`parts`."""
-        active = self.stage_at(moment)
+    def stage_parts(
+        self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
+    ) -> dict[str, Tensor]:
+        """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         return {name: loss.evaluate_stage(step) for name, loss in active}
 
@@ -239,10 +238,6 @@ class Distiller:
     def named_leaves(self) -> list[tuple[str, DistillationLoss]]:
         """Return the losses that read layers or logits themselves, with their dotted names, in order."""
         return self._leaves
-
-    def named_hybrids(self) -> list[tuple[str, HybridLoss]]:
-        """Return the losses that are made of others, with their names."""
-        return self._hybrids
 
     def _show_layers(self) -> None:
         student = original(self.student)

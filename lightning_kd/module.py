@@ -186,7 +186,7 @@ class DistillationModule(LightningModule):
         """Return the weighted sum of the task's loss and the distillation losses."""
         with self.distiller.recording() as record:
             unpacked = self.unpack_batch(batch)
-            if self.distiller.follows_time and self.run.leaves_out_student(self):
+            if self.run.leaves_out_student:
                 record.args, record.kwargs = unpacked.args, unpacked.kwargs
                 return self.run.training_loss(self, batch, record, None)
             task = self._task(self.student(*unpacked.args, **unpacked.kwargs), unpacked.target)
@@ -194,7 +194,7 @@ class DistillationModule(LightningModule):
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""
-        if not (self.distiller.follows_time and self.run.in_stage(self, steps_ago=1)):
+        if not self.run.was_in_stage(self):
             super().lr_scheduler_step(scheduler, metric)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

@@ -48,6 +48,8 @@ class DistillationRun:
         self._random_state: list[dict[str, Any]] | None = None
         self._source: TeacherSource | None = None
         self._start: OptimizerStart | None = None
+        self._staged: list[tuple[str, DistillationLoss]] = []
+        self._sometimes_idle = False
         self._idle: list[nn.Parameter] = []
         self._dataset = (0, False)
 
@@ -93,6 +95,7 @@ class DistillationRun:
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
         settle_stages(self.distiller.named_leaves(), trainer)
+        self._sometimes_idle = self._source is not None or bool(self.distiller.stages())
         if self._source is not None:
             self._source.begin(self, trainer)
 
@@ -157,25 +160,25 @@ class DistillationRun:
         moment = self.moment(module)
         self._task_weight_now = value_at(self.task_weight, moment)
         self.distiller.set_moment(moment)
-        stages = [loss.stage for _, loss in self.distiller.stage_at(moment) if loss.stage is not None]
-        for stage in stages:
-            if stage.lr is not None:
-                OptimizerStart.set_lr(trainer, stage.lr)
-        if not stages and self._leaves_stages(moment, batch_idx):
+        self._staged = self.distiller.stage_at(moment)
+        for _, loss in self._staged:
+            if loss.stage is not None and loss.stage.lr is not None:
+                OptimizerStart.set_lr(trainer, loss.stage.lr)
+        if not self._staged and self._leaves_stages(moment, batch_idx):
             self.restart_optimizers(trainer)
 
     def moment(self, module: LightningModule, steps_ago: int = 0) -> Moment:
         """Return how far the run has come since its beginning, or that of its generation."""
         return Moment(module.global_step - steps_ago - self.origin.step, module.current_epoch - self.origin.epoch)
 
-    def in_stage(self, module: LightningModule, steps_ago: int = 0) -> bool:
-        """Whether a stage before the main training is going on, or was some steps ago."""
-        return bool(self.distiller.stage_at(self.moment(module, steps_ago)))
+    def was_in_stage(self, module: LightningModule) -> bool:
+        """Whether the last step belonged to a stage before the main training."""
+        return self.follows_time and bool(self.distiller.stage_at(self.moment(module, steps_ago=1)))
 
-    def leaves_out_student(self, module: LightningModule) -> bool:
+    @property
+    def leaves_out_student(self) -> bool:
         """Whether the stage that is going on does not call the student."""
-        losses = [loss for _, loss in self.distiller.stage_at(self.moment(module))]
-        return bool(losses) and not any(loss.stage is not None and loss.stage.runs_student for loss in losses)
+        return bool(self._staged) and not any(loss.stage and loss.stage.runs_student for _, loss in self._staged)
 
     def restart_optimizers(self, trainer: Trainer) -> None:
         """Forget momenta, and set learning rates and schedules to where they began."""
@@ -197,8 +200,8 @@ class DistillationRun:
             record: The student's recorded call.
             task: The unweighted task term, ``None`` without one.
         """
-        if self.distiller.follows_time and self.in_stage(module):
-            counted = self.distiller.stage_parts(batch, record, self.moment(module))
+        if self._staged:
+            counted = self.distiller.stage_parts(batch, record, self._staged)
             total = add_up(list(counted.values()))
         else:
             parts = self.distiller.parts(batch, record)
@@ -206,16 +209,15 @@ class DistillationRun:
             base = task if task is None or weight == 1.0 else weight * task
             total = weighted_sum(base, parts, self.distiller.losses)
             counted = parts if task is None else {"task": task, **parts}
-        for name, loss in self.distiller.named_hybrids():
-            if name in counted:
+        for name, loss in self.distiller.named_losses():
+            if loss.details and name in counted:
                 counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         self.log.add(total, counted, module.global_step)
         return self._with_idle(module, total)
 
     def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
-        sometimes_idle = self._source is not None or self.distiller.stages()
-        if not sometimes_idle or module.trainer.world_size == 1:
+        if not self._sometimes_idle or module.trainer.world_size == 1:
             return total
         self._idle = unreached(total, module.parameters())
         return touch(total, self._idle)

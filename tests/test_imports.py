@@ -29,10 +29,24 @@ def test_a_loss_imports_torch_its_siblings_and_projectors_only(path):
     assert {name for name in ours if not name.startswith(allowed)} == set()
 
 
-ENGINE = ["distiller", "run", "capture", "part_log", "projectors", "batches", "probe", "stages", "checkpoint", "idle"]
+ENGINE = [
+    "distiller",
+    "run",
+    "capture",
+    "part_log",
+    "projectors",
+    "batches",
+    "probe",
+    "stages",
+    "checkpoint",
+    "idle",
+    "training_step",
+]
 
 
-@pytest.mark.parametrize("name", [*ENGINE, "restart", "random_state", "schedules", "teachers/source", "default_layers"])
+@pytest.mark.parametrize(
+    "name", [*ENGINE, "training_step", "restart", "random_state", "schedules", "teachers/source", "default_layers"]
+)
 def test_the_engine_imports_no_door(name):
     assert imported(ROOT / f"{name}.py") & DOORS == set()
 

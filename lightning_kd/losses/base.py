@@ -95,6 +95,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
         self.weight = weight
         self.moment = Moment()
+        self.details: dict[str, Tensor] = {}
+        """Values of the last step that are logged beside the loss, under its name and theirs."""
         self.name_layers(student, teacher)
 
     def name_layers(self, student: Layers, teacher: Layers) -> None:
@@ -231,7 +233,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Compute the unweighted scalar loss; the signature is the subclass's own."""
 
     def configure_callbacks(self) -> "list[Callback]":
-        """Callbacks that this method needs beyond its loss, such as a pre-training stage; none by default."""
+        """Callbacks that this method needs beyond its loss; the module hands them to the Trainer. None by default."""
         return []
 
     def extra_repr(self) -> str:

@@ -85,7 +85,7 @@ class HybridLoss(DistillationLoss):
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
-        ValueError: If the list is empty, a number is out of its range, or a setting has no effect.
+        ValueError: If the list is empty, a loss is in it twice, or an option is out of its range.
         TypeError: If an element is not a loss.
     """
 
@@ -110,8 +110,6 @@ class HybridLoss(DistillationLoss):
         self.momentum = momentum
         self.log_variances = nn.Parameter(torch.zeros(len(children))) if balance == "uncertainty" else None
         self.register_buffer("means", torch.zeros(len(children)), persistent=balance == "magnitude")
-        self.details: dict[str, Tensor] = {}
-        """Unweighted value of each loss in the last step, for the log."""
 
     @property
     def losses(self) -> "list[DistillationLoss]":
