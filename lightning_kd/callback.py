@@ -1,12 +1,13 @@
 """The second door: a callback that distils into the user's own LightningModule."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -69,6 +70,7 @@ class DistillationCallback(Callback):
         self._run: DistillationRun | None = None
         self._record: Record | None = None
         self._handles: list[Any] = []
+        self._replaced: dict[str, Any] = {}
 
     @property
     def run(self) -> DistillationRun:
@@ -96,10 +98,23 @@ class DistillationCallback(Callback):
     # Training
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the student, build the losses, and wrap the module's training step."""
+        """Build the losses as soon as the module has made its networks, in ``setup`` or in ``configure_model``."""
         if stage not in ("fit", "validate", "test"):
             return
         self._restore(pl_module)
+        _check_alone(trainer)
+        if stage == "fit" and not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "DistillationCallback adds to the loss that training_step returns, which manual optimization ignores. "
+                "Set automatic_optimization = True, or subclass DistillationModule."
+            )
+        build = functools.partial(self._build, trainer, pl_module, stage)
+        if is_overridden("configure_model", pl_module):
+            build = functools.partial(self._after, pl_module, "configure_model", build)
+        self._after(pl_module, "setup", build)
+
+    def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the student, build the losses, and wrap the module's training step."""
         distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self)
         earlier, self._run = self._run, DistillationRun(distiller)
         if earlier is not None:
@@ -114,12 +129,6 @@ class DistillationCallback(Callback):
                 f"The losses ask for the callbacks {[type(callback).__name__ for callback in asked]}, which only "
                 "DistillationModule can hand to the Trainer; give them to the Trainer yourself, or use the module."
             )
-        if not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "DistillationCallback adds to the loss that training_step returns, which manual optimization ignores. "
-                "Set automatic_optimization = True, or subclass DistillationModule."
-            )
-        step = pl_module.training_step
         self._wrap_state(pl_module)
         batch = probe_batch(trainer, pl_module)
         call_student = functools.partial(call_until_student, pl_module, distiller.student)
@@ -127,10 +136,10 @@ class DistillationCallback(Callback):
         pl_module.add_module(ATTRIBUTE, self.losses)
         self._run.keep_from_ddp(pl_module, ATTRIBUTE)
         self._run.copy_again(trainer, pl_module)
-        pl_module.training_step = self._wrap(step, pl_module)  # type: ignore[method-assign]
+        self._replace(pl_module, "training_step", self._wrap(pl_module.training_step, pl_module))
         if distiller.stages():
-            move_on = pl_module.lr_scheduler_step
-            pl_module.lr_scheduler_step = self._wrap_schedule(move_on, pl_module)  # type: ignore[method-assign]
+            move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
+            self._replace(pl_module, "lr_scheduler_step", move_on)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
@@ -239,14 +248,37 @@ class DistillationCallback(Callback):
         self._restore(pl_module)
 
     def _restore(self, pl_module: LightningModule) -> None:
-        for name in ("training_step", "lr_scheduler_step"):
-            pl_module.__dict__.pop(name, None)
+        for name in list(self._replaced):
+            self._put_back(pl_module, name)
         pl_module._modules.pop(ATTRIBUTE, None)
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         if self._run is not None:
             self._run.distiller.detach()
+
+    def _replace(self, pl_module: LightningModule, name: str, method: Any) -> None:
+        """Give the module a method of this fit, in place of its class's or one that somebody else gave it."""
+        self._replaced[name] = vars(pl_module).get(name)
+        vars(pl_module)[name] = method
+
+    def _put_back(self, pl_module: LightningModule, name: str) -> None:
+        before = self._replaced.pop(name, None)
+        if before is None:
+            vars(pl_module).pop(name, None)
+        else:
+            vars(pl_module)[name] = before
+
+    def _after(self, pl_module: LightningModule, name: str, then: Callable[[], object]) -> None:
+        """Do something once, after the module's next call of a hook."""
+        hook = getattr(pl_module, name)
+
+        def hook_then(*args: Any, **kwargs: Any) -> None:
+            hook(*args, **kwargs)
+            self._put_back(pl_module, name)
+            then()
+
+        self._replace(pl_module, name, hook_then)
 
     def _student_in(self, pl_module: LightningModule) -> nn.Module:
         if self.student is not None:
@@ -330,6 +362,14 @@ class DistillationCallback(Callback):
         with trainer.precision_plugin.forward_context():
             self.run.evaluate(batch, record, target)
         self.run.distiller.capture.stop()
+
+
+def _check_alone(trainer: Trainer) -> None:
+    if sum(isinstance(callback, DistillationCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+        raise MisconfigurationException(
+            "There are several DistillationCallbacks; a run takes one. Give one all the losses, and for several "
+            "teachers give it lightning_kd.teachers.Ensemble([...])."
+        )
 
 
 def _drop_losses(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
