@@ -119,7 +119,7 @@ class DistillationCallback(Callback):
         earlier, self._run = self._run, DistillationRun(distiller)
         if earlier is not None:
             self._run.go_on_from(earlier)
-        self._run.find_source(trainer)
+        self._run.join(trainer)
         distiller.attach()
         if stage != "fit":
             return

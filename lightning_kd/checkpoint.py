@@ -1,6 +1,10 @@
-"""What both doors share about checkpoints."""
+"""What reading a checkpoint can come upon, told in the user's words."""
 
-from collections.abc import Mapping
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -31,3 +35,18 @@ def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor],
         f"The checkpoint is of another {what} architecture; {len(differ)} tensor(s) differ, first "
         f"{'; '.join(differ[:3])}. Build the {what} that the checkpoint was made with; nothing has been loaded."
     )
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise a ``ValueError`` that names the file if what is read inside the block breaks off in the middle."""
+    try:
+        yield
+    except Exception as error:
+        file = Path(path)
+        if not file.is_file() or zipfile.is_zipfile(file):  # the table of contents, at the end, is there
+            raise
+        raise ValueError(
+            f"The file {str(file)!r} ({file.stat().st_size} bytes) cannot be read to its end: it is no checkpoint, or "
+            "writing it was interrupted. Take another one, or copy it again; nothing has been loaded."
+        ) from error

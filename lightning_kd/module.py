@@ -135,7 +135,7 @@ class DistillationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Learn the sizes from one small batch and build the losses."""
-        self.run.find_source(self.trainer)
+        self.run.join(self.trainer)
         if stage != "fit":
             self.distiller.attach()
             return

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_kd import random_state
 from lightning_kd.capture import Record, original
 from lightning_kd.checkpoint import CHECKPOINT_KEY
+from lightning_kd.checkpoint_io import write_whole_checkpoints
 from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
 from lightning_kd.idle import touch, unreached
 from lightning_kd.losses.base import DistillationLoss, add_up
@@ -58,12 +59,13 @@ class DistillationRun:
         self.distiller.shapes = earlier.distiller.shapes
         self._dataset = earlier._dataset
 
-    def find_source(self, trainer: Trainer) -> None:
-        """Take the teacher from the callback that makes one of the student, if there is such a callback.
+    def join(self, trainer: Trainer) -> None:
+        """Have checkpoints written whole, and take the teacher from the callback that makes one of the student, if any.
 
         Raises:
             MisconfigurationException: If there are several, or there is a teacher besides.
         """
+        write_whole_checkpoints(trainer)
         sources = [c for c in trainer.callbacks if isinstance(c, TeacherSource)]  # type: ignore[attr-defined]
         if not sources:
             return

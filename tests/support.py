@@ -1,6 +1,9 @@
 """Small networks, data and Trainers that the tests share."""
 
 import inspect
+import os
+import signal
+import warnings
 from functools import partial
 
 import torch
@@ -135,6 +138,40 @@ class SaveEveryStep(Callback):
 
     def on_train_batch_end(self, trainer, *_):
         trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+class Dying:
+    """A file whose process is killed in the middle of the write that passes a number of bytes."""
+
+    def __init__(self, file, left):
+        self.file, self.left = file, left
+
+    def write(self, data):
+        part = bytes(data)[: self.left]
+        self.left -= len(part)
+        self.file.write(part)
+        if not self.left:
+            self.file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return len(part)
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+
+def killed(work):
+    """Do something in a process of its own, which must die of SIGKILL."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on threads, which the work does not use
+        child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
 
 
 def batches(*ready):

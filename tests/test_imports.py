@@ -39,13 +39,23 @@ ENGINE = [
     "probe",
     "stages",
     "checkpoint",
+    "checkpoint_io",
     "idle",
     "training_step",
 ]
 
 
 @pytest.mark.parametrize(
-    "name", [*ENGINE, "training_step", "restart", "random_state", "schedules", "teachers/source", "default_layers"]
+    "name",
+    [
+        *ENGINE,
+        "training_step",
+        "restart",
+        "random_state",
+        "schedules",
+        "teachers/source",
+        "default_layers",
+    ],
 )
 def test_the_engine_imports_no_door(name):
     assert imported(ROOT / f"{name}.py") & DOORS == set()

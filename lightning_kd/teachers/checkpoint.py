@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.checkpoint import reading
+
 
 def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> nn.Module:
     """Load weights from a file into a model, strictly, without running code from the file.
@@ -22,7 +24,8 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds no state dict, no key begins with ``prefix``, or the weights do not fit.
+        ValueError: If the file breaks off in the middle, holds no state dict, no key begins with ``prefix``, or the
+            weights do not fit.
 
     Example:
         >>> import tempfile
@@ -52,7 +55,7 @@ def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Te
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file holds no state dict, or no name begins with ``prefix``.
+        ValueError: If the file breaks off in the middle, holds no state dict, or no name begins with ``prefix``.
     """
     path = Path(path)
     if not path.is_file():
@@ -67,8 +70,10 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+        with reading(path):
+            return load_file(path)
+    with reading(path):
+        content = torch.load(path, map_location="cpu", weights_only=True)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):

@@ -1,0 +1,65 @@
+"""Checkpoints that are on the disk as a whole or not at all, whenever the process is killed."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from lightning_kd.checkpoint import reading
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it when it is whole.
+
+    Lightning writes it into the folder for temporary files and moves it from there; where that folder is on another
+    disk, moving is copying, and a process that is killed meanwhile leaves half a checkpoint under the final name,
+    which ``ckpt_path="last"`` takes for the newest. Renaming within a folder cannot be seen half done. What a killed
+    process leaves is a hidden file ``.NAME.part``, which no search for checkpoints takes up and the next checkpoint of
+    that name overwrites. Where the path is a URL, Lightning writes.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # without underscores: on SLURM, Lightning takes every name with "hpc_ckpt_" in it for a checkpoint
+        part = target.with_name(f".{target.name.replace('_', '-')}.part")
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            ValueError: If the file breaks off in the middle.
+        """
+        with reading(path):
+            return super().load_checkpoint(path, *args, **kwargs)
+
+
+def write_whole_checkpoints(trainer: Trainer) -> None:
+    """Let a Trainer write whole checkpoints, unless it was given another way of writing them."""
+    wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
+    while isinstance(io, _WrappingCheckpointIO):
+        wrapper, io = io, io.checkpoint_io
+    if type(io) is not TorchCheckpointIO:
+        return
+    if wrapper is None:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    else:
+        wrapper._checkpoint_io = AtomicCheckpointIO()

@@ -1,0 +1,139 @@
+"""A checkpoint is on the disk as a whole or not at all, and half a file is told by its name."""
+
+import os
+import shutil
+import signal
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
+
+from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.teachers import from_checkpoint
+from tests import support
+
+DOORS = ["module", "callback"]
+CONTENT = {"weight": torch.arange(4000.0)}
+
+
+def killed_while_saving(path, left):
+    """Save another content, and be killed after so many bytes; 0 is between writing and renaming."""
+    save, sync = torch.save, os.fsync
+
+    def work():
+        torch.save = lambda content, file: save(content, support.Dying(file, left))
+        if not left:
+            torch.save, os.fsync = save, lambda handle: (sync(handle), os.kill(os.getpid(), signal.SIGKILL))
+        AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(4000)}, path)
+
+    support.killed(work)
+
+
+@pytest.mark.parametrize("left", [1, 700, 9000, 16000, 0])
+def test_a_process_killed_while_it_writes_leaves_the_former_checkpoint(left, tmp_path):
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    killed_while_saving(path, left)
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["weight"], CONTENT["weight"])
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt", ".last.ckpt.part"}
+    AtomicCheckpointIO().save_checkpoint(CONTENT, path)  # takes away what was left
+    assert {file.name for file in tmp_path.iterdir()} == {"last.ckpt"}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("left", [1000, 0])
+def test_last_is_the_last_whole_checkpoint(door, left, tmp_path):
+    made, callbacks = support.through(door)
+    saver = ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)
+    support.fit(made, callbacks=[*callbacks, saver], enable_checkpointing=True, max_epochs=1)
+    for name in ("last-v1.ckpt", "last.ckpt"):  # as the first checkpoint of another run, and in place of the first one
+        killed_while_saving(tmp_path / name, left)
+    made, callbacks = support.through(door)
+    options = {"callbacks": [*callbacks, ModelCheckpoint(tmp_path, save_last=True, save_top_k=0)], "max_epochs": 1}
+    trainer = support.fit(made, ckpt_path="last", enable_checkpointing=True, **options)
+    assert trainer.ckpt_path == str(tmp_path / "last.ckpt")
+    assert trainer.global_step == 3
+
+
+def test_no_search_of_lightning_finds_the_half_written_file(tmp_path):
+    killed_while_saving(tmp_path / "hpc_ckpt_3.ckpt", 1000)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert support.trainer(default_root_dir=tmp_path)._checkpoint_connector._hpc_resume_path is None
+
+
+def test_moving_from_another_disk_is_why(tmp_path, monkeypatch):
+    """Lightning's own way, with the folder for temporary files on another disk: half a file has the final name."""
+
+    def rename(source, target):
+        raise OSError  # what the system answers then
+
+    def copy(source, target, **_):
+        data = Path(source).read_bytes()
+        with open(target, "wb") as file:
+            support.Dying(file, len(data) // 2).write(data)
+
+    def work():
+        shutil.copyfile = copy
+        TorchCheckpointIO().save_checkpoint(CONTENT, tmp_path / "last.ckpt")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "rename", rename)
+    support.killed(work)
+    assert (tmp_path / "last.ckpt").stat().st_size > 1000
+    assert not zipfile.is_zipfile(tmp_path / "last.ckpt")
+
+
+def test_a_failure_to_write_leaves_nothing(tmp_path):
+    with pytest.raises(AttributeError, match="pickle"):
+        AtomicCheckpointIO().save_checkpoint({"made": lambda: 1}, tmp_path / "deeper" / "last.ckpt")
+    assert list((tmp_path / "deeper").iterdir()) == []
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_both_doors_write_whole_checkpoints_and_leave_another_way_alone(door):
+    class Mine(TorchCheckpointIO):
+        pass
+
+    def used(*plugins):
+        made, callbacks = support.through(door)
+        return support.fit(made, callbacks=callbacks, plugins=list(plugins), max_epochs=1).strategy.checkpoint_io
+
+    mine = Mine()
+    assert type(used()) is AtomicCheckpointIO
+    assert used(mine) is mine
+    assert type(used(AsyncCheckpointIO()).checkpoint_io) is AtomicCheckpointIO
+    assert used(AsyncCheckpointIO(mine)).checkpoint_io is mine
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("length", [0, 1, 1000, -1])
+def test_half_a_checkpoint_given_by_hand_is_told_by_its_name(door, length, tmp_path):
+    path = tmp_path / "half.ckpt"
+    made, callbacks = support.through(door)
+    support.fit(made, callbacks=callbacks, max_epochs=1).save_checkpoint(path)
+    os.truncate(path, length if length >= 0 else path.stat().st_size - 1)
+    made, callbacks = support.through(door)
+    with pytest.raises(ValueError, match=r"half.ckpt' \(\d+ bytes\) cannot be read to its end"):
+        support.fit(made, callbacks=callbacks, ckpt_path=path)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_half_a_teacher_is_told_by_its_name(suffix, tmp_path):
+    path = tmp_path / f"teacher.{suffix}"
+    module = support.module()
+    module.export(path)
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=rf"teacher.{suffix}' \(\d+ bytes\) cannot be read to its end"):
+        from_checkpoint(support.student(), path)
+
+
+def test_a_whole_file_that_does_not_load_is_told_as_before(tmp_path):
+    path = tmp_path / "code.ckpt"
+    torch.save({"made": os.getcwd}, path)
+    with pytest.raises(Exception, match=r"(?s)Weights only load failed.*posix\.getcwd"):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=True)
