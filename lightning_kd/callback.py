@@ -224,9 +224,9 @@ class DistillationCallback(Callback):
     # State
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the losses' weights, the sizes and the random state."""
+        """Add the losses' weights, and what resuming needs beside weights."""
         if self._run is not None:
-            self._run.save(checkpoint)
+            self._run.save(trainer, checkpoint)
             checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -234,7 +234,7 @@ class DistillationCallback(Callback):
         saved: Mapping[str, Any] | None = checkpoint.get(CHECKPOINT_KEY)
         if saved is None or self._run is None:
             return
-        self._run.load(checkpoint)
+        self._run.load(trainer, checkpoint)
         if saved["shapes"] is not None and "losses" in saved:
             check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
             self.losses.load_state_dict(saved["losses"])

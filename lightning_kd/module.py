@@ -240,13 +240,13 @@ class DistillationModule(LightningModule):
         self.distiller.detach()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the sizes and the random state."""
-        self.run.save(checkpoint)
+        """Add what resuming needs beside weights."""
+        self.run.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and build the losses for its sizes."""
         check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
-        self.run.load(checkpoint)
+        self.run.load(self._trainer, checkpoint)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +56,9 @@ class PartLog:
         if self._waits(total):
             with torch.no_grad():
                 self._waiting.append(torch.stack([total, *parts.values()]))
-            if len(self._waiting) == _WAIT:
-                self._add_up()
-            return
-        self._rows.append([total.item(), *(value.item() for value in parts.values())])
-        if len(self._rows) == _WAIT or not math.isfinite(self._rows[-1][0]):
+        else:
+            self._rows.append([total.item(), *(value.item() for value in parts.values())])
+        if len(self._steps) == _WAIT or not (self._waiting or math.isfinite(self._rows[-1][0])):
             self._add_up()
 
     def flush(self) -> dict[str, float]:
@@ -82,12 +81,30 @@ class PartLog:
         """Means of the steps of this epoch that have been added up, by name."""
         return self._epoch.means()
 
+    def state(self) -> dict[str, Any]:
+        """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it."""
+        return {
+            "names": list(self._names),
+            "rows": self._table(),
+            "steps": list(self._steps),
+            "sums": [[dict(total.values), dict(total.counts)] for total in (self._window, self._epoch)],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`state`: the means will be those of a log that was never interrupted, to the last bit."""
+        self._names, self._steps = tuple(state["names"]), list(state["steps"])
+        self._rows, self._waiting = [list(row) for row in state["rows"]], []
+        self._window, self._epoch = (_Sum(values, counts) for values, counts in state["sums"])
+
     def _waits(self, value: Tensor) -> bool:
         """Whether looking at a value now would stall the device."""
         return value.device.type != "cpu"
 
+    def _table(self) -> list[list[float]]:
+        return [*self._rows, *(torch.stack(self._waiting).double().tolist() if self._waiting else ())]
+
     def _add_up(self) -> None:
-        table = [*self._rows, *(torch.stack(self._waiting).double().tolist() if self._waiting else ())]
+        table = self._table()
         if not table:
             return
         steps = self._steps
@@ -103,9 +120,9 @@ class PartLog:
 class _Sum:
     """Sums and counts by name, in the order in which the names came."""
 
-    def __init__(self) -> None:
-        self.values: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+    def __init__(self, values: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
+        self.values: dict[str, float] = dict(values or {})
+        self.counts: dict[str, int] = dict(counts or {})
 
     def add(self, names: tuple[str, ...], table: list[list[float]]) -> None:
         for name, column in zip(names, zip(*table, strict=True), strict=True):

@@ -7,10 +7,11 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_kd import random_state
+from lightning_kd import per_process, random_state
 from lightning_kd.capture import Record, original
 from lightning_kd.checkpoint import CHECKPOINT_KEY
 from lightning_kd.checkpoint_io import write_whole_checkpoints
@@ -46,7 +47,8 @@ class DistillationRun:
         self.teacher_accuracy: float | None = None
         self.origin = Moment()
         """Where schedules and stages count from: the beginning of the fit, or of a generation."""
-        self._random_state: list[dict[str, Any]] | None = None
+        self._processes: list[dict[str, Any]] = []
+        self._resumed: dict[str, Any] | None = None
         self._source: TeacherSource | None = None
         self._start: OptimizerStart | None = None
         self._staged: list[tuple[str, DistillationLoss]] = []
@@ -129,11 +131,10 @@ class DistillationRun:
                 callback.setup(trainer, module, "fit")
 
     def fit_start(self, module: LightningModule) -> None:
-        """Bring the teacher to the student's device, and take up a resumed run's random state."""
+        """Bring the teacher to the student's device, and take up a resumed run's random state and sums."""
         self.place_teacher()
         self._start = OptimizerStart(module.trainer)
-        if self._random_state is not None:
-            random_state.restore(self._random_state)
+        self._resumed = self._take_up_process()
         if not self.distiller.student.training:
             rank_zero_warn(
                 "The student is in eval mode, so its BatchNorm and dropout layers will not train; "
@@ -143,9 +144,24 @@ class DistillationRun:
     def train_start(self, module: LightningModule) -> None:
         """Take up the random state once more if the run goes on within an epoch, whose data is being read by now."""
         done = module.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if self._random_state is not None and 0 < done < module.trainer.num_training_batches:
-            random_state.restore(self._random_state)
-        self._random_state = None
+        if self._resumed is not None and 0 < done < module.trainer.num_training_batches:
+            random_state.restore(self._resumed["random_state"])
+        self._resumed = None
+
+    def _take_up_process(self) -> dict[str, Any] | None:
+        states, self._processes = self._processes, []
+        if not states:
+            return None
+        mine = per_process.own(states)
+        if mine is None:
+            rank_zero_warn(
+                f"The checkpoint was written by {len(states)} process(es); another number of them goes on from it, so "
+                "random numbers are drawn afresh, and the next log line tells the steps from here on only."
+            )
+            return None
+        random_state.restore(mine["random_state"])
+        self.log.restore(mine["log"])
+        return mine
 
     def place_teacher(self) -> None:
         """Bring the teacher to the student's device, for strategies that do not move the module themselves."""
@@ -289,8 +305,13 @@ class DistillationRun:
         if not module.trainer.barebones:
             module.log_dict(values, prog_bar=True, sync_dist=True)
 
-    def save(self, checkpoint: dict[str, Any]) -> None:
-        """Write sizes and random state into a checkpoint, as plain data."""
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
+        """Write into a checkpoint, as plain data, what resuming needs beside weights; every process must call this.
+
+        What was logged before it goes to disk too: a resumed run does not write these lines again.
+        """
+        for logger in trainer.loggers:
+            logger.save()
         shapes = self.distiller.shapes
         plain = None if shapes is None else {r: {n: list(s) for n, s in of.items()} for r, of in shapes.items()}
         checkpoint[CHECKPOINT_KEY] = {
@@ -302,11 +323,16 @@ class DistillationRun:
             },
             "stages": [[stage.length, stage.unit] for stage in self.distiller.stages()],
             "dataset": self._dataset,
-            "random_state": random_state.collect(),
+            "teacher_accuracy": self.teacher_accuracy,
+            "processes": per_process.collect({"random_state": random_state.current(), "log": self.log.state()}),
         }
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
-        """Build the losses for a checkpoint's sizes, and remember its random state for the start of the fit.
+    def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any]) -> None:
+        """Build the losses for a checkpoint's sizes; if a fit goes on from it, remember the rest for its start.
+
+        Args:
+            trainer: The Trainer that loads, ``None`` if it is ``load_from_checkpoint``.
+            checkpoint: The checkpoint.
 
         Raises:
             ValueError: If the checkpoint's student is of another architecture.
@@ -314,7 +340,9 @@ class DistillationRun:
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
             return
-        self._random_state = saved["random_state"]
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
+            self._processes = saved["processes"]
+            self.teacher_accuracy = saved["teacher_accuracy"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
             stage.length, stage.unit = length, unit
         if saved["shapes"] is not None and self.distiller.shapes is None:

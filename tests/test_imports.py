@@ -40,6 +40,7 @@ ENGINE = [
     "stages",
     "checkpoint",
     "checkpoint_io",
+    "per_process",
     "idle",
     "training_step",
 ]

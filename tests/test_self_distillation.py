@@ -294,6 +294,15 @@ def test_a_run_resumed_at_any_step_equals_the_uninterrupted_one(make, door, at, 
         support.assert_same_weights(one.teacher.module, other.teacher.module)
 
 
+def test_a_step_that_was_saved_before_it_was_in_the_average_is_made_up_for(tmp_path):
+    whole, source = EMATeacher(decay=0.9), EMATeacher(decay=0.9)
+    options = {"train": support.ResumableLoader(), "max_epochs": 2}
+    fitted("module", support.SaveEveryStep(tmp_path), whole, **options)
+    fitted("module", source, ckpt_path=tmp_path / "4.ckpt", **options)
+    support.assert_same_weights(whole.teacher.module, source.teacher.module)
+    assert source.steps == whole.steps == 6
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_a_second_teacher_is_refused(door):
     with pytest.raises(MisconfigurationException, match=r"EMATeacher and BornAgain make the teacher.*at most one"):

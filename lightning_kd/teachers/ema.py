@@ -61,24 +61,30 @@ class EMATeacher(TeacherSource):
         self.warmup = warmup
         self.steps = 0
         """Optimizer steps that are in the average."""
-        self._seen = 0
+        self._seen: int | None = None
         self._wide: dict[str, Tensor] = {}
 
     def begin(self, run: "DistillationRun", trainer: Trainer) -> None:
-        """Nothing: the average of an earlier fit of the same student goes on."""
+        """Count the Trainer's steps anew; the average of an earlier fit of the same student goes on."""
+        self._seen = None
 
     def start_batch(self, run: "DistillationRun", trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
         """Nothing: the average is brought up to date after a step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the Trainer's steps from here."""
-        self._seen = trainer.global_step
+        """Count the Trainer's steps from here, or make up for one that was saved before it was in the average."""
+        if self._seen is None:
+            self._seen = trainer.global_step
+        self._follow(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Take the student's new weights into the average, if there was an optimizer step."""
-        if trainer.global_step > self._seen:
+        self._follow(trainer)
+
+    def _follow(self, trainer: Trainer) -> None:
+        if self._seen is not None and trainer.global_step > self._seen:
             self._seen = trainer.global_step
             self.steps += 1
             self.update()
@@ -102,12 +108,12 @@ class EMATeacher(TeacherSource):
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of steps in it."""
         teacher = {} if self.teacher is None else self.teacher.module.state_dict()
-        return {"steps": self.steps, "teacher": teacher, "wide": dict(self._wide)}
+        return {"steps": self.steps, "seen": self._seen, "teacher": teacher, "wide": dict(self._wide)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved average."""
         _, teacher = self.pair()
         teacher.module.load_state_dict(state_dict["teacher"])
-        self.steps = state_dict["steps"]
+        self.steps, self._seen = state_dict["steps"], state_dict["seen"]
         device = next(teacher.module.parameters()).device
         self._wide = {name: value.to(device) for name, value in state_dict["wide"].items()}
