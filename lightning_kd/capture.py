@@ -1,7 +1,7 @@
-"""Named layers -> tensors: forward hooks that record the first value of each in a step."""
+"""Named layers -> tensors: forward hooks that record the value of each in the first call of a module in a step."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -10,24 +10,64 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+_UNTOLD = -1
+"""In place of the version of a tensor that keeps none."""
+
 
 @dataclass(slots=True)
 class Record:
-    """What one recorded step held: the first call of the module, and the first value of each named layer."""
+    """What one recorded step held: the first call of the module, and the value of each named layer in it.
+
+    A version is how often a tensor has been changed in place; it tells later whether that has happened again.
+    """
 
     called: bool = False
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     features: dict[str, Tensor] = field(default_factory=dict)
+    versions: list[int] = field(default_factory=list)
+    """Of the features, in their order."""
+    inputs: list[tuple[Tensor, int]] = field(default_factory=list)
+    """The tensors that the module was called with, with their versions then."""
+    outputs: list[tuple[Tensor, int]] = field(default_factory=list)
+    """The tensors that the module returned, with their versions then."""
+    repeated: list[str] = field(default_factory=list)
+    """Layers that ran more than once in the call."""
+    gradless: list[str] = field(default_factory=list)
+    """Layers that ran while gradients were switched off, ``""`` for the module itself."""
+
+    def changed_layers(self) -> list[str]:
+        """Return the layers whose value was changed in place after they had returned it."""
+        versions, told = self.versions, _UNTOLD not in self.versions
+        if told and [value._version for value in self.features.values()] == versions:
+            return []
+        pairs = zip(self.features.items(), versions, strict=True)
+        return [layer for (layer, value), version in pairs if _is_changed(value, version)]
+
+    @property
+    def changed_input(self) -> bool:
+        """Whether the module's input was changed in place since it was called."""
+        return any(_is_changed(*one) for one in self.inputs)
+
+    @property
+    def changed_output(self) -> bool:
+        """Whether the module's output was changed in place since it was returned."""
+        return any(_is_changed(*one) for one in self.outputs)
+
+
+_NOTHING = Record()
+"""The record of no step, into which nothing is written."""
 
 
 class Capture:
     """Records the first call of a module in a step and what named layers return, by forward hooks.
 
     The hooks survive copying and ``torch.compile(fullgraph=True)``. Values are recorded between :meth:`start` and
-    :meth:`stop` only, the first one of each layer (activation checkpointing runs a layer again in the backward
+    :meth:`stop` only, in the first call of the module (activation checkpointing runs a layer again in the backward
     pass), and dropped when the step ends. A layer that returns a tuple or list counts with its first element.
+    What changes a recorded value in place afterwards is found by the version counters of tensors, which compiled
+    code does not have.
 
     Args:
         module: The module that is read; a compiled one is read through to the original.
@@ -58,7 +98,7 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         self.attached = False
         inner = original(module)
-        names = [name for name, _ in inner.named_modules() if name]
+        names = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
         for layer in self.layers:
             if layer not in names:
                 raise ValueError(_unknown_layer(layer, names, role, type(inner).__name__))
@@ -75,15 +115,18 @@ class Capture:
         if self.with_call:
             self._attach_call()
         for layer in self.layers:
-            put = partial(_put_layer, self._store, layer)
-            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put))
+            put_layer = partial(_put_layer, self._store, layer)
+            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put_layer))
         if self._handles and is_compiled(self.module):
             torch.compiler.reset()
 
     def _attach_call(self) -> None:
-        # a module compiled in place runs its own hooks beside its graph, each compiled alone: that one need not be
+        # a module compiled in place runs its own hooks beside its graph, each compiled alone: these need not be
         in_place = self.module._compiled_call_impl is not None
-        put_call = partial(torch.compiler.disable(_put_call) if in_place else _put_call, self._store)
+        put_input, put_call = (
+            partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (_put_input, _put_call)
+        )
+        self._handles.append(self.module.register_forward_pre_hook(put_input, with_kwargs=True))
         self._handles.append(self.module.register_forward_hook(put_call, with_kwargs=True))
 
     def detach(self) -> None:
@@ -103,20 +146,62 @@ class Capture:
     def stop(self) -> None:
         """End the step and let go of what was recorded."""
         self._store.active = False
-        self._store.record = Record()
+        self._store.record = _NOTHING
 
     def recording(self) -> "Recording":
         """Record inside the block."""
         return Recording(self)
 
-    def check_complete(self, record: Record) -> None:
-        """Raise a ``RuntimeError`` that names the layers which did not run in the recorded step."""
-        missing = [layer for layer in self.layers if layer not in record.features]
-        if missing:
+    def copy_changed(self, record: Record) -> None:
+        """Copy from now on what those layers return whose value was changed in place after they had returned it."""
+        self._store.copied.update(record.changed_layers())
+
+    def check_ran(self, record: Record) -> None:
+        """Raise a ``RuntimeError`` that names the layers which did not run once in the recorded call."""
+        if len(record.features) != len(self.layers):
+            raise RuntimeError(self._missing([layer for layer in self.layers if layer not in record.features]))
+        if record.repeated:
             raise RuntimeError(
-                f"The {self.role} layer(s) {missing} did not run in this step. Name layers that every forward pass "
-                "calls."
+                f"The {self.role} layer(s) {list(dict.fromkeys(record.repeated))} ran more than once in one forward "
+                "pass, so there is no one value to read. Name a layer around or inside that runs once, or call an "
+                "nn.Identity() at the place in forward that you mean, and name that."
             )
+
+    def check_unchanged(self, record: Record, *, with_output: bool) -> None:
+        """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
+
+        Args:
+            record: The recorded step.
+            with_output: Whether to look at the module's output besides its layers.
+        """
+        layers = record.changed_layers()
+        if layers or (with_output and record.changed_output):
+            raise RuntimeError(
+                f"What the {self.role}{f' layer(s) {layers}' if layers else ''} returned was changed in place "
+                "afterwards, so a loss would read something else. Set inplace=False in what follows, or write "
+                "x = x + y in place of x += y."
+            )
+
+    def check_gradients(self, record: Record) -> None:
+        """Raise a ``RuntimeError`` that names what ran without gradients in a step that computes them."""
+        if record.gradless and torch.is_grad_enabled():
+            layers = [layer for layer in record.gradless if layer]
+            raise RuntimeError(
+                f"The {self.role}{f' layer(s) {layers}' if layers else ''} ran without gradients, so no loss there "
+                "could teach it. Use checkpoint(..., use_reentrant=False) for activation checkpointing, and in a "
+                f"training step call the {self.role} with gradients first."
+            )
+
+    def _missing(self, layers: list[str]) -> str:
+        message = (
+            f"The {self.role} layer(s) {layers} did not run in this step. Name layers that every forward pass calls"
+        )
+        for name in layers:
+            layer = original(self.module).get_submodule(name)
+            if isinstance(layer, nn.ModuleList | nn.ModuleDict) and len(layer):
+                inner = ", ".join(f"{name}.{key}" for key in list(layer._modules)[:3])
+                return f"{message}; {name!r} is a {type(layer).__name__}, which is never called itself: name {inner}."
+        return f"{message}, such as one around them."
 
 
 class Recording:
@@ -156,18 +241,36 @@ class _Store:
 
     def __init__(self) -> None:
         self.active = False
-        self.record = Record()
+        self.record = _NOTHING
+        self.copied: set[str] = set()
+
+
+def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    record = store.record
+    if store.active and not record.called:
+        record.inputs = _with_versions((*args, *kwargs.values()) if kwargs else args)
 
 
 def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     record = store.record
-    if store.active and not record.called:
-        record.called = True
-        record.args, record.kwargs, record.output = args, kwargs, output
+    if not store.active or record.called:
+        return
+    record.called = True
+    record.args, record.kwargs, record.output = args, kwargs, output
+    if not torch.is_grad_enabled():
+        record.gradless.append("")
+    if isinstance(output, Tensor):
+        record.outputs = [(output, _version(output))]
+    elif isinstance(output, Mapping | Sequence):
+        record.outputs = _with_versions(output.values() if isinstance(output, Mapping) else output)
 
 
 def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    if not store.active or layer in store.record.features:
+    record = store.record
+    if not store.active or record.called:
+        return
+    if layer in record.features:
+        record.repeated.append(layer)
         return
     tensor = first_tensor(output)
     if tensor is None:
@@ -175,7 +278,22 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
             f"Layer {layer!r} ({type(module).__name__}) returned a {type(output).__name__}, not a tensor; "
             "name an inner layer that returns one."
         )
-    store.record.features[layer] = tensor
+    if not torch.is_grad_enabled():
+        record.gradless.append(layer)
+    record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
+    record.versions.append(_version(tensor))
+
+
+def _version(tensor: Tensor) -> int:
+    return _UNTOLD if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def _with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
+    return [(one, _version(one)) for one in values if isinstance(one, Tensor)]
+
+
+def _is_changed(tensor: Tensor, version: int) -> bool:
+    return version != _UNTOLD and tensor._version != version
 
 
 def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:

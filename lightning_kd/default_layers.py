@@ -1,5 +1,6 @@
 """Which layers a loss reads that was constructed without their names."""
 
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -20,13 +21,15 @@ class Seen:
     name: str
     layer: nn.Module
     value: Tensor
+    version: int = 0
+    """How often the value had been changed in place by then: an activation may overwrite what it was given."""
 
 
 class Trace:
     """Follows one call of a network through all of its layers.
 
     Where a layer passes on what an inner one returned, the outer one stands for both; layers without a value of their
-    own, such as dropout, are left out.
+    own, such as dropout, are left out, and so are those that run more than once.
 
     Args:
         network: The network that will be called inside the block.
@@ -57,7 +60,8 @@ class Trace:
 
     def before(self, logits: Tensor | None) -> list[Seen]:
         """Return the layers before the one that returned the logits, each value once, under its outermost name."""
-        last: dict[int, Seen] = {id(seen.value): seen for seen in self._seen}
+        runs = Counter(seen.name for seen in self._seen)
+        last = {(id(seen.value), seen.version): seen for seen in self._seen if runs[seen.name] == 1}
         return [seen for seen in last.values() if seen.value is not logits]
 
     def _hook(self, name: str) -> "_Hook":
@@ -71,8 +75,8 @@ class _Hook:
 
     def __call__(self, layer: nn.Module, args: object, output: object) -> None:
         value = first_tensor(output)
-        if value is not None and value.ndim >= 2 and all(seen.name != self.name for seen in self.seen):
-            self.seen.append(Seen(self.name, layer, value))
+        if value is not None and value.ndim >= 2:
+            self.seen.append(Seen(self.name, layer, value, value._version))
 
 
 def choose_layers(loss: DistillationLoss, student: list[Seen], teacher: list[Seen]) -> None:

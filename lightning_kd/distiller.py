@@ -19,6 +19,10 @@ from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
+_CHANGED_INPUT = (
+    "The {} changed its input in place, so the other network would see something else than the batch. Set "
+    "inplace=False in its first layer, or let its forward begin with x = x.clone()."
+)
 _NOT_CALLED = "The training step did not call the student, so there is nothing to distil."
 
 
@@ -50,6 +54,7 @@ class Distiller:
         ]
         self._timed = [loss for _, loss in self._named if loss.follows_time]
         self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
+        self._reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
         self._make_captures()
         if teacher is not None:
@@ -172,10 +177,15 @@ class Distiller:
         """Run the teacher on its view of the batch, and return what its layers gave."""
         if self.teacher is None or self.teacher_capture is None or not self.teacher.ready:
             return Record()
+        if record.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("student"))
         args, kwargs = self.hooks.teacher_inputs(batch, record.args, record.kwargs)
         with self.teacher_capture.recording() as seen:
             output = self.teacher(*args, **kwargs)
-        return Record(True, args, kwargs, output, seen.features)
+        if record.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("teacher"))
+        seen.called, seen.args, seen.kwargs, seen.output = True, args, kwargs, output
+        return seen
 
     def parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
         """Evaluate every loss of the main training on a recorded step.
@@ -214,10 +224,13 @@ class Distiller:
 
     def _step(self, batch: Any, record: Record, *, with_teacher: bool) -> StepTensors:
         if record.called:
-            self.capture.check_complete(record)
+            self.capture.check_ran(record)
+            self.capture.check_unchanged(record, with_output=self._reads_logits)
+            self.capture.check_gradients(record)
         seen = self.run_teacher(batch, record) if with_teacher else Record()
         if self.teacher_capture is not None and seen.called:
-            self.teacher_capture.check_complete(seen)
+            self.teacher_capture.check_ran(seen)
+            self.teacher_capture.check_unchanged(seen, with_output=False)
         unpacked = self.hooks.unpack_batch(batch) if self._needs_batch else Batch()
         logits_of = self.hooks.logits_of
         return StepTensors(
@@ -254,8 +267,12 @@ class Distiller:
             call_student(batch)
             if not record.called:
                 raise ValueError(_NOT_CALLED)
-            self.capture.check_complete(record)
+            self.capture.check_ran(record)
+            self.capture.copy_changed(record)
             seen = self.run_teacher(batch, record)
+            if self.teacher_capture is not None:
+                self.teacher_capture.check_ran(seen)
+                self.teacher_capture.copy_changed(seen)
             return {"student": self._shapes_of(record), "teacher": self._shapes_of(seen)}
 
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:

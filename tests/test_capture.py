@@ -27,7 +27,7 @@ class Odd(nn.Module):
         return {"x": x}
 
 
-def test_a_layer_that_runs_twice_counts_with_its_first_value():
+def test_the_first_call_counts_and_a_layer_that_runs_twice_in_it_is_named():
     net, x = Twice(), torch.ones(1, 2)
     capture = Capture(net, ["layer", "pair"], "student")
     capture.attach()
@@ -37,6 +37,8 @@ def test_a_layer_that_runs_twice_counts_with_its_first_value():
         assert torch.equal(record.features["layer"], net.layer(x))
         assert torch.equal(record.features["pair"], x + 1)
         assert record.args == (x,)
+        with pytest.raises(RuntimeError, match=r"student layer\(s\) \['layer'\] ran more than once"):
+            capture.check_ran(record)
     assert capture._store.record.features == {}
     capture.detach()
     assert not any(part._forward_hooks for part in net.modules())
@@ -64,7 +66,7 @@ def test_a_layer_that_did_not_run_is_named():
     with capture.recording() as record:
         net(torch.ones(1, 2))
         with pytest.raises(RuntimeError, match=r"teacher layer\(s\) \['unused'\] did not run"):
-            capture.check_complete(record)
+            capture.check_ran(record)
 
 
 def test_a_layer_that_returns_no_tensor_is_named():
