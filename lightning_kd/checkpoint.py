@@ -1,6 +1,8 @@
 """What reading a checkpoint can come upon, told in the user's words."""
 
 import os
+import pickle
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,15 +40,36 @@ def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor],
 
 
 @contextmanager
-def reading(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Raise a ``ValueError`` that names the file if what is read inside the block breaks off in the middle."""
+def reading(source: object) -> Iterator[None]:
+    """Raise a ``ValueError`` that names the file, and the class in it, if what is read inside the block is no data.
+
+    Args:
+        source: Path, URL or open file that is read.
+    """
     try:
         yield
-    except Exception as error:
-        file = Path(path)
-        if not file.is_file() or zipfile.is_zipfile(file):  # the table of contents, at the end, is there
-            raise
-        raise ValueError(
-            f"The file {str(file)!r} ({file.stat().st_size} bytes) cannot be read to its end: it is no checkpoint, or "
-            "writing it was interrupted. Take another one, or copy it again; nothing has been loaded."
-        ) from error
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # torch raises what the bytes happen to lead to
+        if reason := _reason(source, error):
+            raise ValueError(reason) from error
+        raise
+
+
+def _reason(source: object, error: Exception) -> str | None:
+    path = Path(source) if isinstance(source, str | os.PathLike) else None
+    name = "An open file" if path is None else f"The file {str(source)!r}"
+    found = isinstance(error, pickle.UnpicklingError) and re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
+    if found:
+        return (
+            f"{name} holds {found[1]!r}, which is neither a tensor nor plain data and may run code when it is read; "
+            "nothing has been loaded. Save weights alone: torch.save(model.state_dict(), path), or safetensors."
+        )
+    if path is None or not path.is_file():
+        return None
+    if zipfile.is_zipfile(path):  # the table of contents, at the end, is there
+        return f"{name} holds no checkpoint; nothing has been loaded. {error}"
+    return (
+        f"{name} ({path.stat().st_size} bytes) cannot be read to its end: it is no checkpoint, or writing it was "
+        "interrupted. Take another one, or copy it again; nothing has been loaded."
+    )

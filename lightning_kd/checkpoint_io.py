@@ -1,6 +1,7 @@
-"""Checkpoints that are on the disk as a whole or not at all, whenever the process is killed."""
+"""Checkpoints that are on the disk as a whole or not at all, and that run no code when they are read."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,18 +43,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             part.unlink(missing_ok=True)
             raise
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Read a checkpoint.
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint, by default as tensors and plain data only.
+
+        Lightning leaves that default to torch, which has it for files since 2.6, but unpickles what a URL gives.
 
         Raises:
-            ValueError: If the file breaks off in the middle.
+            ValueError: If the file breaks off in the middle, or holds anything else; nothing of it has run.
         """
         with reading(path):
-            return super().load_checkpoint(path, *args, **kwargs)
+            return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:
-    """Let a Trainer write whole checkpoints, unless it was given another way of writing them."""
+    """Let a Trainer write and read checkpoints so, unless it was given another way of writing them."""
     wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
     while isinstance(io, _WrappingCheckpointIO):
         wrapper, io = io, io.checkpoint_io

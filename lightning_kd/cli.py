@@ -1,10 +1,16 @@
-"""The third door: ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI."""
+"""The third door: ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI.
+
+A configuration names classes, which is what it is for: of the kind that is expected in each place, from any module that
+can be imported, with any arguments. Whoever runs a stranger's configuration should read it as one reads a script. A
+checkpoint names nothing here: what is built comes from the configuration alone.
+"""
 
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
-from jsonargparse import auto_cli
+from jsonargparse import auto_cli, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -20,6 +26,8 @@ class DistillationCLI(LightningCLI):
     """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        with suppress(TypeError):  # versions before it has a list of what no configuration may name
+            set_parsing_settings(import_path_denylist=[])  # that list, and nothing besides
         super().__init__(
             DistillationModule,
             LightningDataModule,
@@ -39,6 +47,15 @@ class DistillationCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             super().parse_arguments(parser, args)
+
+    def before_instantiate_classes(self) -> None:
+        """Read checkpoints as tensors and plain data, unless the user says otherwise."""
+        options = self.config[self.subcommand]
+        if options.weights_only is None:
+            options.weights_only = True
+
+    def _parse_ckpt_path(self) -> None:
+        """Build what the configuration names: Lightning would let a checkpoint's own class names override it."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the summary table."""

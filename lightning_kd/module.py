@@ -4,13 +4,15 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Literal, cast
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -25,8 +27,12 @@ from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
+from lightning_kd.safe_load import check_class_names, load_plain
 from lightning_kd.schedules import Scalar, Schedule, extremes
 from lightning_kd.teachers import FrozenTeacher
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Precision = Literal["float32", "bfloat16", "float16"]
 
@@ -234,6 +240,40 @@ class DistillationModule(LightningModule):
     def export(self, path: str | os.PathLike[str]) -> None:
         """Write the student's weights, and nothing else, to a ``.safetensors``, ``.pt`` or ``.pth`` file."""
         export_student(self.student, path)
+
+    @_restricted_classmethod
+    def load_from_checkpoint(
+        cls,  # noqa: N805  it is a class method
+        checkpoint_path: _PATH | IO[bytes],
+        map_location: Any = None,
+        hparams_file: _PATH | None = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> "Self":
+        """Make the module that a checkpoint was written of, without running code from the file.
+
+        A checkpoint of the command line names the classes that the module is made of. Only classes of modules that
+        are imported already are made, with the arguments that the checkpoint gives: import those that define your
+        networks first.
+
+        Args:
+            checkpoint_path: The checkpoint: path, URL or open file.
+            map_location: Where to put the tensors; by default where they were.
+            hparams_file: Takes the place of the options in the checkpoint.
+            strict: Whether every weight must be there; it must by default.
+            weights_only: By default only tensors and plain data are read; ``False`` unpickles a file that you trust.
+            **kwargs: Options that take the place of those in the checkpoint, such as ``student`` and ``teacher``.
+
+        Raises:
+            ValueError: If the file holds more than tensors and plain data, or names a class that is not imported.
+        """
+        if weights_only is None or weights_only:
+            weights_only = True
+            check_class_names(load_plain(checkpoint_path), checkpoint_path, kwargs)
+        return super().load_from_checkpoint(
+            checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
+        )
 
     def teardown(self, stage: str) -> None:
         """Take the hooks off student and teacher."""

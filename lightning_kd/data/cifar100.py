@@ -24,6 +24,9 @@ class CIFAR100DataModule(InMemoryDataModule):
     in their order. The images stay bytes until their batch is on its device, where it is cropped, mirrored and
     normalised as a whole.
 
+    The published files are pickles. torchvision compares each with its published MD5 sum before it opens it, so
+    another file in its place is refused unread.
+
     Args:
         root: Folder that holds the data, as torchvision lays it out (cifar-100-python/ inside).
         batch_size: Images a batch, >= 1; the last batch of an epoch may be smaller.

@@ -4,10 +4,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from lightning_kd.checkpoint import reading
+from lightning_kd.safe_load import load_plain
 
 
 def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> nn.Module:
@@ -24,11 +25,11 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks off in the middle, holds no state dict, no key begins with ``prefix``, or the
-            weights do not fit.
+        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (it is named, and has
+            not run), no key begins with ``prefix``, or the weights do not fit.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, torch
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     torch.save({"net.weight": torch.ones(1, 2), "net.bias": torch.zeros(1)}, f"{folder}/teacher.pt")
         ...     from_checkpoint(nn.Linear(2, 1), f"{folder}/teacher.pt", prefix="net.").weight
@@ -68,12 +69,9 @@ def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Te
 
 def _read(path: Path) -> Mapping[str, Tensor]:
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
         with reading(path):
             return load_file(path)
-    with reading(path):
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    content = load_plain(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
