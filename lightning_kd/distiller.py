@@ -164,9 +164,14 @@ class Distiller:
             self.attach()
 
     def build(self, shapes: Shapes) -> None:
-        """Build every component for the given shapes; called once."""
-        for loss in self.components:
-            loss.build(shapes["student"], shapes["teacher"])
+        """Build every component for the given shapes; called once.
+
+        The weights that are drawn leave the random state as it is: a run sees the same batches and the same dropout
+        whichever losses it has.
+        """
+        with isolate_rng():
+            for loss in self.components:
+                loss.build(shapes["student"], shapes["teacher"])
         self.shapes = shapes
 
     def recording(self) -> Recording:

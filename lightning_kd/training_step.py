@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_kd.capture import Record
+from lightning_kd.traceless import traceless
 
 
 class _StudentReachedError(Exception):
@@ -17,7 +18,7 @@ class _StudentReachedError(Exception):
 
 
 def call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
-    """Run a module's training step on a batch until the student has returned; nothing is logged."""
+    """Run a module's training step on a batch until the student has returned; nothing is logged or kept."""
 
     def stop(*_: Any) -> None:
         raise _StudentReachedError
@@ -70,14 +71,10 @@ def _step(pl_module: LightningModule, batch: Any) -> object:
 
 @contextmanager
 def _muted(pl_module: LightningModule) -> Iterator[None]:
-    """Let a step's logging pass without effect: there is nothing to log to outside of the training loop."""
-    quiet = dict.fromkeys(("log", "log_dict"), _ignore)
-    vars(pl_module).update(quiet)
-    try:
+    """Let a step pass without effect on the module, and its logging too: outside of the loop there is no log."""
+    with traceless(pl_module):
+        vars(pl_module).update(dict.fromkeys(("log", "log_dict"), _ignore))
         yield
-    finally:
-        for name in quiet:
-            del vars(pl_module)[name]
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

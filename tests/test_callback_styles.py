@@ -5,65 +5,70 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback
 from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import EMATeacher
 from tests import styles, support
 
-PLAIN = (torch.Tensor, int, float, str, type(None))
-
 
 def kd(weight=0.9):
     return KDLoss(temperature=2.0, weight=weight)
 
 
-def fit(module, seed=11, ckpt_path=None, **options):
+def fit(module, data=None, seed=11, ckpt_path=None, **options):
     made = support.trainer(**options)
     torch.manual_seed(seed)
-    val = support.loader() if is_overridden("validation_step", module) else None
-    made.fit(module, support.loader(shuffle=True), val, ckpt_path=ckpt_path)
+    rows = support.data() if data is None else data()
+    val = DataLoader(rows, batch_size=8) if is_overridden("validation_step", module) else None
+    made.fit(module, DataLoader(rows, batch_size=8, shuffle=True), val, ckpt_path=ckpt_path)
     return made
 
 
-def distil(module, options=None, losses=None, callbacks=(), **others):
-    callback = DistillationCallback(support.teacher(), [kd()] if losses is None else losses, **(options or {}))
-    return fit(module, callbacks=[callback, *callbacks], **others)
+def distil(style, weight=0.9, callbacks=(), **options):
+    """Fit a style with the callback; returns the module."""
+    module = style.alone()
+    callback = DistillationCallback(style.guide(), [kd(weight)], **style.options)
+    fit(module, style.data, callbacks=[callback, *callbacks], **options)
+    return module
 
 
-@pytest.mark.parametrize("name", styles.BY_NAME)
-def test_it_trains_what_distillation_by_hand_trains(name):
-    style, by_hand, options = styles.BY_NAME[name]
-    distilled, written, alone = style(), by_hand(), style()
-    distil(distilled, options)
-    fit(written)
-    fit(alone)
+def untouched(style):
+    """Fit a style without the callback; returns the module."""
+    module = style.alone()
+    fit(module, style.data)
+    return module
+
+
+def plain(module):
+    """A module's attributes that are plain data."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | list)}
+
+
+@pytest.mark.parametrize("style", styles.BY_NAME.values(), ids=styles.BY_NAME)
+def test_it_trains_what_distillation_by_hand_trains(style):
+    distilled, written = distil(style), style.by_hand()
+    fit(written, style.data)
     support.assert_same_weights(distilled, written)
-    with pytest.raises(AssertionError):
-        support.assert_same_weights(distilled, alone)
+    with pytest.raises(AssertionError, match="weight"):
+        support.assert_same_weights(distilled, untouched(style))
 
 
-@pytest.mark.parametrize("name", styles.BY_NAME)
-def test_with_no_weight_it_changes_nothing(name):
-    style, _, options = styles.BY_NAME[name]
-    watched, alone = style(), style()
-    distil(watched, options, losses=[kd(weight=0.0)])
-    fit(alone)
+@pytest.mark.parametrize("style", styles.BY_NAME.values(), ids=styles.BY_NAME)
+def test_with_no_weight_it_changes_nothing(style):
+    watched, alone = distil(style, weight=0.0), untouched(style)
     support.assert_same_weights(watched, alone)
-    assert {k: v for k, v in vars(watched).items() if isinstance(v, PLAIN)} == {
-        k: v for k, v in vars(alone).items() if isinstance(v, PLAIN)
-    }
+    assert plain(watched) == plain(alone)
 
 
-@pytest.mark.parametrize("name", styles.BY_NAME)
-def test_a_resumed_run_is_the_uninterrupted_one(name, tmp_path):
-    style, _, options = styles.BY_NAME[name]
-    whole, first, second = style(), style(), style()
-    distil(whole, options, max_epochs=4)
+@pytest.mark.parametrize("style", styles.BY_NAME.values(), ids=styles.BY_NAME)
+def test_a_resumed_run_is_the_uninterrupted_one(style, tmp_path):
     saving = {"callbacks": [ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)], "enable_checkpointing": True}
-    distil(first, options, max_epochs=2, **saving)
-    distil(second, options, max_epochs=4, seed=99, ckpt_path=tmp_path / "epoch=1.ckpt", **saving)
-    support.assert_same_weights(whole, second)
+    whole = distil(style, max_epochs=4)
+    distil(style, max_epochs=2, **saving)
+    resumed = distil(style, max_epochs=4, seed=99, ckpt_path=tmp_path / "epoch=1.ckpt", **saving)
+    support.assert_same_weights(whole, resumed)
 
 
 def built_late():
@@ -97,7 +102,7 @@ def test_what_others_put_on_the_module_is_there_afterwards():
         return support.UserModule.training_step(made, batch, batch_idx)
 
     made.training_step = step
-    distil(made, max_epochs=1)
+    fit(made, max_epochs=1, callbacks=[DistillationCallback(support.teacher(), [kd()])])
     assert calls == [0, 0, 1, 2]  # the look before the fit, then every batch
     assert made.training_step is step
     assert "setup" not in vars(made)

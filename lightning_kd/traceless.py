@@ -1,0 +1,89 @@
+"""Run a piece of a user's code, and undo what it did to a module."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
+
+
+@contextmanager
+def traceless(module: nn.Module) -> Iterator[None]:
+    """Give a module's attributes, parameters and buffers back the values that they had before the block.
+
+    Only what the block writes to is copied. What a lazy layer learns of its sizes is kept.
+
+    Args:
+        module: The module; its parts are given back too.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> _ = nn.init.constant_(layer.weight, 2.0)
+        >>> with traceless(layer), torch.no_grad():
+        ...     layer.seen = 1
+        ...     _ = layer.weight.mul_(3.0)
+        >>> layer.weight.item(), hasattr(layer, "seen")
+        (2.0, False)
+    """
+    attributes = [_remember(vars(part)) for part in module.modules() if not isinstance(part, LazyModuleMixin)]
+    copies = _CopyOnWrite(module)
+    try:
+        with copies:
+            yield
+    finally:
+        for give_back in attributes:
+            give_back()
+        copies.give_back()
+
+
+class _CopyOnWrite(TorchDispatchMode):
+    """Copies a tensor of a module before the first operation that writes to it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        TorchDispatchMode.__init__(self)
+        self._tensors: dict[int, list[Tensor]] = {}
+        for tensor in (*module.parameters(), *module.buffers()):
+            self._tensors.setdefault(_address(tensor), []).append(tensor)
+        self._tensors.pop(0, None)
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._schema.is_mutable:
+            for leaf in tree_leaves((args, kwargs)):
+                if isinstance(leaf, Tensor):
+                    written = self._tensors.pop(_address(leaf), ())
+                    self._copies += [(tensor, tensor.detach().clone()) for tensor in written]
+        return func(*args, **(kwargs or {}))
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        for tensor, copy in self._copies:
+            tensor.copy_(copy)
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a tensor's values are, which its views share; 0 if it has none of its own."""
+    if is_lazy(tensor) or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
+def _remember(attributes: dict[str, Any]) -> Callable[[], None]:
+    """Return a function that gives attributes, and the plain containers among them, back what they hold now."""
+    kept = dict(attributes)
+    held = [(value, value.copy()) for value in kept.values() if type(value) in (dict, OrderedDict, list, set, deque)]
+
+    def give_back() -> None:
+        attributes.clear()
+        attributes.update(kept)
+        for container, content in held:
+            container.clear()
+            container.extend(content) if isinstance(container, list | deque) else container.update(content)
+
+    return give_back
