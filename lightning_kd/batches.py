@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kd.capture import first_tensor
 
@@ -30,7 +31,7 @@ class Batch:
 
 
 class Hooks(Protocol):
-    """The three questions that a door answers for the engine, and that its users may answer otherwise."""
+    """The questions that a door answers for the engine, and that its users may answer otherwise."""
 
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart."""
@@ -42,6 +43,9 @@ class Hooks(Protocol):
 
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output."""
+
+    def shard_teacher(self, teacher: nn.Module, mesh: DeviceMesh) -> None:
+        """Split the teacher over the processes of a ``ModelParallelStrategy``."""
 
 
 def unpack_batch(batch: Any) -> Batch:

@@ -9,6 +9,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from lightning_kd import batches
@@ -20,6 +21,8 @@ from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
+from lightning_kd.sharded_state import is_sharded
+from lightning_kd.sharding import mesh_of, shard
 from lightning_kd.teachers import FrozenTeacher
 from lightning_kd.training_step import call_until_student, inputs_of
 
@@ -43,6 +46,11 @@ class DistillationCallback(Callback):
         student: Dotted name of the student inside the module, ``""`` if the module itself is the network; by
             default its only child with parameters.
         teacher_dtype: Format that the teacher computes in; by default the student's.
+        teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
+            are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
+
+    Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
+    the teacher and the losses, and the losses' weights are then among the checkpoint's own.
 
     Raises:
         ValueError: If the list of losses is empty, or a layer does not exist.
@@ -63,8 +71,9 @@ class DistillationCallback(Callback):
         *,
         student: str | None = None,
         teacher_dtype: torch.dtype | None = None,
+        teacher_weights: str | list[str] | None = None,
     ) -> None:
-        self.teacher = None if teacher is None else FrozenTeacher(teacher, teacher_dtype)
+        self.teacher = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
         self.student = student
         self._run: DistillationRun | None = None
@@ -94,6 +103,10 @@ class DistillationCallback(Callback):
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output; override for outputs of another form."""
         return batches.logits_of(output)
+
+    def shard_teacher(self, teacher: nn.Module, mesh: DeviceMesh) -> None:
+        """Split the teacher over the processes of a ``ModelParallelStrategy``; see DistillationModule.shard_teacher."""
+        shard(teacher, mesh, reshard_after_forward=True)
 
     # Training
 
@@ -129,7 +142,8 @@ class DistillationCallback(Callback):
                 f"The losses ask for the callbacks {[type(callback).__name__ for callback in asked]}, which only "
                 "DistillationModule can hand to the Trainer; give them to the Trainer yourself, or use the module."
             )
-        self._wrap_state(pl_module)
+        if mesh_of(trainer) is None:
+            self._wrap_state(pl_module)
         batch = probe_batch(trainer, pl_module)
         call_student = functools.partial(call_until_student, pl_module, distiller.student)
         self._run.prepare(trainer, pl_module, batch, call_student)
@@ -137,6 +151,7 @@ class DistillationCallback(Callback):
         self._run.keep_from_ddp(pl_module, ATTRIBUTE)
         self._run.copy_again(trainer, pl_module)
         self._replace(pl_module, "training_step", self._wrap(pl_module.training_step, pl_module))
+        self._run.split(trainer)
         if distiller.stages():
             move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
             self._replace(pl_module, "lr_scheduler_step", move_on)
@@ -227,7 +242,8 @@ class DistillationCallback(Callback):
         """Add the losses' weights, and what resuming needs beside weights."""
         if self._run is not None:
             self._run.save(trainer, checkpoint)
-            checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
+            if not is_sharded(self.losses):
+                checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the losses' weights out of a checkpoint that this callback has written."""

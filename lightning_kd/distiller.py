@@ -8,11 +8,13 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lightning_kd.batches import Batch, Hooks
 from lightning_kd.capture import Capture, Record, Recording, original
 from lightning_kd.default_layers import Seen, Trace, choose_layers
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Moment
@@ -42,7 +44,7 @@ class Distiller:
         ValueError: If a layer does not exist, or student and teacher share parameters.
     """
 
-    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: nn.ModuleDict, hooks: Hooks) -> None:
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: NamedLosses, hooks: Hooks) -> None:
         self.student = student
         self.teacher = teacher
         self.losses = losses
@@ -146,7 +148,8 @@ class Distiller:
         self.check_teacher()
         if any(loss.awaits_layers for loss in self.components):
             self._choose_layers(batch, call_student, module)
-        self._show_layers()
+        if self.shapes is None:
+            self._show_layers()
         self.attach()
         self._build_or_check(self._measure(batch, call_student, module))
 
@@ -213,14 +216,18 @@ class Distiller:
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         for name, loss in active:
             _check_has(name, loss, step)
-        return {name: loss.evaluate(step) for name, loss in self._named if loss.takes_part(taught)}
+        return self._evaluate({name: loss.evaluate for name, loss in self._named if loss.takes_part(taught)}, step)
 
     def stage_parts(
         self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
     ) -> dict[str, Tensor]:
         """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
-        return {name: loss.evaluate_stage(step) for name, loss in active}
+        return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
+
+    def _evaluate(self, losses: Mapping[str, Callable[[StepTensors], Tensor]], step: StepTensors) -> dict[str, Tensor]:
+        parts: dict[str, Tensor] = self.losses(lambda: {name: evaluate(step) for name, evaluate in losses.items()})
+        return parts
 
     @property
     def _taught(self) -> bool:
@@ -258,6 +265,18 @@ class Distiller:
         return self._leaves
 
     def _show_layers(self) -> None:
+        """Show the losses the layers that they read.
+
+        Raises:
+            ValueError: If a loss looks at a teacher's layers that have no weights yet.
+        """
+        if self.teacher is not None and self.teacher.on_meta:
+            for name, loss in self._leaves:
+                if type(loss).see_layers is not DistillationLoss.see_layers:
+                    raise ValueError(
+                        f"Part {name!r} reads the weights of the teacher's layers at set-up, but the teacher is on the "
+                        "meta device; build it with its weights, or leave this loss out."
+                    )
         student = original(self.student)
         teacher = None if self.teacher is None else original(self.teacher.module)
         for loss in self.components:
@@ -266,8 +285,6 @@ class Distiller:
             loss.see_layers(mine, its)
 
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
-        if self.teacher is not None:
-            self.teacher.module.to(device_of(self.student))
         with self._probing(module), self.recording() as record:
             call_student(batch)
             if not record.called:
@@ -283,8 +300,6 @@ class Distiller:
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         self.detach()
         self.capture.attach()
-        if self.teacher is not None:
-            self.teacher.module.to(device_of(self.student))
         with self._probing(module), self.recording() as record, Trace(self.student) as student:
             call_student(batch)
             if not record.called:
@@ -300,16 +315,19 @@ class Distiller:
 
     @contextmanager
     def _probing(self, module: nn.Module) -> Iterator[None]:
-        """Leave no trace, and ask a teacher too that has nothing to teach yet."""
-        ready = self.teacher is None or self.teacher.ready
-        with undisturbed(module):
-            if self.teacher is not None:
-                self.teacher.ready = True
-            try:
+        """Leave no trace, and ask a teacher too that has nothing to teach yet, or no weights."""
+        teacher = self.teacher
+        if teacher is None:
+            with undisturbed(module), _meeting(self.student):
                 yield
-            finally:
-                if self.teacher is not None:
-                    self.teacher.ready = ready
+            return
+        teacher.move(device_of(self.student))
+        ready, teacher.ready = teacher.ready, True
+        try:
+            with undisturbed(module), _meeting(self.student), _meeting(teacher.module):
+                yield
+        finally:
+            teacher.ready = ready
 
     def _trace_teacher(self, batch: Any, record: Record) -> list[Seen]:
         if self.teacher is None:
@@ -352,6 +370,25 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     if total is None:
         raise ValueError("There is neither a task loss nor a distillation loss to train with.")
     return total
+
+
+@contextmanager
+def _meeting(module: nn.Module) -> Iterator[None]:
+    """Let a module on the meta device, and one behind it, be called with what they can take: shapes are all we need."""
+
+    def bring(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        device = device_of(module)
+        return tree_map_only(
+            Tensor,
+            lambda t: torch.zeros_like(t, device=device) if t.is_meta and device.type != "meta" else t.to(device),
+            (args, kwargs),
+        )
+
+    handle = module.register_forward_pre_hook(bring, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

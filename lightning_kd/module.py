@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -15,6 +16,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from lightning_kd import batches
@@ -24,11 +26,13 @@ from lightning_kd.configurable import describe, restore
 from lightning_kd.distiller import Distiller
 from lightning_kd.export import export_student
 from lightning_kd.losses.base import DistillationLoss
-from lightning_kd.losses.naming import name_losses
+from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.safe_load import check_class_names, load_plain
 from lightning_kd.schedules import Scalar, Schedule, extremes
+from lightning_kd.sharded_state import is_sharded
+from lightning_kd.sharding import after_configure_model, mesh_of, restore_configure_model, shard
 from lightning_kd.teachers import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -59,6 +63,8 @@ class DistillationModule(LightningModule):
         lr_scheduler: Makes the learning rate scheduler from the optimizer.
         lr_interval: Whether the scheduler steps every epoch or every optimizer step.
         teacher_dtype: Format that the teacher computes in; by default the student's.
+        teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
+            are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
 
     Raises:
         ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
@@ -91,6 +97,7 @@ class DistillationModule(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         lr_interval: Literal["epoch", "step"] = "epoch",
         teacher_dtype: Precision | torch.dtype | None = None,
+        teacher_weights: str | list[str] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
@@ -100,14 +107,14 @@ class DistillationModule(LightningModule):
         if losses is None and teacher is None and task_loss is None:
             raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
         self.student = student
-        self.losses = nn.ModuleDict() if losses is None and teacher is None else name_losses(losses or [])
+        self.losses = NamedLosses() if losses is None and teacher is None else name_losses(losses or [])
         self.task_loss = task_loss
         self.task_weight = task_weight
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
         dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
-        held = None if teacher is None else FrozenTeacher(teacher, dtype)
+        held = None if teacher is None else FrozenTeacher(teacher, dtype, teacher_weights)
         self.distiller = Distiller(student, held, self.losses, self)
         self.run = DistillationRun(self.distiller, task_weight)
         self._remember_options(dtype)
@@ -137,11 +144,25 @@ class DistillationModule(LightningModule):
         """Find the logits in a model's output; override for outputs of another form."""
         return batches.logits_of(output)
 
+    def shard_student(self, student: nn.Module, mesh: DeviceMesh) -> None:
+        """Split the student over the processes of a ``ModelParallelStrategy``; override for another sharding."""
+        shard(student, mesh)
+
+    def shard_teacher(self, teacher: nn.Module, mesh: DeviceMesh) -> None:
+        """Split the teacher over the processes of a ``ModelParallelStrategy``.
+
+        Override for another sharding, such as ``shard(teacher, mesh, reshard_after_forward=True,
+        offload_policy=CPUOffloadPolicy())``, or to do nothing: each process then holds the whole teacher.
+        """
+        shard(teacher, mesh, reshard_after_forward=True)
+
     # Training
 
     def setup(self, stage: str) -> None:
         """Learn the sizes from one small batch and build the losses."""
         self.run.join(self.trainer)
+        if mesh_of(self.trainer) is not None:
+            after_configure_model(self, partial(self.run.split, self.trainer, self.shard_student))
         if stage != "fit":
             self.distiller.attach()
             return
@@ -278,6 +299,7 @@ class DistillationModule(LightningModule):
     def teardown(self, stage: str) -> None:
         """Take the hooks off student and teacher."""
         self.distiller.detach()
+        restore_configure_model(self)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what resuming needs beside weights."""
@@ -285,7 +307,8 @@ class DistillationModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and build the losses for its sizes."""
-        check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
+        if not is_sharded(self):  # whose strategy has loaded the weights by now
+            check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
         self.run.load(self._trainer, checkpoint)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -32,7 +33,10 @@ def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
         if batch is None:
             combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
             batch, _, _ = next(iter(combined))
-        return module._apply_batch_transfer_handler(batch, device=device_of(module))
+        device = device_of(module)
+        return module._apply_batch_transfer_handler(
+            batch, device=torch.device("cpu") if device.type == "meta" else device
+        )
 
 
 def rows_and_targets(trainer: Trainer) -> tuple[int, Tensor | None]:

@@ -10,6 +10,8 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 from lightning_kd import per_process, random_state
 from lightning_kd.capture import Record, original
@@ -23,6 +25,8 @@ from lightning_kd.part_log import PartLog
 from lightning_kd.probe import rows_and_targets
 from lightning_kd.restart import OptimizerStart
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
+from lightning_kd.sharded_state import is_sharded, on_meta
+from lightning_kd.sharding import gather_blocks, mesh_of, reach
 from lightning_kd.stages import settle_stages
 from lightning_kd.teachers.source import TeacherSource
 
@@ -53,7 +57,9 @@ class DistillationRun:
         self._start: OptimizerStart | None = None
         self._staged: list[tuple[str, DistillationLoss]] = []
         self._sometimes_idle = False
+        self._sharded = False
         self._idle: list[nn.Parameter] = []
+        self._idle_names: list[str] = []
         self._dataset = (0, False)
 
     def go_on_from(self, earlier: "DistillationRun") -> None:
@@ -62,12 +68,28 @@ class DistillationRun:
         self._dataset = earlier._dataset
 
     def join(self, trainer: Trainer) -> None:
-        """Have checkpoints written whole, and take the teacher from the callback that makes one of the student, if any.
+        """Have checkpoints written whole, and see that student and teacher are there.
+
+        The teacher comes from the callback that makes one of the student, if there is such a callback, and from files
+        if it was built on the meta device.
 
         Raises:
-            MisconfigurationException: If there are several, or there is a teacher besides.
+            MisconfigurationException: If several callbacks make a teacher, there is a teacher besides, or the strategy
+                cannot train so.
+            ValueError: If student or teacher have no weights.
         """
         write_whole_checkpoints(trainer)
+        self._find_source(trainer)
+        if mesh_of(trainer) is None:
+            _check_has_weights(self.distiller.student)
+            if self.distiller.teacher is not None:
+                self.distiller.teacher.materialize(device_of(self.distiller.student))
+        elif self._source is not None and not self._source.shardable:
+            raise MisconfigurationException(
+                f"{type(self._source).__name__} copies and resets whole networks, which FSDP2 would split; use DDP."
+            )
+
+    def _find_source(self, trainer: Trainer) -> None:
         sources = [c for c in trainer.callbacks if isinstance(c, TeacherSource)]  # type: ignore[attr-defined]
         if not sources:
             return
@@ -81,6 +103,11 @@ class DistillationRun:
             raise MisconfigurationException(
                 f"{type(source).__name__} makes the teacher of the student, but there is a teacher besides; pass "
                 "teacher=None, or take the callback away."
+            )
+        if is_sharded(self.distiller.student):
+            raise MisconfigurationException(
+                f"{type(source).__name__} copies the student, which configure_model has split by now; use "
+                "DistillationModule, which copies first."
             )
         self._source = source
         self.distiller.set_teacher(source.provide(original(self.distiller.student)))
@@ -102,6 +129,30 @@ class DistillationRun:
         self._sometimes_idle = self._source is not None or bool(self.distiller.stages())
         if self._source is not None:
             self._source.begin(self, trainer)
+
+    def split(self, trainer: Trainer, shard_student: Callable[[nn.Module, DeviceMesh], None] | None = None) -> None:
+        """Let FSDP2 shard student, losses and teacher, and give a teacher on the meta device its weights.
+
+        Args:
+            trainer: The Trainer, while it configures the model.
+            shard_student: Splits the student over the processes; ``None`` if the module has done so itself.
+
+        Raises:
+            ValueError: If student or teacher have no weights after that.
+        """
+        mesh = mesh_of(trainer)
+        if mesh is None:
+            return
+        self._sharded = True
+        student, teacher = self.distiller.student, self.distiller.teacher
+        if shard_student is not None:
+            shard_student(student, mesh)
+        _check_has_weights(student)
+        if any(True for _ in self.distiller.losses.parameters()) and not is_sharded(self.distiller.losses):
+            fully_shard(self.distiller.losses, mesh=mesh)
+        if teacher is not None:
+            self.distiller.hooks.shard_teacher(teacher.module, mesh)
+            teacher.materialize(trainer.strategy.root_device)
 
     def keep_from_ddp(self, module: LightningModule, prefix: str) -> None:
         """Tell DDP which buffers the losses themselves keep equal in all processes.
@@ -166,7 +217,8 @@ class DistillationRun:
     def place_teacher(self) -> None:
         """Bring the teacher to the student's device, for strategies that do not move the module themselves."""
         if self.distiller.teacher is not None:
-            self.distiller.teacher.module.to(device_of(self.distiller.student)).eval()
+            self.distiller.teacher.move(device_of(self.distiller.student))
+            self.distiller.teacher.module.eval()
 
     def start_batch(self, module: LightningModule, batch_idx: int) -> None:
         """Begin a generation or leave a stage where it is due, and tell the losses how far the run has come."""
@@ -231,7 +283,7 @@ class DistillationRun:
             if loss.details and name in counted:
                 counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         self.log.add(total, counted, module.global_step)
-        return self._with_idle(module, total)
+        return self._with_whole_blocks(record, total) if self._sharded else self._with_idle(module, total)
 
     def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
@@ -240,9 +292,25 @@ class DistillationRun:
         self._idle = unreached(total, module.parameters())
         return touch(total, self._idle)
 
+    def _with_whole_blocks(self, record: Record, total: Tensor) -> Tensor:
+        """Let the backward pass reach every block of a sharded student, and name the parameters that it should not."""
+        self._idle_names = []
+        if not record.called:
+            return total
+        student = self.distiller.student
+        if self._staged:
+            gather_blocks(student)
+            idle = {id(parameter) for parameter in unreached(total, student.parameters())}
+            self._idle_names = [name for name, parameter in student.named_parameters() if id(parameter) in idle]
+        return reach(total, record.output)
+
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Hand the means to the Trainer if this step writes a log line."""
-        for parameter in self._idle:  # an optimizer must not even decay what the step left out
+        idle = self._idle
+        if self._idle_names:
+            weights = dict(self.distiller.student.named_parameters())
+            idle = [weights[name] for name in self._idle_names]
+        for parameter in idle:  # an optimizer must not even decay what the step left out
             parameter.grad = None
         every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (module.global_step + 1) % every == 0:
@@ -342,6 +410,8 @@ class DistillationRun:
             return
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._processes = saved["processes"]
+            if trainer.strategy.restore_checkpoint_after_setup:  # and after the fit has begun
+                self._resumed = self._take_up_process()
             self.teacher_accuracy = saved["teacher_accuracy"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
             stage.length, stage.unit = length, unit
@@ -375,3 +445,12 @@ class DistillationRun:
         line = {f"train/{name}": value for name, value in means.items()}
         for logger in module.loggers:
             logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)
+
+
+def _check_has_weights(student: nn.Module) -> None:
+    if on_meta(student):
+        raise ValueError(
+            f"The student {type(student).__name__} is on the meta device, so it has no weights; build it with its "
+            "weights, or, under a ModelParallelStrategy, override shard_student to shard it and then "
+            "materialize(student, files, self.trainer.strategy.root_device)."
+        )

@@ -1,4 +1,7 @@
-"""Fit scenario after scenario through one door on one or two processes and write the weights; a program."""
+"""Fit scenario after scenario through one door in one mode and write the weights; a program.
+
+python -m tests.distributed_fit DOOR one|ddp|fsdp2 FOLDER SCENARIO...
+"""
 
 import os
 import sys
@@ -6,13 +9,16 @@ from functools import partial
 
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd import DistillationCallback
 from lightning_kd.data import Indexed
 from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
+from lightning_kd.sharded_state import whole_state
+from lightning_kd.sharding import shard
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.test_stages import Compressed, Initialised
@@ -43,15 +49,31 @@ class Plain(nn.Module):
         return self.head(self.features(x).flatten(1))
 
 
+STRATEGIES = {
+    "one": dict,
+    "ddp": lambda: {"devices": 2, "strategy": DDPStrategy(process_group_backend="gloo")},
+    "fsdp2": lambda: {"devices": 2, "strategy": ModelParallelStrategy(2, 1, process_group_backend="gloo")},
+}
+
+
+class ShardedModule(support.UserModule):
+    """A module that splits its network itself, as the strategy asks of people."""
+
+    def configure_model(self):
+        shard(self.net, self.device_mesh["data_parallel"])
+
+
 class CountParameters(Callback):
     """Counts what the strategy synchronizes while it trains."""
 
     def on_train_start(self, trainer, pl_module):
-        self.count = len(list(trainer.strategy.model.parameters()))
+        parameters = list(trainer.strategy.model.parameters())
+        self.count = len(parameters)
+        self.split = all(isinstance(parameter, DTensor) for parameter in parameters)
         self.buffers = len(getattr(trainer.strategy.model, "modules_buffers", []))  # those that DDP sends in each step
 
 
-def fit(door, devices, scenario, path):
+def fit(door, mode, scenario, path):
     make = Plain if scenario in SCENARIOS else partial(support.StagedNet, norm=False)
     make = support.ConvNet if "normalises" in scenario else make
     learner, guide = (support.seeded(lambda width=width: make(width), width) for width in (3, 8))
@@ -66,21 +88,26 @@ def fit(door, devices, scenario, path):
         losses = made.losses
     else:
         callback = DistillationCallback(teacher, parts)
-        made, losses, callbacks = support.UserModule(learner), callback.losses, [*callbacks, callback]
-    strategy = DDPStrategy(process_group_backend="gloo") if devices > 1 else "auto"
+        own = ShardedModule if mode == "fsdp2" else support.UserModule
+        made, losses, callbacks = own(learner), callback.losses, [*callbacks, callback]
+    options = STRATEGIES[mode]()
+    devices = options.get("devices", 1)
     counter = CountParameters()
     rank = int(os.environ.get("LOCAL_RANK", "0"))
     rows = Indexed(support.data())
     sampler = DistributedSampler(rows, num_replicas=devices, rank=rank, shuffle=False)
     train = DataLoader(rows, batch_size=8 // devices, sampler=sampler)
-    options = {"strategy": strategy, "devices": devices, "use_distributed_sampler": False}
-    trainer = support.fit(made, train=train, callbacks=[*callbacks, counter], **options)
-    support.assert_unchanged(guide, before)
-    state = {**learner.state_dict(), **{f"losses.{k}": v for k, v in losses.state_dict().items()}}
+    callbacks = [*callbacks, counter]
+    trainer = support.fit(made, train=train, callbacks=callbacks, use_distributed_sampler=False, **options)
+    after = whole_state(guide)
+    assert trainer.global_rank or mode != "fsdp2" or after.keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in after.items())
+    state = {**whole_state(learner), **{f"losses.{k}": v for k, v in whole_state(losses).items()}}
     facts = {
         "tracked": counter.count,
+        "split": counter.split,
         "buffers": counter.buffers,
-        "teacher": {} if teacher is not None else callbacks[0].teacher.module.state_dict(),
+        "teacher": {} if teacher is not None else whole_state(callbacks[0].teacher.module),
         "own": len([*learner.parameters(), *losses.parameters()]),
         "normalises": any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in made.modules()),
     }
@@ -89,6 +116,6 @@ def fit(door, devices, scenario, path):
 
 if __name__ == "__main__":
     for name in sys.argv[4:]:
-        fit(sys.argv[1], int(sys.argv[2]), name, f"{sys.argv[3]}/{name}")
+        fit(sys.argv[1], sys.argv[2], name, f"{sys.argv[3]}/{name}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,7 +1,8 @@
 """Names of losses: under which they are logged and saved."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
@@ -9,6 +10,15 @@ from lightning_kd.configurable import restore
 from lightning_kd.losses.base import DistillationLoss
 
 RESERVED = ("task", "loss")
+T = TypeVar("T")
+
+
+class NamedLosses(nn.ModuleDict):
+    """The losses of a run by name, evaluated inside one call: where FSDP2 gathers the parameters that they own."""
+
+    def forward(self, evaluate: Callable[[], T]) -> T:
+        """Return what ``evaluate`` returns."""
+        return evaluate()
 
 
 def names_of(losses: Sequence[object]) -> list[str]:
@@ -26,7 +36,7 @@ def names_of(losses: Sequence[object]) -> list[str]:
     return names
 
 
-def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn.ModuleDict:
+def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> NamedLosses:
     """Give every component the name under which it is logged and saved: ``kd``, ``hint``, ``hint_2`` for a second.
 
     Args:
@@ -52,4 +62,4 @@ def name_losses(losses: Sequence[DistillationLoss | Mapping[str, object]]) -> nn
         if any(component is other for other in components):
             raise ValueError(f"The same {type(component).__name__} object is in losses twice; construct it twice.")
         components.append(component)
-    return nn.ModuleDict(dict(zip(names_of(components), components, strict=True)))
+    return NamedLosses(dict(zip(names_of(components), components, strict=True)))

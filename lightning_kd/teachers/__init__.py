@@ -2,6 +2,7 @@
 
 from lightning_kd.teachers.born_again import BornAgain as BornAgain
 from lightning_kd.teachers.checkpoint import from_checkpoint as from_checkpoint
+from lightning_kd.teachers.checkpoint import materialize as materialize
 from lightning_kd.teachers.ema import EMATeacher as EMATeacher
 from lightning_kd.teachers.ensemble import Ensemble as Ensemble
 from lightning_kd.teachers.frozen import FrozenTeacher as FrozenTeacher

@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
+from lightning_kd.sharded_state import load_whole, placed_like, whole, whole_state
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class EMATeacher(TeacherSource):
     Reference:
         Tarvainen & Valpola, "Mean teachers are better role models", NeurIPS 2017, arXiv:1703.01780.
     """
+
+    shardable = True
 
     def __init__(self, decay: float = 0.999, warmup: bool = True) -> None:
         if not 0.0 <= decay < 1.0:
@@ -107,13 +110,14 @@ class EMATeacher(TeacherSource):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of steps in it."""
-        teacher = {} if self.teacher is None else self.teacher.module.state_dict()
-        return {"steps": self.steps, "seen": self._seen, "teacher": teacher, "wide": dict(self._wide)}
+        teacher = {} if self.teacher is None else whole_state(self.teacher.module)
+        wide = {name: whole(value) for name, value in self._wide.items()}
+        return {"steps": self.steps, "seen": self._seen, "teacher": teacher, "wide": wide}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved average."""
         _, teacher = self.pair()
-        teacher.module.load_state_dict(state_dict["teacher"])
+        load_whole(teacher.module, state_dict["teacher"])
         self.steps, self._seen = state_dict["steps"], state_dict["seen"]
-        device = next(teacher.module.parameters()).device
-        self._wide = {name: value.to(device) for name, value in state_dict["wide"].items()}
+        weights = dict(teacher.module.named_parameters())
+        self._wide = {name: placed_like(value, weights[name]) for name, value in state_dict["wide"].items()}

@@ -1,11 +1,17 @@
 """The frozen teacher: in eval mode, without gradients, and invisible to checkpoints, optimizers and copies."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
+
+from lightning_kd.sharded_state import on_meta
+from lightning_kd.teachers.checkpoint import materialize
+
+Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
 class FrozenTeacher:
@@ -18,6 +24,7 @@ class FrozenTeacher:
     Args:
         module: The teacher; its parameters stop requiring gradients here.
         dtype: Format that the teacher computes in; by default whatever its owner is converted to.
+        weights: File or files of the teacher's weights, for a teacher that was built on the meta device.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Linear(2, 1))
@@ -25,9 +32,10 @@ class FrozenTeacher:
         (False, False)
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None, weights: Weights | None = None) -> None:
         self.module = module.requires_grad_(False).eval()
         self.dtype = dtype
+        self.weights = weights
         self.ready = True
         """Whether it has something to teach; losses that need a teacher wait until then."""
         if dtype is not None:
@@ -47,7 +55,34 @@ class FrozenTeacher:
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the owner's move to a device or format, but keep the teacher's own format if it has one."""
+        if self.on_meta:  # there is nothing to move before the weights are read
+            return
         self.module._apply(fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
+
+    @property
+    def on_meta(self) -> bool:
+        """Whether the teacher was built on the meta device and has no weights yet."""
+        return on_meta(self.module)
+
+    def move(self, device: torch.device) -> None:
+        """Bring the teacher to a device, unless there are no weights to move, or they would be lost."""
+        if device.type != "meta" and not self.on_meta:
+            self.module.to(device)
+
+    def materialize(self, device: torch.device) -> None:
+        """Give a teacher on the meta device its weights; nothing happens if it has them.
+
+        Raises:
+            ValueError: If no file is named, or the files do not hold exactly the teacher's weights.
+        """
+        if not self.on_meta:
+            return
+        if self.weights is None:
+            raise ValueError(
+                f"The teacher {type(self.module).__name__} is on the meta device, so it has no weights; pass "
+                "teacher_weights=... (its .safetensors files), or build it with its weights."
+            )
+        materialize(self.module, self.weights, device)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

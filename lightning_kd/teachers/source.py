@@ -2,7 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,6 +20,8 @@ class TeacherSource(Callback, ABC):
     The doors find it among the Trainer's callbacks. A run has at most one.
     """
 
+    shardable: ClassVar[bool] = False
+    """Whether student and teacher may be split over processes by FSDP2."""
     teacher: FrozenTeacher | None = None
     student: nn.Module | None = None
 

@@ -1,0 +1,120 @@
+"""FSDP2: teachers that no process holds whole, and runs that are split, saved, resumed, compiled and refused."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import save_file
+
+from lightning_kd import DistillationCallback
+from lightning_kd.losses import KDLoss, OFDLoss
+from lightning_kd.sharding import blocks
+from lightning_kd.teachers import BornAgain, EMATeacher
+from tests import support
+from tests.distributed_fit import ShardedModule
+from tests.sharded_fit import SCENARIOS, student, teacher
+
+ROOT = Path(__file__).parent.parent
+RESUMED = [f"{door} resumed from {kind}" for door in ("module", "callback") for kind in ("a folder", "one file")]
+
+META = ["teacher on meta", "teacher on meta, callback", "student on meta"]
+BIT_FOR_BIT = ["callback", "offloaded", *META, *RESUMED]
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sharded")
+    save_file(teacher().state_dict(), folder / "teacher.safetensors")
+    save_file(student().state_dict(), folder / "student.safetensors")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
+    command = [sys.executable, "-m", "tests.sharded_fit", str(folder), *SCENARIOS, *RESUMED]
+    environment = {**inherited, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in (*SCENARIOS, *RESUMED)}
+
+
+@pytest.fixture
+def one_process_group():
+    """Leave no process group to the next test."""
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", BIT_FOR_BIT)
+def test_trains_bit_for_bit_what_the_plain_run_trains(scenario, facts):
+    assert_same(facts[scenario]["student"], facts["module"]["student"])
+    assert facts[scenario]["split"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "own format"])
+def test_the_teacher_stays_as_it_was(scenario, facts):
+    assert_same(facts[scenario]["teacher"], teacher().state_dict())
+
+
+@pytest.mark.slow
+def test_a_teacher_in_its_own_format_is_split_in_that_format(facts):
+    assert facts["own format"]["split"]
+    assert facts["own format"]["dtype"] == "torch.bfloat16"
+    assert facts["module"]["dtype"] == "torch.float32"
+
+
+@pytest.mark.slow
+def test_a_hook_may_leave_the_teacher_whole(facts):
+    assert not facts["replicated"]["split"]
+    for name, expected in facts["module"]["student"].items():
+        torch.testing.assert_close(facts["replicated"]["student"][name], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_train_alike(facts):
+    for name, expected in facts["module"]["student"].items():
+        torch.testing.assert_close(facts["compiled"]["student"][name], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_that_share_parameters_stay_with_the_rest():
+    network = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(4, 3), "middle": torch.nn.Linear(3, 3)})
+    network["head"] = torch.nn.Linear(3, 4, bias=False)
+    network["head"].weight = network["embedding"].weight
+    assert blocks(network) == [network["middle"]]
+
+
+def fit(made, callbacks=(), data_parallel_size=1, **options):
+    strategy = ModelParallelStrategy(data_parallel_size, 1, **options)
+    support.fit(made, strategy=strategy, devices=1, callbacks=list(callbacks))
+
+
+@pytest.mark.usefixtures("one_process_group")
+class TestRefused:
+    def test_generations(self):
+        with pytest.raises(MisconfigurationException, match=r"BornAgain copies and resets whole networks.*DDP"):
+            fit(support.module(teacher=None), [BornAgain(generations=2)])
+
+    def test_a_student_without_weights(self):
+        with pytest.raises(
+            ValueError, match=r"student .*on the meta device.*build it with its weights.*shard_student.*materialize"
+        ):
+            fit(support.module(support.student().to("meta")))
+
+    def test_a_mean_teacher_of_a_student_that_is_split_already(self):
+        made, callbacks = ShardedModule(support.student()), [DistillationCallback(None, [KDLoss()]), EMATeacher()]
+        with pytest.raises(MisconfigurationException, match=r"EMATeacher copies the student.*DistillationModule"):
+            fit(made, callbacks)
+
+    def test_a_loss_that_reads_the_weights_of_a_teacher_without_any(self):
+        guide, losses = support.teacher().to("meta"), [OFDLoss("features.1", "features.1")]
+        made = support.module(teacher=guide, losses=losses, teacher_weights="unread.safetensors")
+        with pytest.raises(ValueError, match=r"'ofd' reads the weights of the teacher's layers.*meta"):
+            fit(made)
