@@ -43,6 +43,8 @@ ENGINE = [
     "per_process",
     "idle",
     "training_step",
+    "sharding",
+    "sharded_state",
 ]
 
 

@@ -103,9 +103,7 @@ class TestRefused:
             fit(support.module(teacher=None), [BornAgain(generations=2)])
 
     def test_a_student_without_weights(self):
-        with pytest.raises(
-            ValueError, match=r"student .*on the meta device.*build it with its weights.*shard_student.*materialize"
-        ):
+        with pytest.raises(ValueError, match=r"student .*on the meta device.*shard_student.*materialize"):
             fit(support.module(support.student().to("meta")))
 
     def test_a_mean_teacher_of_a_student_that_is_split_already(self):
