@@ -36,6 +36,7 @@ class FrozenTeacher:
         self.module = module.requires_grad_(False).eval()
         self.dtype = dtype
         self.weights = weights
+        self._parts = tuple(module.modules())
         self.ready = True
         """Whether it has something to teach; losses that need a teacher wait until then."""
         if dtype is not None:
@@ -46,8 +47,12 @@ class FrozenTeacher:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the teacher without gradients; floating inputs are cast if it has a format of its own."""
-        if self.module.training:
-            self.module.eval()
+        if self._parts[0] is not self.module:
+            self._parts = tuple(self.module.modules())
+        for part in self._parts:  # whoever sets only a part to train would let it draw, or change its statistics
+            if part.training:
+                self.module.eval()
+                break
         if self.dtype is not None:
             args, kwargs = tree_map_only(Tensor, self._cast, (args, kwargs))
         with torch.no_grad():
