@@ -4,14 +4,11 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-Calls = Literal["one", "first", "last", "each"]
-"""Which calls of the student in a step count: its only one, or of several the first, the last, or all of them."""
 
 _UNTOLD = -1
 """In place of the version of a tensor that keeps none."""
@@ -35,6 +32,8 @@ class Record:
     """The tensors that the module was called with, with their versions then."""
     outputs: list[tuple[Tensor, int]] = field(default_factory=list)
     """The tensors that the module returned, with their versions then."""
+    odd: dict[str, str] = field(default_factory=dict)
+    """Layers that returned no tensor, with the name of what they returned."""
     repeated: list[str] = field(default_factory=list)
     """Layers that ran more than once in the call."""
     gradless: list[str] = field(default_factory=list)
@@ -64,12 +63,11 @@ _NOTHING = Record()
 
 
 class Capture:
-    """Records calls of a module in a step and what named layers return, by forward hooks.
+    """Records the first call of a module in a step and what named layers return, by forward hooks.
 
     The hooks survive copying and ``torch.compile(fullgraph=True)``. Values are recorded between :meth:`start` and
-    :meth:`stop` only, within a call of the module (activation checkpointing runs a layer again in the backward
-    pass), and dropped when the step ends. In a step with gradients a call without them does not count if there is
-    another. A layer that returns a tuple or list counts with its first element.
+    :meth:`stop` only, in the first call of the module (activation checkpointing runs a layer again in the backward
+    pass), and dropped when the step ends. A layer that returns a tuple or list counts with its first element.
     What changes a recorded value in place afterwards is found by the version counters of tensors, which compiled
     code does not have.
 
@@ -78,7 +76,6 @@ class Capture:
         layers: Dotted names as in ``module.named_modules()``.
         role: ``"student"`` or ``"teacher"``, used in messages.
         with_call: Whether to record the module's own call besides its layers.
-        calls: Which calls count, if there are several in a step.
 
     Raises:
         ValueError: If there is no layer of that name; the message shows the nearest names.
@@ -94,20 +91,12 @@ class Capture:
         >>> capture.detach()
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        layers: Iterable[str],
-        role: str,
-        *,
-        with_call: bool = True,
-        calls: Calls = "one",
-    ) -> None:
+    def __init__(self, module: nn.Module, layers: Iterable[str], role: str, *, with_call: bool = True) -> None:
         self.module = module
         self.with_call = with_call
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
-        self._store = _Store(calls)
+        self._store = _Store()
         self._handles: list[RemovableHandle] = []
         self.attached = False
         inner = original(module)
@@ -152,36 +141,14 @@ class Capture:
 
     def start(self) -> Record:
         """Begin a step with an empty record, which fills as the module and its layers run."""
-        store = self._store
-        store.record = Record()
-        store.records = [store.record]
-        store.later = 0
-        store.with_grad = torch.is_grad_enabled()
-        store.active = True
-        return store.record
+        self._store.record = Record()
+        self._store.active = True
+        return self._store.record
 
     def stop(self) -> None:
         """End the step and let go of what was recorded."""
         self._store.active = False
         self._store.record = _NOTHING
-        self._store.records = []
-
-    def counted(self) -> list[Record]:
-        """Return the calls of this step that count.
-
-        Raises:
-            RuntimeError: If the module was not called, or several times where one call is expected.
-        """
-        store = self._store
-        if not store.records[0].called:
-            raise RuntimeError(f"The step did not call the {self.role}, so there is nothing to compare.")
-        if store.later and store.calls == "one":
-            raise RuntimeError(
-                f"The step called the {self.role} {1 + store.later} times. Say which calls the losses compare: "
-                f"DistillationCallback(..., {self.role}_calls='first', 'last', or 'each', whose mean is taken). A call "
-                "under torch.no_grad() in a training step does not count."
-            )
-        return list(store.records)
 
     def recording(self) -> "Recording":
         """Record inside the block."""
@@ -192,7 +159,18 @@ class Capture:
         self._store.copied.update(record.changed_layers())
 
     def check_ran(self, record: Record) -> None:
-        """Raise a ``RuntimeError`` that names the layers which did not run once in the recorded call."""
+        """See that every layer ran once in the recorded call, and returned a tensor.
+
+        Raises:
+            RuntimeError: If a layer did not run, or more than once; names it and the remedy.
+            TypeError: If a layer returned something else.
+        """
+        for layer, value in record.odd.items():
+            kind = type(original(self.module).get_submodule(layer)).__name__
+            raise TypeError(
+                f"The {self.role} layer {layer!r} ({kind}) returned a {value}, not a tensor; name an inner layer that "
+                "returns one."
+            )
         if len(record.features) != len(self.layers):
             raise RuntimeError(self._missing([layer for layer in self.layers if layer not in record.features]))
         if record.repeated:
@@ -274,39 +252,16 @@ def first_tensor(output: object) -> Tensor | None:
 class _Store:
     """What the hooks write to; an object of its own so that copies of a module write to copies of it."""
 
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self) -> None:
         self.active = False
         self.record = _NOTHING
-        self.records: list[Record] = []
-        self.later = 0
-        """Calls after the first that count."""
-        self.with_grad = False
         self.copied: set[str] = set()
 
 
 def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not store.active:
-        return
-    if store.record.called:
-        _begin_another(store)
     record = store.record
-    if not record.called:
+    if store.active and not record.called:
         record.inputs = _with_versions((*args, *kwargs.values()) if kwargs else args)
-
-
-def _begin_another(store: _Store) -> None:
-    """Record one more call, if it counts."""
-    if store.with_grad and not torch.is_grad_enabled():
-        return
-    replaced = store.with_grad and "" in store.record.gradless
-    store.later += not replaced
-    if replaced or store.calls == "last":
-        store.records.pop()
-    elif store.calls != "each":
-        return
-    store.record = Record()
-    store.records.append(store.record)
 
 
 def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -332,10 +287,8 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
         return
     tensor = first_tensor(output)
     if tensor is None:
-        raise TypeError(
-            f"Layer {layer!r} ({type(module).__name__}) returned a {type(output).__name__}, not a tensor; "
-            "name an inner layer that returns one."
-        )
+        record.odd[layer] = type(output).__name__
+        return
     if not torch.is_grad_enabled():
         record.gradless.append(layer)
     record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor

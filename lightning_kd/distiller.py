@@ -6,14 +6,15 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_kd.batches import Batch, Hooks
-from lightning_kd.capture import Calls, Capture, Record, Recording, original
+from lightning_kd.capture import Capture, Record, Recording, original
+from lightning_kd.checks import check_has, check_has_logits, check_not_shared, describe_call, not_finite, only_frozen
 from lightning_kd.default_layers import Seen, Trace, choose_layers
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors, add_up
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
@@ -21,10 +22,12 @@ from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
+_COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
 _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
     "inplace=False in its first layer, or let its forward begin with x = x.clone()."
 )
+_NOT_CALLED = "The training step did not call the student, so there is nothing to distil."
 
 
 class Distiller:
@@ -38,27 +41,20 @@ class Distiller:
         teacher: The frozen teacher, or ``None`` if no loss needs one.
         losses: Loss components by name, see ``name_losses``.
         hooks: The door, which answers how batches and outputs are read.
-        calls: Which calls of the student count, if a step calls it several times.
 
     Raises:
         ValueError: If a layer does not exist, or student and teacher share parameters.
     """
 
-    def __init__(
-        self,
-        student: nn.Module,
-        teacher: FrozenTeacher | None,
-        losses: NamedLosses,
-        hooks: Hooks,
-        *,
-        calls: Calls = "one",
-    ) -> None:
-        self.calls: Calls = calls
+    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: NamedLosses, hooks: Hooks) -> None:
         self.student = student
         self.teacher = teacher
         self.losses = losses
         self.hooks = hooks
         self.shapes: Shapes | None = None
+        self.step: StepTensors | None = None
+        """What the losses of this step read; whoever has evaluated them lets go of it."""
+        self._looked_for_frozen = False
         self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
         self._leaves = [
             (f"{name}.{inner}" if inner else name, leaf) for name, loss in self._named for inner, leaf in loss.leaves()
@@ -69,7 +65,7 @@ class Distiller:
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
         self._make_captures()
         if teacher is not None:
-            self._check_not_shared(teacher)
+            check_not_shared(student, teacher.module, "teacher", _COPY)
 
     def set_teacher(self, teacher: FrozenTeacher) -> None:
         """Give the losses a teacher that was not there at first."""
@@ -84,14 +80,6 @@ class Distiller:
             raise ValueError(
                 f"The loss part(s) {needy} need a teacher; pass teacher=..., or add a callback that makes one of the "
                 "student: EMATeacher or BornAgain."
-            )
-
-    def _check_not_shared(self, teacher: FrozenTeacher) -> None:
-        shared = {id(p) for p in self.student.parameters()} & {id(p) for p in teacher.module.parameters()}
-        if shared:
-            raise ValueError(
-                f"Student and teacher share {len(shared)} parameter(s), which would be frozen for both; "
-                "give the teacher its own copy: copy.deepcopy(student)."
             )
 
     @property
@@ -123,7 +111,7 @@ class Distiller:
 
     def _make_captures(self) -> None:
         layers = [name for loss in self.components for name in loss.student_layers]
-        self.capture = Capture(self.student, layers, "student", calls=self.calls)
+        self.capture = Capture(self.student, layers, "student")
         self.teacher_capture: Capture | None = None
         if self.teacher is not None:
             layers = [name for loss in self.components for name in loss.teacher_layers]
@@ -184,6 +172,7 @@ class Distiller:
         with isolate_rng():
             for loss in self.components:
                 loss.build(shapes["student"], shapes["teacher"])
+        check_not_shared(self.student, self.losses, "losses", "which the optimizer would take twice; copy them")
         self.shapes = shapes
 
     def recording(self) -> Recording:
@@ -204,15 +193,15 @@ class Distiller:
         seen.called, seen.args, seen.kwargs, seen.output = True, args, kwargs, output
         return seen
 
-    def parts(self, batch: Any, records: Sequence[Record]) -> dict[str, Tensor]:
+    def parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
         """Evaluate every loss of the main training on a recorded step.
 
         Args:
             batch: The batch as the data loader gave it.
-            records: The calls of the student in this step that count.
+            record: What :meth:`recording` yielded, after the student was called.
 
         Returns:
-            The unweighted parts by name, each the mean over the calls.
+            The unweighted parts by name.
 
         Raises:
             RuntimeError: If a layer did not run in this step.
@@ -220,25 +209,19 @@ class Distiller:
         """
         if not self._named:
             return {}
-        return _mean([self._parts(batch, record) for record in records])
-
-    def _parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
         taught = self._taught
         active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         for name, loss in active:
-            _check_has(name, loss, step)
+            check_has(name, loss, step)
+        if not self._looked_for_frozen:
+            self._warn_of_frozen(active, step)
         return self._evaluate({name: loss.evaluate for name, loss in self._named if loss.takes_part(taught)}, step)
 
     def stage_parts(
-        self, batch: Any, records: Sequence[Record], active: Sequence[tuple[str, DistillationLoss]]
-    ) -> dict[str, Tensor]:
-        """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
-        return _mean([self._stage_parts(batch, record, active) for record in records])
-
-    def _stage_parts(
         self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
     ) -> dict[str, Tensor]:
+        """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
 
@@ -260,7 +243,10 @@ class Distiller:
         if self.teacher_capture is not None and seen.called:
             self.teacher_capture.check_ran(seen)
             self.teacher_capture.check_unchanged(seen, with_output=False)
-        unpacked = self.hooks.unpack_batch(batch) if self._needs_batch else Batch()
+        self.step = self._tensors(record, seen, self.hooks.unpack_batch(batch) if self._needs_batch else Batch())
+        return self.step
+
+    def _tensors(self, record: Record, seen: Record, unpacked: Batch) -> StepTensors:
         logits_of = self.hooks.logits_of
         return StepTensors(
             student_logits=logits_of(record.output) if record.called else None,
@@ -272,6 +258,23 @@ class Distiller:
             taught=self._taught,
             call=lambda network: logits_of(network(*record.args, **record.kwargs)),
         )
+
+    def _warn_of_frozen(self, active: Sequence[tuple[str, DistillationLoss]], step: StepTensors) -> None:
+        """Warn once of losses that cannot teach the student, because nothing that they read of it can be trained."""
+        self._looked_for_frozen = True
+        frozen = [name for name, loss in active if torch.is_grad_enabled() and only_frozen(loss, step)]
+        if frozen:
+            rank_zero_warn(
+                f"The loss part(s) {frozen} read only frozen layers of the student, so they cannot teach it; unfreeze "
+                "a layer at or before those, or name later ones."
+            )
+
+    def where_not_finite(self, record: Record) -> str:
+        """Return a sentence that names what is not finite in this step: input, layers, logits; for an error."""
+        bad = not_finite(self.step or self._tensors(record, Record(), Batch()), self.components, record)
+        if not bad:
+            return "What the losses read in this step is finite, so the loss itself overflows."
+        return f"Not finite in this step: {', '.join(bad)}."
 
     def named_losses(self) -> list[tuple[str, DistillationLoss]]:
         """Return the losses that are added, with their names, in order."""
@@ -302,23 +305,26 @@ class Distiller:
             loss.see_layers(mine, its)
 
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
-        with self._probing(module), self.recording():
+        with self._probing(module), self.recording() as record:
             call_student(batch)
-            (record,) = self.capture.counted()
+            if not record.called:
+                raise ValueError(_NOT_CALLED)
             self.capture.check_ran(record)
             self.capture.copy_changed(record)
-            seen = self.run_teacher(batch, record)
+            seen = self._try_teacher(batch, record)
             if self.teacher_capture is not None:
                 self.teacher_capture.check_ran(seen)
                 self.teacher_capture.copy_changed(seen)
+            self._check_first(record, seen)
             return {"student": self._shapes_of(record), "teacher": self._shapes_of(seen)}
 
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         self.detach()
         self.capture.attach()
-        with self._probing(module), self.recording(), Trace(self.student) as student:
+        with self._probing(module), self.recording() as record, Trace(self.student) as student:
             call_student(batch)
-            (record,) = self.capture.counted()
+            if not record.called:
+                raise ValueError(_NOT_CALLED)
             mine = student.before(self.hooks.logits_of(record.output))
             its = self._trace_teacher(batch, record)
         self.detach()
@@ -330,28 +336,51 @@ class Distiller:
 
     @contextmanager
     def _probing(self, module: nn.Module) -> Iterator[None]:
-        """Leave no trace, and ask a teacher too that has nothing to teach yet, or no weights.
-
-        With gradients, for a step may call the student without them first, which does not count.
-        """
+        """Leave no trace, and ask a teacher too that has nothing to teach yet, or no weights."""
         teacher = self.teacher
         if teacher is None:
-            with undisturbed(module), torch.enable_grad(), _meeting(self.student):
+            with undisturbed(module), _meeting(self.student):
                 yield
             return
         teacher.move(device_of(self.student))
         ready, teacher.ready = teacher.ready, True
         try:
-            with undisturbed(module), torch.enable_grad(), _meeting(self.student), _meeting(teacher.module):
+            with undisturbed(module), _meeting(self.student), _meeting(teacher.module):
                 yield
         finally:
             teacher.ready = ready
+
+    def _try_teacher(self, batch: Any, record: Record) -> Record:
+        """Run the teacher for the first time, and say what to do if it cannot be called like the student."""
+        try:
+            return self.run_teacher(batch, record)
+        except Exception as error:
+            if record.changed_input or self.teacher is None:
+                raise
+            raise ValueError(
+                f"The teacher {type(original(self.teacher.module)).__name__} cannot be called with what the student "
+                f"was called with, {describe_call(record)}: {type(error).__name__}: {error}. Override "
+                "teacher_inputs(batch, args, kwargs) to return the teacher's own (args, kwargs); if its weights are of "
+                "another format than the student's, pass teacher_dtype."
+            ) from error
+
+    def _check_first(self, record: Record, seen: Record) -> None:
+        """See that the outputs on the first samples have what the losses read, and that it is finite."""
+        step = self._tensors(record, seen, Batch())
+        for name, loss in self._leaves:
+            check_has_logits(name, loss, step)
+        bad = not_finite(step, self.components)
+        if bad:
+            raise ValueError(
+                f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
+                "model, the format that it computes in, and these samples."
+            )
 
     def _trace_teacher(self, batch: Any, record: Record) -> list[Seen]:
         if self.teacher is None:
             return []
         with Trace(self.teacher.module) as trace:
-            seen = self.run_teacher(batch, record)
+            seen = self._try_teacher(batch, record)
         return trace.before(self.hooks.logits_of(seen.output))
 
     def _shapes_of(self, record: Record) -> dict[str, Shape]:
@@ -390,12 +419,6 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     return total
 
 
-def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    if len(calls) == 1:
-        return calls[0]
-    return {name: add_up([parts[name] for parts in calls]) / len(calls) for name in calls[0]}
-
-
 @contextmanager
 def _meeting(module: nn.Module) -> Iterator[None]:
     """Let a module on the meta device, and one behind it, be called with what they can take: shapes are all we need."""
@@ -432,17 +455,3 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter, the CPU if it has none."""
     tensor = next(module.parameters(), None)
     return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _check_has(name: str, loss: DistillationLoss, step: StepTensors) -> None:
-    if not loss.student_layers and step.student_logits is None:
-        raise ValueError(f"Part {name!r} reads the student's logits, but its output has none; override logits_of.")
-    if loss.needs_teacher_logits and step.teacher_logits is None:
-        raise ValueError(f"Part {name!r} reads the teacher's logits, but its output has none; override logits_of.")
-    if loss.needs_target and step.target is None:
-        raise ValueError(f"Part {name!r} needs a target, but the batch has none; give (x, y) or override unpack_batch.")
-    if loss.needs_index and step.index is None:
-        raise ValueError(
-            f"Part {name!r} needs each sample's row in the data set, but the batch has none; "
-            "give (x, y, index) or override unpack_batch."
-        )

@@ -82,10 +82,16 @@ class PartLog:
         return self._epoch.means()
 
     def state(self) -> dict[str, Any]:
-        """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it."""
+        """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it.
+
+        Raises:
+            FloatingPointError: If the loss of a step was not finite: what it left of the weights is not worth keeping.
+        """
+        rows = self._table()
+        self._check(rows, self._steps)
         return {
             "names": list(self._names),
-            "rows": self._table(),
+            "rows": rows,
             "steps": list(self._steps),
             "sums": [[dict(total.values), dict(total.counts)] for total in (self._window, self._epoch)],
         }
@@ -109,12 +115,15 @@ class PartLog:
             return
         steps = self._steps
         self._rows, self._waiting, self._steps = [], [], []
+        self._check(table, steps)
+        for total in (self._window, self._epoch):
+            total.add(self._names, table)
+
+    def _check(self, table: list[list[float]], steps: list[int]) -> None:
         for step, row in zip(steps, table, strict=True):
             bad = {name: v for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)}
             if bad:
                 raise _not_finite(bad, step)
-        for total in (self._window, self._epoch):
-            total.add(self._names, table)
 
 
 class _Sum:

@@ -73,5 +73,7 @@ def test_a_layer_that_returns_no_tensor_is_named():
     net = Twice()
     capture = Capture(net, ["odd"], "student")
     capture.attach()
-    with capture.recording(), pytest.raises(TypeError, match=r"Layer 'odd' \(Odd\) returned a dict"):
+    with capture.recording() as record:
         net.odd(torch.ones(1, 2))
+    with pytest.raises(TypeError, match=r"student layer 'odd' \(Odd\) returned a dict"):
+        capture.check_ran(record)

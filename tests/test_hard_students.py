@@ -169,7 +169,7 @@ def test_a_layer_that_returns_no_tensor_is_named_at_setup(door, value):
             self.odd(x)
             return super().forward(x)
 
-    words = says("'odd' (Odd) returned a", type(value).__name__, "name an inner layer")
+    words = says("student layer 'odd' (Odd) returned a", type(value).__name__, "name an inner layer")
     with pytest.raises(TypeError, match=words):
         fitted(door, WithOdd(), [HintLoss("odd", "norm")], guide=Net())
 
