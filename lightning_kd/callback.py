@@ -168,7 +168,7 @@ class DistillationCallback(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's means."""
-        self.run.log.start_epoch()
+        self.run.epoch_start(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the losses how far the run has come."""

@@ -248,6 +248,8 @@ def _due(trainer: Trainer) -> tuple[int, int, int]:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     done = batches.current.processed if epochs.started > epochs.processed else 0
+    if done >= trainer.num_training_batches:  # only its end is left of the epoch
+        return epochs.processed + 1, trainer.global_step, 0
     return epochs.processed, trainer.global_step - done // trainer.accumulate_grad_batches, done
 
 

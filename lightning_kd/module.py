@@ -203,7 +203,7 @@ class DistillationModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's means."""
-        self.run.log.start_epoch()
+        self.run.epoch_start(self)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Tell the losses how far the run has come."""

@@ -25,6 +25,7 @@ from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
 from lightning_kd.probe import rows_and_targets
 from lightning_kd.restart import OptimizerStart
+from lightning_kd.resume import find_place, go_on, unfinished_gradients
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
 from lightning_kd.sharded_state import is_sharded, on_meta
 from lightning_kd.sharding import gather_blocks, mesh_of, reach
@@ -54,6 +55,7 @@ class DistillationRun:
         """Where schedules and stages count from: the beginning of the fit, or of a generation."""
         self._processes: list[dict[str, Any]] = []
         self._resumed: dict[str, Any] | None = None
+        self._data_start: dict[str, Any] = {}
         self._source: TeacherSource | None = None
         self._start: OptimizerStart | None = None
         self._staged: list[tuple[str, DistillationLoss]] = []
@@ -183,11 +185,15 @@ class DistillationRun:
                 callback.setup(trainer, module, "fit")
 
     def fit_start(self, module: LightningModule) -> None:
-        """Bring the teacher to the student's device, and take up a resumed run's random state and sums."""
+        """Bring the teacher to the student's device, and take up a resumed run's sums."""
         self.place_teacher()
         self._start = OptimizerStart(module.trainer)
         self._resumed = self._take_up_process()
         check_learns(self.distiller.student)
+        if self._resumed is not None:
+            self.log.restore(self._resumed["log"])
+            random_state.restore(self._resumed["data_start"])
+        self._data_start = random_state.current()
         if not self.distiller.student.training:
             rank_zero_warn(
                 "The student is in eval mode, so its BatchNorm and dropout layers will not train; "
@@ -195,25 +201,35 @@ class DistillationRun:
             )
 
     def train_start(self, module: LightningModule) -> None:
-        """Take up the random state once more if the run goes on within an epoch, whose data is being read by now."""
-        done = module.trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        if self._resumed is not None and 0 < done < module.trainer.num_training_batches:
-            random_state.restore(self._resumed["random_state"])
-        self._resumed = None
+        """Let a resumed run go on exactly where its checkpoint was written: in the loops, the data, at random."""
+        mine, self._resumed = self._resumed, None
+        if mine is None:
+            return
+        trainer = module.trainer
+        trainer.callback_metrics.update(mine["metrics"])
+        if go_on(trainer):
+            if trainer.current_epoch > 0:
+                random_state.restore(self._data_start)
+            find_place(trainer)
+        random_state.restore(mine["random_state"])
+        for name, parameter in module.named_parameters():
+            if name in mine["gradients"]:
+                parameter.grad = mine["gradients"][name].to(parameter.device)
+
+    def epoch_start(self, module: LightningModule) -> None:
+        """Begin the epoch's means, and remember the random state with which its data is begun."""
+        self.log.start_epoch()
+        if module.current_epoch > 0:  # that of the first epoch has been begun
+            self._data_start = random_state.current()
 
     def _take_up_process(self) -> dict[str, Any] | None:
         states, self._processes = self._processes, []
-        if not states:
-            return None
         mine = per_process.own(states)
-        if mine is None:
+        if states and mine is None:
             rank_zero_warn(
                 f"The checkpoint was written by {len(states)} process(es); another number of them goes on from it, so "
                 "random numbers are drawn afresh, and the next log line tells the steps from here on only."
             )
-            return None
-        random_state.restore(mine["random_state"])
-        self.log.restore(mine["log"])
         return mine
 
     def place_teacher(self) -> None:
@@ -401,7 +417,16 @@ class DistillationRun:
             "stages": [[stage.length, stage.unit] for stage in self.distiller.stages()],
             "dataset": self._dataset,
             "teacher_accuracy": self.teacher_accuracy,
-            "processes": per_process.collect({"random_state": random_state.current(), "log": self.log.state()}),
+            "processes": per_process.collect(self._process_state(trainer)),
+        }
+
+    def _process_state(self, trainer: Trainer) -> dict[str, Any]:
+        return {
+            "random_state": random_state.current(),
+            "data_start": self._data_start,
+            "log": self.log.state(),
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+            "gradients": unfinished_gradients(trainer),
         }
 
     def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any]) -> None:
