@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_kd import batches
 from lightning_kd.batches import Batch
-from lightning_kd.capture import Record
+from lightning_kd.capture import Calls, Record
 from lightning_kd.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.distiller import Distiller
 from lightning_kd.losses.base import DistillationLoss
@@ -45,6 +45,9 @@ class DistillationCallback(Callback):
         losses: The distillation losses, each with its own weight.
         student: Dotted name of the student inside the module, ``""`` if the module itself is the network; by
             default its only child with parameters.
+        student_calls: Which calls of the student the losses compare: its only one (a step with several is refused), or
+            of several the first, the last, or each, one after the other, whose mean is taken. What a training step
+            calls under ``torch.no_grad()`` does not count.
         teacher_dtype: Format that the teacher computes in; by default the student's.
         teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
             are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
@@ -70,12 +73,19 @@ class DistillationCallback(Callback):
         losses: Sequence[DistillationLoss],
         *,
         student: str | None = None,
+        student_calls: Calls = "one",
         teacher_dtype: torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
     ) -> None:
+        if student_calls not in get_args(Calls):
+            raise ValueError(
+                f"DistillationCallback: expected student_calls to be one of {list(get_args(Calls))}, got "
+                f"{student_calls!r}."
+            )
         self.teacher = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
         self.student = student
+        self.student_calls: Calls = student_calls
         self._run: DistillationRun | None = None
         self._record: Record | None = None
         self._handles: list[Any] = []
@@ -128,7 +138,7 @@ class DistillationCallback(Callback):
 
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
-        distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self)
+        distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self, calls=self.student_calls)
         earlier, self._run = self._run, DistillationRun(distiller)
         if earlier is not None:
             self._run.go_on_from(earlier)
@@ -322,13 +332,13 @@ class DistillationCallback(Callback):
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
             if run.leaves_out_student:
                 record = inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
-                return run.training_loss(pl_module, batch, record, None)
-            with run.distiller.recording() as record:
+                return run.training_loss(pl_module, batch, [record], None)
+            with run.distiller.recording():
                 output = step(*args, **kwargs)
-                if output is None:
-                    return None
-                task = output["loss"] if isinstance(output, Mapping) else output
-                total = run.training_loss(pl_module, batch, record, task)
+                task = output.get("loss") if isinstance(output, Mapping) else output
+                if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
+                    return output
+                total = run.training_loss(pl_module, batch, run.distiller.capture.counted(), task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
@@ -376,7 +386,8 @@ class DistillationCallback(Callback):
         except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
             target = None
         with trainer.precision_plugin.forward_context():
-            self.run.evaluate(batch, record, target)
+            for call in self.run.distiller.capture.counted():
+                self.run.evaluate(batch, call, target)
         self.run.distiller.capture.stop()
 
 

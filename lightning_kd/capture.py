@@ -4,11 +4,14 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+Calls = Literal["one", "first", "last", "each"]
+"""Which calls of the student in a step count: its only one, or of several the first, the last, or all of them."""
 
 _UNTOLD = -1
 """In place of the version of a tensor that keeps none."""
@@ -63,11 +66,12 @@ _NOTHING = Record()
 
 
 class Capture:
-    """Records the first call of a module in a step and what named layers return, by forward hooks.
+    """Records calls of a module in a step and what named layers return, by forward hooks.
 
     The hooks survive copying and ``torch.compile(fullgraph=True)``. Values are recorded between :meth:`start` and
-    :meth:`stop` only, in the first call of the module (activation checkpointing runs a layer again in the backward
-    pass), and dropped when the step ends. A layer that returns a tuple or list counts with its first element.
+    :meth:`stop` only, within a call of the module (activation checkpointing runs a layer again in the backward
+    pass), and dropped when the step ends. In a step with gradients a call without them does not count if there is
+    another. A layer that returns a tuple or list counts with its first element.
     What changes a recorded value in place afterwards is found by the version counters of tensors, which compiled
     code does not have.
 
@@ -76,6 +80,7 @@ class Capture:
         layers: Dotted names as in ``module.named_modules()``.
         role: ``"student"`` or ``"teacher"``, used in messages.
         with_call: Whether to record the module's own call besides its layers.
+        calls: Which calls count, if there are several in a step.
 
     Raises:
         ValueError: If there is no layer of that name; the message shows the nearest names.
@@ -91,12 +96,20 @@ class Capture:
         >>> capture.detach()
     """
 
-    def __init__(self, module: nn.Module, layers: Iterable[str], role: str, *, with_call: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Iterable[str],
+        role: str,
+        *,
+        with_call: bool = True,
+        calls: Calls = "one",
+    ) -> None:
         self.module = module
         self.with_call = with_call
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
-        self._store = _Store()
+        self._store = _Store(calls)
         self._handles: list[RemovableHandle] = []
         self.attached = False
         inner = original(module)
@@ -141,14 +154,36 @@ class Capture:
 
     def start(self) -> Record:
         """Begin a step with an empty record, which fills as the module and its layers run."""
-        self._store.record = Record()
-        self._store.active = True
-        return self._store.record
+        store = self._store
+        store.record = Record()
+        store.records = [store.record]
+        store.later = 0
+        store.with_grad = torch.is_grad_enabled()
+        store.active = True
+        return store.record
 
     def stop(self) -> None:
         """End the step and let go of what was recorded."""
         self._store.active = False
         self._store.record = _NOTHING
+        self._store.records = []
+
+    def counted(self) -> list[Record]:
+        """Return the calls of this step that count.
+
+        Raises:
+            RuntimeError: If the module was not called, or several times where one call is expected.
+        """
+        store = self._store
+        if not store.records[0].called:
+            raise RuntimeError(f"The step did not call the {self.role}, so there is nothing to compare.")
+        if store.later and store.calls == "one":
+            raise RuntimeError(
+                f"The step called the {self.role} {1 + store.later} times. Say which calls the losses compare: "
+                f"DistillationCallback(..., {self.role}_calls='first', 'last', or 'each', whose mean is taken). A call "
+                "under torch.no_grad() in a training step does not count."
+            )
+        return list(store.records)
 
     def recording(self) -> "Recording":
         """Record inside the block."""
@@ -252,16 +287,39 @@ def first_tensor(output: object) -> Tensor | None:
 class _Store:
     """What the hooks write to; an object of its own so that copies of a module write to copies of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
         self.active = False
         self.record = _NOTHING
+        self.records: list[Record] = []
+        self.later = 0
+        """Calls after the first that count."""
+        self.with_grad = False
         self.copied: set[str] = set()
 
 
 def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not store.active:
+        return
+    if store.record.called:
+        _begin_another(store)
     record = store.record
-    if store.active and not record.called:
+    if not record.called:
         record.inputs = _with_versions((*args, *kwargs.values()) if kwargs else args)
+
+
+def _begin_another(store: _Store) -> None:
+    """Record one more call, if it counts."""
+    if store.with_grad and not torch.is_grad_enabled():
+        return
+    replaced = store.with_grad and "" in store.record.gradless
+    store.later += not replaced
+    if replaced or store.calls == "last":
+        store.records.pop()
+    elif store.calls != "each":
+        return
+    store.record = Record()
+    store.records.append(store.record)
 
 
 def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

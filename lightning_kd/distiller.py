@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lightning_kd.batches import Batch, Hooks
-from lightning_kd.capture import Capture, Record, Recording, original
+from lightning_kd.capture import Calls, Capture, Record, Recording, original
 from lightning_kd.checks import check_has, check_has_logits, check_not_shared, describe_call, not_finite, only_frozen
 from lightning_kd.default_layers import Seen, Trace, choose_layers
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors, add_up
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
 from lightning_kd.projectors import width
@@ -27,7 +27,6 @@ _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
     "inplace=False in its first layer, or let its forward begin with x = x.clone()."
 )
-_NOT_CALLED = "The training step did not call the student, so there is nothing to distil."
 
 
 class Distiller:
@@ -41,12 +40,22 @@ class Distiller:
         teacher: The frozen teacher, or ``None`` if no loss needs one.
         losses: Loss components by name, see ``name_losses``.
         hooks: The door, which answers how batches and outputs are read.
+        calls: Which calls of the student count, if a step calls it several times.
 
     Raises:
         ValueError: If a layer does not exist, or student and teacher share parameters.
     """
 
-    def __init__(self, student: nn.Module, teacher: FrozenTeacher | None, losses: NamedLosses, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: FrozenTeacher | None,
+        losses: NamedLosses,
+        hooks: Hooks,
+        *,
+        calls: Calls = "one",
+    ) -> None:
+        self.calls: Calls = calls
         self.student = student
         self.teacher = teacher
         self.losses = losses
@@ -111,7 +120,7 @@ class Distiller:
 
     def _make_captures(self) -> None:
         layers = [name for loss in self.components for name in loss.student_layers]
-        self.capture = Capture(self.student, layers, "student")
+        self.capture = Capture(self.student, layers, "student", calls=self.calls)
         self.teacher_capture: Capture | None = None
         if self.teacher is not None:
             layers = [name for loss in self.components for name in loss.teacher_layers]
@@ -193,15 +202,15 @@ class Distiller:
         seen.called, seen.args, seen.kwargs, seen.output = True, args, kwargs, output
         return seen
 
-    def parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
+    def parts(self, batch: Any, records: Sequence[Record]) -> dict[str, Tensor]:
         """Evaluate every loss of the main training on a recorded step.
 
         Args:
             batch: The batch as the data loader gave it.
-            record: What :meth:`recording` yielded, after the student was called.
+            records: The calls of the student in this step that count.
 
         Returns:
-            The unweighted parts by name.
+            The unweighted parts by name, each the mean over the calls.
 
         Raises:
             RuntimeError: If a layer did not run in this step.
@@ -209,6 +218,9 @@ class Distiller:
         """
         if not self._named:
             return {}
+        return _mean([self._parts(batch, record) for record in records])
+
+    def _parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
         taught = self._taught
         active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
@@ -219,9 +231,14 @@ class Distiller:
         return self._evaluate({name: loss.evaluate for name, loss in self._named if loss.takes_part(taught)}, step)
 
     def stage_parts(
-        self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
+        self, batch: Any, records: Sequence[Record], active: Sequence[tuple[str, DistillationLoss]]
     ) -> dict[str, Tensor]:
         """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
+        return _mean([self._stage_parts(batch, record, active) for record in records])
+
+    def _stage_parts(
+        self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
+    ) -> dict[str, Tensor]:
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
 
@@ -305,10 +322,9 @@ class Distiller:
             loss.see_layers(mine, its)
 
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
-        with self._probing(module), self.recording() as record:
+        with self._probing(module), self.recording():
             call_student(batch)
-            if not record.called:
-                raise ValueError(_NOT_CALLED)
+            (record,) = self.capture.counted()
             self.capture.check_ran(record)
             self.capture.copy_changed(record)
             seen = self._try_teacher(batch, record)
@@ -321,10 +337,9 @@ class Distiller:
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         self.detach()
         self.capture.attach()
-        with self._probing(module), self.recording() as record, Trace(self.student) as student:
+        with self._probing(module), self.recording(), Trace(self.student) as student:
             call_student(batch)
-            if not record.called:
-                raise ValueError(_NOT_CALLED)
+            (record,) = self.capture.counted()
             mine = student.before(self.hooks.logits_of(record.output))
             its = self._trace_teacher(batch, record)
         self.detach()
@@ -336,16 +351,19 @@ class Distiller:
 
     @contextmanager
     def _probing(self, module: nn.Module) -> Iterator[None]:
-        """Leave no trace, and ask a teacher too that has nothing to teach yet, or no weights."""
+        """Leave no trace, and ask a teacher too that has nothing to teach yet, or no weights.
+
+        With gradients, for a step may call the student without them first, which does not count.
+        """
         teacher = self.teacher
         if teacher is None:
-            with undisturbed(module), _meeting(self.student):
+            with undisturbed(module), torch.enable_grad(), _meeting(self.student):
                 yield
             return
         teacher.move(device_of(self.student))
         ready, teacher.ready = teacher.ready, True
         try:
-            with undisturbed(module), _meeting(self.student), _meeting(teacher.module):
+            with undisturbed(module), torch.enable_grad(), _meeting(self.student), _meeting(teacher.module):
                 yield
         finally:
             teacher.ready = ready
@@ -417,6 +435,12 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     if total is None:
         raise ValueError("There is neither a task loss nor a distillation loss to train with.")
     return total
+
+
+def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(calls) == 1:
+        return calls[0]
+    return {name: add_up([parts[name] for parts in calls]) / len(calls) for name in calls[0]}
 
 
 @contextmanager

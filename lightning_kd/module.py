@@ -215,9 +215,9 @@ class DistillationModule(LightningModule):
             unpacked = self.unpack_batch(batch)
             if self.run.leaves_out_student:
                 record.args, record.kwargs = unpacked.args, unpacked.kwargs
-                return self.run.training_loss(self, batch, record, None)
+                return self.run.training_loss(self, batch, [record], None)
             task = self._task(self.student(*unpacked.args, **unpacked.kwargs), unpacked.target)
-            return self.run.training_loss(self, batch, record, task)
+            return self.run.training_loss(self, batch, [record], task)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""

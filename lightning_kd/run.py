@@ -1,6 +1,6 @@
 """What both doors do at each moment of a run: set up, step, log, evaluate, save and resume."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -279,20 +279,22 @@ class DistillationRun:
             before.append(Moment(moment.step, moment.epoch - 1))
         return any(self.distiller.stage_at(one) for one in before)
 
-    def training_loss(self, module: LightningModule, batch: Any, record: Record, task: Tensor | None) -> Tensor:
+    def training_loss(
+        self, module: LightningModule, batch: Any, records: Sequence[Record], task: Tensor | None
+    ) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
 
         Args:
             module: The module that trains.
             batch: The batch.
-            record: The student's recorded call.
+            records: The student's recorded calls that count.
             task: The unweighted task term, ``None`` without one.
         """
         if self._staged:
-            counted = self.distiller.stage_parts(batch, record, self._staged)
+            counted = self.distiller.stage_parts(batch, records, self._staged)
             total = add_up(list(counted.values()))
         else:
-            parts = self.distiller.parts(batch, record)
+            parts = self.distiller.parts(batch, records)
             weight = self._task_weight_now
             base = task if task is None or weight == 1.0 else weight * task
             total = weighted_sum(base, parts, self.distiller.losses)
@@ -305,10 +307,10 @@ class DistillationRun:
         except FloatingPointError as error:
             if total.isfinite():  # an earlier step's, of which nothing is left to look at
                 raise
-            raise FloatingPointError(f"{error} {self.distiller.where_not_finite(record)}") from None
+            raise FloatingPointError(f"{error} {self.distiller.where_not_finite(records[-1])}") from None
         finally:
             self.distiller.step = None
-        return self._with_whole_blocks(record, total) if self._sharded else self._with_idle(module, total)
+        return self._with_whole_blocks(records, total) if self._sharded else self._with_idle(module, total)
 
     def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
@@ -317,17 +319,17 @@ class DistillationRun:
         self._idle = unreached(total, module.parameters())
         return touch(total, self._idle)
 
-    def _with_whole_blocks(self, record: Record, total: Tensor) -> Tensor:
+    def _with_whole_blocks(self, records: Sequence[Record], total: Tensor) -> Tensor:
         """Let the backward pass reach every block of a sharded student, and name the parameters that it should not."""
         self._idle_names = []
-        if not record.called:
+        if not records[0].called:
             return total
         student = self.distiller.student
         if self._staged:
             gather_blocks(student)
             idle = {id(parameter) for parameter in unreached(total, student.parameters())}
             self._idle_names = [name for name, parameter in student.named_parameters() if id(parameter) in idle]
-        return reach(total, record.output)
+        return reach(total, [record.output for record in records])
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Hand the means to the Trainer if this step writes a log line."""

@@ -12,37 +12,78 @@ from torch import nn
 from lightning_kd.capture import Record
 from lightning_kd.traceless import traceless
 
+_FAILED = (
+    "To learn the sizes, DistillationCallback runs {}.training_step on two samples before the fit, up to the student, "
+    "and that failed with {}: {}. What the step needs must be made in __init__, setup or configure_model, and what the "
+    "Trainer has only during the fit must be used after the student is called."
+)
 
-class _StudentReachedError(Exception):
-    """Ends a training step as soon as the student is reached, before the step can have a side effect."""
+
+class _StudentReachedError(BaseException):
+    """Ends a training step as soon as the student is reached; no ``except Exception`` in it holds this up."""
 
 
 def call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
-    """Run a module's training step on a batch until the student has returned; nothing is logged or kept."""
+    """Run a module's training step on a batch until the student has returned; nothing is logged or kept.
+
+    Args:
+        pl_module: The module.
+        student: A module inside it; a call of it without gradients does not end the step.
+        batch: The batch.
+
+    Raises:
+        ValueError: If the step does not call the student.
+        RuntimeError: If the step fails before it calls the student.
+    """
+    called: list[nn.Module] = []
+
+    def note(module: nn.Module, args: object) -> None:
+        called.append(module)
 
     def stop(*_: Any) -> None:
-        raise _StudentReachedError
+        if torch.is_grad_enabled():
+            raise _StudentReachedError
 
-    handle = student.register_forward_hook(stop)
+    handles = [nn.modules.module.register_module_forward_pre_hook(note), student.register_forward_hook(stop)]
     try:
-        with _muted(pl_module), suppress(_StudentReachedError):
+        with _muted(pl_module), suppress(_StudentReachedError), torch.enable_grad():
             _step(pl_module, batch)
+    except Exception as error:
+        if student in called:
+            raise
+        raise RuntimeError(_FAILED.format(type(pl_module).__name__, type(error).__name__, error)) from error
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+    if student not in called:
+        raise ValueError(_not_called(pl_module, student, called))
+
+
+def _not_called(pl_module: LightningModule, student: nn.Module, called: list[nn.Module]) -> str:
+    names = {module: name for name, module in pl_module.named_modules()}
+    reached = [names[module] for module in dict.fromkeys(called) if names.get(module)]
+    outermost = [name for name in reached if not any(name.startswith(f"{other}.") for other in reached)]
+    message = f"The training step did not call the student {names.get(student, '')!r} ({type(student).__name__})"
+    if outermost:
+        message += (
+            f", but {', '.join(map(repr, outermost))}; name the network that is to learn: "
+            f"DistillationCallback(..., student={outermost[0]!r})"
+        )
+    return f"{message}. Modules must be called as in self(x): self.forward(x) passes what watches the call by."
 
 
 def student_call(pl_module: LightningModule, student: nn.Module, batch: Any) -> Record:
     """Return what a module's training step calls the student with, without calling it; nothing is logged."""
-    with _muted(pl_module):
+    with _muted(pl_module), torch.enable_grad():
         return inputs_of(student, lambda: _step(pl_module, batch))
 
 
 def inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
-    """Return what a step calls the student with, without calling it.
+    """Return what a step first calls the student with, without calling it.
 
     Args:
         student: The module that would be called.
-        step: Calls it.
+        step: Calls it with gradients; what it calls without them does not count.
 
     Raises:
         ValueError: If the step does not reach the student.
@@ -50,8 +91,9 @@ def inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
     found: list[Record] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(Record(args=args, kwargs=kwargs))
-        raise _StudentReachedError
+        if torch.is_grad_enabled():
+            found.append(Record(args=args, kwargs=kwargs))
+            raise _StudentReachedError
 
     handle = student.register_forward_pre_hook(torch.compiler.disable(stop), with_kwargs=True)
     try:

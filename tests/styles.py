@@ -230,3 +230,153 @@ class MomentumTargetByHand(ByHand, MomentumTarget):
         x, y = batch
         logits, aim = self.views(x)
         return F.cross_entropy(logits, y) + F.mse_loss(logits, aim) + self.kd(logits, x)
+
+
+class PseudoLabels(LightningModule):
+    """Asks its network for labels before it trains it on them: a call without gradients comes first."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = support.student(dropout=0.5)
+
+    def training_step(self, batch, batch_idx):
+        x, labels = self.pseudo_labelled(batch)
+        return F.cross_entropy(self.net(x), labels)
+
+    def pseudo_labelled(self, batch):
+        x, y = batch
+        with torch.no_grad():
+            probability = self.net(x.flip(-1)).softmax(1)
+        return x, torch.where(probability.amax(1) > 0.4, probability.argmax(1), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@style("pseudo-labels")
+class PseudoLabelsByHand(ByHand, PseudoLabels):
+    def training_step(self, batch, batch_idx):
+        x, labels = self.pseudo_labelled(batch)
+        logits = self.net(x)
+        return F.cross_entropy(logits, labels) + self.kd(logits, x)
+
+
+class TwoViews(LightningModule):
+    """Calls one network on two views of a batch, as contrastive and siamese networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = support.student()
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        one, other = self.net(x), self.net(x.flip(-1))
+        return F.cross_entropy(one, y) + F.mse_loss(one, other)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@style("two views, each", student_calls="each")
+class BothViewsByHand(ByHand, TwoViews):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        one, other = self.net(x), self.net(x.flip(-1))
+        task = F.cross_entropy(one, y) + F.mse_loss(one, other)
+        shown, turned = self.guide[0](x), self.guide[0](x.flip(-1))
+        mean = (kd_loss(one, shown, temperature=2.0) + kd_loss(other, turned, temperature=2.0)) / 2
+        return task + 0.9 * mean
+
+
+@style("two views, first", student_calls="first")
+class FirstViewByHand(ByHand, TwoViews):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        one, other = self.net(x), self.net(x.flip(-1))
+        return F.cross_entropy(one, y) + F.mse_loss(one, other) + self.kd(one, x)
+
+
+@style("two views, last", student_calls="last")
+class LastViewByHand(ByHand, TwoViews):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        one, other = self.net(x), self.net(x.flip(-1))
+        return F.cross_entropy(one, y) + F.mse_loss(one, other) + self.kd(other, x.flip(-1))
+
+
+# Where the network is in the module
+
+
+class BackboneAndHead(LightningModule):
+    """Has no one child that is the network: the module itself is, and calls itself."""
+
+    def __init__(self):
+        super().__init__()
+        net = support.student()
+        self.backbone, self.head = net.features, net.head
+        self.save_hyperparameters()
+
+    def forward(self, x):
+        return self.head(self.backbone(x).flatten(1))
+
+    def training_step(self, batch, batch_idx):
+        return self.shared_step(batch, "train")
+
+    def validation_step(self, batch, batch_idx):
+        self.shared_step(batch, "val")
+
+    def shared_step(self, batch, stage):
+        x, y = batch
+        loss = self.loss(self(x), x, y)
+        self.log(f"{stage}_loss", loss)
+        return loss
+
+    def loss(self, logits, x, y):
+        return F.cross_entropy(logits, y)
+
+    def configure_optimizers(self):
+        slow, fast = ({"params": part.parameters(), "lr": lr} for part, lr in ((self.backbone, 0.01), (self.head, 0.1)))
+        optimizer = torch.optim.SGD([slow, fast], momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=[0.01, 0.1], total_steps=12)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+@style("backbone and head", student="")
+class BackboneAndHeadByHand(ByHand, BackboneAndHead):
+    def loss(self, logits, x, y):
+        task = super().loss(logits, x, y)
+        return task + self.kd(logits, x) if self.trainer.training else task
+
+
+class Inner(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.nets = nn.ModuleDict({"first": nn.Identity(), "student": support.student()})
+
+    def forward(self, x):
+        return self.nets["student"](self.nets["first"](x))
+
+
+class Nested(LightningModule):
+    """A LightningModule around another, whose network is two levels down."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def training_step(self, batch):
+        x, y = batch
+        logits = self.inner(x)
+        return {"loss": F.cross_entropy(logits, y), "logits": logits.detach()}
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.RMSprop(self.inner.nets.parameters(), lr=0.01)
+        return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2)}
+
+
+@style("nested", student="inner.nets.student")
+class NestedByHand(ByHand, Nested):
+    def training_step(self, batch):
+        x, y = batch
+        logits = self.inner(x)
+        return {"loss": F.cross_entropy(logits, y) + self.kd(logits, x)}

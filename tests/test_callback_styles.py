@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -112,3 +113,74 @@ def test_several_callbacks_are_refused_with_the_remedy():
     several = [DistillationCallback(support.teacher(), [kd()]) for _ in range(2)]
     with pytest.raises(MisconfigurationException, match=r"Give one all the losses.*Ensemble"):
         fit(support.UserModule(support.student()), callbacks=several)
+
+
+def test_several_calls_are_refused_with_the_remedy():
+    made = styles.TwoViews()
+    with pytest.raises(RuntimeError, match=r"called the student 2 times.*student_calls='first', 'last', or 'each'"):
+        fit(made, callbacks=[DistillationCallback(support.teacher(), [kd()])])
+
+
+def test_several_calls_in_validation_are_refused_or_all_compared():
+    class Turned(support.UserModule):
+        def validation_step(self, batch, batch_idx):
+            self.net(batch[0])
+            self.net(batch[0].flip(-1))
+
+    with pytest.raises(RuntimeError, match="called the student 2 times"):
+        fit(Turned(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
+    made, guide = Turned(support.student()), support.teacher()
+    trainer = fit(made, callbacks=[DistillationCallback(guide, [kd()], student_calls="each")])
+    x = support.data().tensors[0]
+    views = torch.cat([x, x.flip(-1)])
+    same = made.net.eval()(views).argmax(1) == guide(views).argmax(1)
+    assert trainer.callback_metrics["val/agreement"] == same.float().mean()
+
+
+def test_an_unknown_choice_of_calls_is_refused():
+    with pytest.raises(ValueError, match=r"'one', 'first', 'last', 'each'\], got 'second'"):
+        DistillationCallback(support.teacher(), [kd()], student_calls="second")
+
+
+@pytest.mark.parametrize("student", [None, "inner", "inner.nets"])
+def test_a_module_that_is_not_called_is_refused_and_the_one_that_is_named(student):
+    class Outer(styles.Nested):
+        def training_step(self, batch):
+            return F.cross_entropy(self.inner.nets["student"](batch[0]), batch[1])
+
+    options = {} if student is None else {"student": student}
+    with pytest.raises(ValueError, match=r"did not call the student 'inner.*student='inner\.nets\.student'\)"):
+        fit(Outer(), callbacks=[DistillationCallback(support.teacher(), [kd()], **options)])
+
+
+def test_a_call_of_forward_itself_is_refused_with_the_remedy():
+    class Direct(styles.BackboneAndHead):
+        def loss(self, logits, x, y):
+            return super().loss(self.forward(x), x, y)
+
+        def __call__(self, x):
+            return self.forward(x)
+
+    with pytest.raises(ValueError, match=r"did not call the student ''.*called as in self\(x\)"):
+        fit(Direct(), callbacks=[DistillationCallback(support.teacher(), [kd()], student="")])
+
+
+def test_a_step_that_cannot_run_before_the_fit_is_told_why():
+    class Late(support.UserModule):
+        def on_train_start(self):
+            self.scale = 2.0
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step((batch[0] * self.scale, batch[1]), batch_idx)
+
+    with pytest.raises(RuntimeError, match=r"Late.training_step on two samples.*'scale'.*made in __init__, setup"):
+        fit(Late(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
+
+
+def test_a_step_that_stops_calling_the_student_is_refused():
+    class Sometimes(support.UserModule):
+        def training_step(self, batch, batch_idx):
+            return self.net.head.weight.sum() if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    with pytest.raises(RuntimeError, match="did not call the student"):
+        fit(Sometimes(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])

@@ -1,0 +1,42 @@
+"""What a large teacher costs each of two processes: whole, split by FSDP2, and never whole anywhere.
+
+    python -m pytest tests/benchmarks/test_large_teacher.py
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.benchmarks.large_teacher import Teacher
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def measure(mode, file):
+    """Mean over the two processes of the peak, and of what is held after training, in MiB."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.large_teacher", mode, str(file)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed is given back
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    found = re.findall(r"PEAK (\d+) AFTER (\d+)", done.stdout)
+    assert len(found) == 2, done.stderr[-2000:]
+    return tuple(sum(map(int, column)) / 2 for column in zip(*found, strict=True))
+
+
+def test_a_split_teacher_takes_half_and_one_on_meta_is_never_whole(tmp_path, tell):
+    torch.manual_seed(0)
+    teacher = Teacher()
+    file = tmp_path / "teacher.safetensors"
+    save_file(teacher.state_dict(), file)
+    size = sum(p.numel() * p.element_size() for p in teacher.parameters()) / 2**20
+    del teacher
+    cost = {mode: measure(mode, file) for mode in ("whole", "split", "meta")}
+    tell(f"teacher of {size:.0f} MiB on two processes, MiB a process, peak and after training:")
+    for mode, (peak, after) in cost.items():
+        tell(f"  {mode}: {peak:.0f}, {after:.0f}")
+    assert cost["split"][1] < 0.65 * cost["whole"][1]
+    assert cost["meta"][0] < 0.75 * cost["whole"][0]
