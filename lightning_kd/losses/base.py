@@ -232,6 +232,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Compute the unweighted scalar loss; the signature is the subclass's own."""
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationLoss":
+        # banks and running means move by less than 16 bits tell apart, so they keep the format that they have
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, wide in before.items():
+            now = self._buffers[name]
+            if wide is not None and now is not None and now.dtype.itemsize < min(4, wide.dtype.itemsize):
+                self._buffers[name] = wide.to(now.device)
+        return self
+
     def configure_callbacks(self) -> "list[Callback]":
         """Callbacks that this method needs beyond its loss; the module hands them to the Trainer. None by default."""
         return []

@@ -1,7 +1,7 @@
 """Contrastive representation distillation (CRD): tell the own sample from thousands of others, by memory banks."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, cast, final
 
 import torch
@@ -129,7 +129,6 @@ class CRDLoss(DistillationLoss):
         "sorted_classes",
         "rows_by_class",
     )
-    _wide_buffers = ("student_bank", "teacher_bank", "log_normalizers")
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -322,15 +321,6 @@ class CRDLoss(DistillationLoss):
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CRDLoss":
-        before = {name: self._buffers[name] for name in self._wide_buffers if name in self._buffers}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, wide in before.items():
-            now = self._buffers[name]
-            if wide is not None and now is not None and now.dtype.itemsize < 4:
-                self._buffers[name] = wide.to(now.device)
-        return self
 
 
 class _Watch:

@@ -1,7 +1,7 @@
 """Hybrid distillation: several losses as one, with a weight each, fixed or balanced while they train."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, cast, final
+from typing import Literal, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -190,11 +190,6 @@ class HybridLoss(DistillationLoss):
             self.means = self.means.index_copy(0, torch.tensor(active, device=means.device), means)
         means = torch.where(means > 0, means, 1.0)
         return [value / mean for value, mean in zip(values, means, strict=True)]
-
-    def _apply(self, fn: Any, recurse: bool = True) -> "HybridLoss":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.means = self.means.float()  # a mean that moves slowly does not move at all in 16 bits
-        return self
 
 
 def _check(losses: Sequence[object], balance: str, momentum: float) -> None:

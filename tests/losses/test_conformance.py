@@ -55,6 +55,11 @@ def _is_concrete_loss(thing: object) -> bool:
     return isinstance(thing, type) and issubclass(thing, DistillationLoss) and not inspect.isabstract(thing)
 
 
+def _memory(component: DistillationLoss) -> dict[str, Tensor]:
+    """What a loss itself remembers, beside what its layers do."""
+    return {name: own for name, own in component._buffers.items() if own is not None and own.is_floating_point()}
+
+
 def _component(case: Case, dtype: torch.dtype = torch.float64) -> tuple[DistillationLoss, Inputs]:
     inputs = case.inputs()
     component = build(case.loss, case.options, inputs, dtype)
@@ -183,6 +188,17 @@ def test_autocast_agrees_with_float64(case: Case) -> None:
         value = _value(*_component(case, torch.float32))
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(expected, rel=tolerance)
+
+
+@of(lambda case: bool(_memory(build(case.loss, case.options, case.inputs()))))
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_what_a_loss_remembers_stays_wide_in_a_narrow_module(case: Case, dtype: torch.dtype) -> None:
+    component, _ = _component(case, torch.float32)
+    before = {name: own.clone() for name, own in _memory(component).items()}
+    component.to(dtype)
+    assert _memory(component).keys() == before.keys()
+    assert all(torch.equal(own, before[name]) for name, own in _memory(component).items())
+    assert all(own.dtype == torch.float32 for own in _memory(component).values())
 
 
 @of(lambda case: case.by_function is not None)
