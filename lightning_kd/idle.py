@@ -2,7 +2,11 @@
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from lightning_kd.sharded_state import whole
 
 
 def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
@@ -13,7 +17,6 @@ def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
         parameters: The parameters to look for; those that require no gradient are left out.
 
     Example:
-        >>> import torch
         >>> used, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
         >>> unreached(used.sum(), [used, idle])
         [Parameter containing:
@@ -38,3 +41,25 @@ def touch(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()
     return loss
+
+
+def without_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Return the parameters whose gradient is zero, as a compiled or sharded network gives those that are not reached.
+
+    Every process must call this if they are split.
+
+    Args:
+        parameters: The parameters to look through; those without a gradient are left out.
+
+    Example:
+        >>> moved, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
+        >>> (moved + 0.0 * idle.sum()).sum().backward()
+        >>> without_gradient([moved, idle])
+        [Parameter containing:
+        tensor([0., 0.], requires_grad=True)]
+    """
+    found = [(parameter, parameter.grad.any()) for parameter in parameters if parameter.grad is not None]
+    moves = [moves for _, moves in found]
+    split = any(isinstance(one, DTensor) for one in moves)
+    moved = [bool(whole(one)) for one in moves] if split else torch.stack(moves).tolist() if moves else []
+    return [parameter for (parameter, _), has_moved in zip(found, moved, strict=True) if not has_moved]

@@ -14,12 +14,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_kd import per_process, random_state
-from lightning_kd.capture import Record, original
+from lightning_kd.capture import Record, is_compiled, original
 from lightning_kd.checkpoint import CHECKPOINT_KEY
 from lightning_kd.checkpoint_io import write_whole_checkpoints
 from lightning_kd.checks import check_learns
 from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
-from lightning_kd.idle import touch, unreached
+from lightning_kd.idle import touch, unreached, without_gradient
 from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
@@ -28,7 +28,7 @@ from lightning_kd.restart import OptimizerStart
 from lightning_kd.resume import find_place, go_on, unfinished_gradients
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
 from lightning_kd.sharded_state import is_sharded, on_meta
-from lightning_kd.sharding import gather_blocks, mesh_of, reach
+from lightning_kd.sharding import mesh_of, reach
 from lightning_kd.stages import settle_stages
 from lightning_kd.teachers.source import TeacherSource
 
@@ -61,8 +61,9 @@ class DistillationRun:
         self._staged: list[tuple[str, DistillationLoss]] = []
         self._sometimes_idle = False
         self._sharded = False
+        self._maybe_idle = False
+        """Whether a gradient of zero may be that of a parameter which the main training does not reach."""
         self._idle: list[nn.Parameter] = []
-        self._idle_names: list[str] = []
         self._dataset = (0, False)
 
     def go_on_from(self, earlier: "DistillationRun") -> None:
@@ -129,7 +130,7 @@ class DistillationRun:
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
         settle_stages(self.distiller.named_leaves(), trainer)
-        self._sometimes_idle = self._source is not None or bool(self.distiller.stages())
+        self._sometimes_idle = True
         if self._source is not None:
             self._source.begin(self, trainer)
 
@@ -187,6 +188,7 @@ class DistillationRun:
     def fit_start(self, module: LightningModule) -> None:
         """Bring the teacher to the student's device, and take up a resumed run's sums."""
         self.place_teacher()
+        self._maybe_idle = self._sharded or is_compiled(self.distiller.student)
         self._start = OptimizerStart(module.trainer)
         self._resumed = self._take_up_process()
         check_learns(self.distiller.student)
@@ -310,33 +312,26 @@ class DistillationRun:
             raise FloatingPointError(f"{error} {self.distiller.where_not_finite(records[-1])}") from None
         finally:
             self.distiller.step = None
-        return self._with_whole_blocks(records, total) if self._sharded else self._with_idle(module, total)
+        if self._sharded:
+            return reach(total, [record.output for record in records])
+        return self._with_idle(module, total)
 
     def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
         if not self._sometimes_idle or module.trainer.world_size == 1:
             return total
         self._idle = unreached(total, module.parameters())
+        varies = self._source is not None or bool(self.distiller.stages())
+        self._sometimes_idle = varies or bool(self._idle)
         return touch(total, self._idle)
-
-    def _with_whole_blocks(self, records: Sequence[Record], total: Tensor) -> Tensor:
-        """Let the backward pass reach every block of a sharded student, and name the parameters that it should not."""
-        self._idle_names = []
-        if not records[0].called:
-            return total
-        student = self.distiller.student
-        if self._staged:
-            gather_blocks(student)
-            idle = {id(parameter) for parameter in unreached(total, student.parameters())}
-            self._idle_names = [name for name, parameter in student.named_parameters() if id(parameter) in idle]
-        return reach(total, [record.output for record in records])
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Hand the means to the Trainer if this step writes a log line."""
         idle = self._idle
-        if self._idle_names:
-            weights = dict(self.distiller.student.named_parameters())
-            idle = [weights[name] for name in self._idle_names]
+        if self._staged or self._maybe_idle:
+            idle = [*idle, *without_gradient(module.parameters())]
+        if not self._staged:
+            self._maybe_idle = self._maybe_idle and bool(idle)
         for parameter in idle:  # an optimizer must not even decay what the step left out
             parameter.grad = None
         every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]

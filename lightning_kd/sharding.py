@@ -91,13 +91,6 @@ def restore_configure_model(module: LightningModule) -> None:
     vars(module).pop("configure_model", None)
 
 
-def gather_blocks(network: nn.Module) -> None:
-    """Put the parameters of every block of a sharded network together until its next backward pass."""
-    for part in network.modules():
-        if isinstance(part, FSDPModule):
-            part.unshard()
-
-
 def reach(total: Tensor, output: object) -> Tensor:
     """Return the loss with a network's outputs in its graph, which do not change it.
 

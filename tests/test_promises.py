@@ -2,12 +2,14 @@
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
 
 from lightning_kd import DistillationModule
+from lightning_kd.losses import HintLoss
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 
@@ -187,3 +189,15 @@ def test_mixed_precision_runs_through_both_doors(door):
     trainer = support.fit(made, callbacks=callbacks, precision="bf16-mixed")
     assert trainer.callback_metrics["train/loss"].isfinite()
     assert learner.head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_no_loss_reaches_is_left_alone_even_by_weight_decay(compiled):
+    net = support.student()
+    before = support.snapshot(net.head)
+    if compiled:
+        net.compile(fullgraph=True, backend="aot_eager")
+    optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
+    hint = HintLoss("features", "features")
+    support.fit(support.module(net, losses=[hint], task_loss=None, optimizer=optimizer), max_epochs=1)
+    support.assert_unchanged(net.head, before)

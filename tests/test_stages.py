@@ -161,6 +161,19 @@ def test_the_task_after_the_stage_is_trained_as_without_a_stage():
     support.assert_same_weights(plain, net)
 
 
+@pytest.mark.filterwarnings("ignore:The first stage takes 3:UserWarning")
+def test_a_stage_leaves_what_it_does_not_train_alone_in_a_compiled_student_too():
+    nets = [support.student(), support.student()]
+    nets[1].compile(fullgraph=True, backend="aot_eager")
+    for net in nets:
+        head = {name: value.clone() for name, value in net.head.state_dict().items()}
+        optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.1)
+        stage = support.module(net, losses=[Initialised(length=3, unit="step")], optimizer=optimizer)
+        support.fit(stage, max_epochs=-1, max_steps=3, limit_val_batches=0)
+        support.assert_unchanged(net.head, head)
+    torch.testing.assert_close(nets[0].features[0].weight, nets[1].features[0].weight)
+
+
 class Batches(Callback):
     def __init__(self):
         self.batches = []
