@@ -17,6 +17,7 @@ from lightning_kd.batches import Batch
 from lightning_kd.capture import Calls, Record
 from lightning_kd.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.distiller import Distiller
+from lightning_kd.joined_optimizer import join_optimizer
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
 from lightning_kd.probe import probe_batch
@@ -168,7 +169,8 @@ class DistillationCallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
-        self._join_optimizer(trainer)
+        named = {f"{ATTRIBUTE}.{name}": p for name, p in self.losses.named_parameters() if p.requires_grad}
+        join_optimizer(trainer.optimizers, named)
         self._place_teacher(trainer)
         self.run.fit_start(pl_module)
 
@@ -357,19 +359,6 @@ class DistillationCallback(Callback):
             pl_module.register_state_dict_post_hook(_drop_losses),
             pl_module.register_load_state_dict_pre_hook(_fill_losses),
         ]
-
-    def _join_optimizer(self, trainer: Trainer) -> None:
-        optimized = {id(p) for o in trainer.optimizers for group in o.param_groups for p in group["params"]}
-        missing = [p for p in self.losses.parameters() if p.requires_grad and id(p) not in optimized]
-        if not missing:
-            return
-        if trainer.lr_scheduler_configs or len(trainer.optimizers) != 1:
-            raise MisconfigurationException(
-                f"{len(missing)} parameter(s) of the distillation losses are in no optimizer, and adding them now "
-                "would break the learning rate scheduler. Give the optimizer all parameters in configure_optimizers: "
-                "use self.parameters() in place of a submodule's."
-            )
-        trainer.optimizers[0].add_param_group({"params": missing})
 
     def _place_teacher(self, trainer: Trainer) -> None:
         self.run.place_teacher()
