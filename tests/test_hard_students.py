@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_kd import DistillationCallback
 from lightning_kd.capture import Capture
 from lightning_kd.losses import HintLoss, KDLoss, OFDLoss
 from tests import support
@@ -65,7 +66,7 @@ def test_a_layer_that_runs_twice_in_training_alone_is_refused_at_that_step(door)
         fitted(door, InTraining(), [HintLoss("act", "act")], guide=Net())
 
 
-def test_a_student_that_the_training_step_calls_twice_counts_with_its_first_call():
+def test_a_student_that_the_training_step_calls_twice_counts_with_its_first_call_on_demand():
     class TwoViews(support.UserModule):
         def training_step(self, batch, batch_idx):
             loss = super().training_step(batch, batch_idx)
@@ -75,9 +76,8 @@ def test_a_student_that_the_training_step_calls_twice_counts_with_its_first_call
     guide = support.seeded(Net, 7)
     for net, module in ((one, support.UserModule), (two, TwoViews)):
         net.norm = nn.Identity()
-        _, callbacks = support.through("callback", net, guide=guide, losses=[KDLoss(), HintLoss("act", "act")])
-        torch.manual_seed(5)
-        support.fit(module(net), callbacks=callbacks, max_epochs=1)
+        callback = DistillationCallback(guide, [KDLoss(), HintLoss("act", "act")], student_calls="first")
+        support.fit(module(net), callbacks=[callback], max_epochs=1)
     support.assert_same_weights(one, two)
 
 

@@ -1,6 +1,6 @@
 """Fit one step on two processes with a large teacher and tell each process's peak of own memory; a program.
 
-    python -m tests.benchmarks.large_teacher whole|split|meta FILE
+python -m tests.benchmarks.large_teacher whole|split|meta FILE
 """
 
 import sys

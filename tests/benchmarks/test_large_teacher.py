@@ -1,6 +1,6 @@
 """What a large teacher costs each of two processes: whole, split by FSDP2, and never whole anywhere.
 
-    python -m pytest tests/benchmarks/test_large_teacher.py
+python -m pytest tests/benchmarks/test_large_teacher.py
 """
 
 import os
