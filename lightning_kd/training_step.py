@@ -44,7 +44,8 @@ def call_until_student(pl_module: LightningModule, student: nn.Module, batch: An
         if torch.is_grad_enabled():
             raise _StudentReachedError
 
-    handles = [nn.modules.module.register_module_forward_pre_hook(note), student.register_forward_hook(stop)]
+    handles = [part.register_forward_pre_hook(note) for part in pl_module.modules()]
+    handles.append(student.register_forward_hook(stop))
     try:
         with _muted(pl_module), suppress(_StudentReachedError), torch.enable_grad():
             _step(pl_module, batch)

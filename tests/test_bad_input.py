@@ -174,17 +174,6 @@ def test_a_module_with_several_candidates_for_the_student():
         support.fit(Two(), callbacks=[DistillationCallback(support.teacher(), [KDLoss()], student="body")])
 
 
-def test_projectors_that_no_scheduled_optimizer_would_train():
-    class Scheduled(support.UserModule):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
-
-    callback = DistillationCallback(support.teacher(), support.default_losses())
-    with pytest.raises(MisconfigurationException, match=says("2 parameter(s)", "use self.parameters()")):
-        support.fit(Scheduled(support.student()), callbacks=[callback])
-
-
 def test_a_layer_that_does_not_run():
     class Skipping(support.ConvNet):
         def forward(self, x):
