@@ -1,6 +1,7 @@
 """LightningModules in the ways in which people publish them, each once more with distillation written in by hand."""
 
 import copy
+import dataclasses
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.demos.lstm import LightningLSTM, SimpleLSTM
 from lightning.pytorch.demos.transformer import LightningTransformer, Transformer
 from torch import nn
+from torchmetrics import Accuracy
 
 from lightning_kd.functional import kd_loss
 from tests import support
@@ -380,3 +382,156 @@ class NestedByHand(ByHand, Nested):
         x, y = batch
         logits = self.inner(x)
         return {"loss": F.cross_entropy(logits, y) + self.kd(logits, x)}
+
+
+# What a batch is
+
+
+@dataclasses.dataclass
+class Pictures:
+    pixels: torch.Tensor
+    labels: torch.Tensor
+
+
+class NamedBatches(LightningModule):
+    """Gets batches of its own form from a hook, and gives the network its inputs by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = support.student()
+        self.accuracy = Accuracy("multiclass", num_classes=support.CLASSES)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        return Pictures(*batch)
+
+    def training_step(self, batch, *args, **kwargs):
+        logits = self.net(x=batch.pixels)
+        self.accuracy(logits, batch.labels)
+        self.log_dict({"accuracy": self.accuracy}, on_step=False, on_epoch=True)
+        return F.cross_entropy(logits, batch.labels) + self.extra(logits, batch.pixels)
+
+    def extra(self, logits, pixels):
+        return 0.0
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", F.cross_entropy(self.net(x=batch.pixels), batch.labels))
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, threshold=10.0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "val_loss"}}
+
+
+@style("batches of its own form")
+class NamedBatchesByHand(ByHand, NamedBatches):
+    def extra(self, logits, pixels):
+        return self.kd(logits, pixels)
+
+
+# What a module changes of Lightning itself
+
+
+class Overriding(LightningModule):
+    """Takes over what the Trainer does around a step, and what a checkpoint holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = support.student()
+        self.rates = []
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.current_epoch == 0 and batch_idx == 2 else None
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        if batch_idx == 1:
+            return None
+        logits = self.net(x)
+        return F.cross_entropy(logits, y) + self.extra(logits, x)
+
+    def extra(self, logits, x):
+        return 0.0
+
+    def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None):
+        self.clip_gradients(optimizer, gradient_clip_val=0.1, gradient_clip_algorithm="norm")
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if self.global_step < 2:
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (self.global_step + 1)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step()
+        self.rates.append(scheduler.get_last_lr()[0])
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD([p for p in self.net.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+    def state_dict(self):
+        return {name.removeprefix("net."): value for name, value in super().state_dict().items()}
+
+    def load_state_dict(self, state, strict=True):
+        return self.net.load_state_dict(state, strict)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["rates"] = list(self.rates)
+
+    def on_load_checkpoint(self, checkpoint):
+        self.rates = checkpoint["rates"]
+
+
+@style("overrides")
+class OverridingByHand(ByHand, Overriding):
+    def extra(self, logits, x):
+        return self.kd(logits, x)
+
+
+class Compiled(LightningModule):
+    """Compiles its network."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.compile(support.student(), backend="aot_eager")
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return F.cross_entropy(self.net(x), y)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+
+@style("compiled network")
+class CompiledByHand(ByHand, Compiled):
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        logits = self.net(x)
+        return F.cross_entropy(logits, y) + self.kd(logits, x)
+
+
+class FrozenBackbone(BackboneAndHead):
+    """Trains the head alone, and keeps the backbone in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone.requires_grad_(False)
+
+    def on_train_epoch_start(self):
+        self.backbone.eval()
+
+    def forward(self, x):
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features.flatten(1))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(filter(lambda p: p.requires_grad, self.parameters()), lr=0.1)
+
+
+@style("frozen backbone", student="")
+class FrozenBackboneByHand(ByHand, FrozenBackbone):
+    def loss(self, logits, x, y):
+        task = super().loss(logits, x, y)
+        return task + self.kd(logits, x) if self.trainer.training else task

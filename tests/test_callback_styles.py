@@ -13,6 +13,8 @@ from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import EMATeacher
 from tests import styles, support
 
+pytestmark = pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")  # as one style means it
+
 
 def kd(weight=0.9):
     return KDLoss(temperature=2.0, weight=weight)
