@@ -3,6 +3,7 @@
 from lightning_kd.batches import Batch as Batch
 from lightning_kd.callback import DistillationCallback as DistillationCallback
 from lightning_kd.curriculum import Curriculum as Curriculum
+from lightning_kd.export import export_student as export_student
 from lightning_kd.losses import DistillationLoss as DistillationLoss
 from lightning_kd.module import DistillationModule as DistillationModule
 from lightning_kd.strategy_type import DistillationStrategyType as DistillationStrategyType

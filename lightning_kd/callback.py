@@ -1,6 +1,7 @@
 """The second door: a callback that distils into the user's own LightningModule."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -17,9 +18,12 @@ from lightning_kd.batches import Batch
 from lightning_kd.capture import Calls, Record
 from lightning_kd.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.distiller import Distiller
+from lightning_kd.example_inputs import Example
+from lightning_kd.export import Format, export_student
 from lightning_kd.joined_optimizer import join_optimizer
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
+from lightning_kd.precision import Precision
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.sharded_state import is_sharded
@@ -249,6 +253,38 @@ class DistillationCallback(Callback):
         self.run.log_evaluation(pl_module, "test", with_student=False)
 
     # State
+
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: Format | None = None,  # noqa: A002  the word for it
+        *,
+        dtype: Precision | torch.dtype | None = None,
+        example: Example | None = None,
+        dynamic_batch: bool = True,
+    ) -> None:
+        """Write the student, and nothing else, as a file of its own; in the middle of a fit or after it.
+
+        Args:
+            path: File to write: ``.pt`` or ``.pth`` (state dict), ``.safetensors``, ``.pt2`` (torch.export), ``.onnx``.
+            format: What to write; by default told by the ending of the path.
+            dtype: Format of the weights, and of a program's floating inputs; by default the student's own.
+            example: Inputs to make a ``.pt2`` or ``.onnx`` with; by default zeros of the sizes that the student was
+                called with at the beginning of the fit.
+            dynamic_batch: Whether a ``.pt2`` or ``.onnx`` takes any batch size.
+
+        Raises:
+            RuntimeError: If no Trainer has set this callback up.
+            ValueError: As :func:`lightning_kd.export_student` does.
+        """
+        student = self.run.distiller.student
+        losses = student._modules.pop(ATTRIBUTE, None)  # there if the student is the whole module
+        try:
+            given = self.run.example() if example is None else example
+            export_student(student, path, format, dtype=dtype, example=given, dynamic_batch=dynamic_batch)
+        finally:
+            if losses is not None:
+                student.add_module(ATTRIBUTE, losses)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the losses' weights, and what resuming needs beside weights."""

@@ -272,9 +272,24 @@ def original(module: nn.Module) -> nn.Module:
     return inner
 
 
+def plain_name(key: str) -> str:
+    """Return the name that a weight of a compiled module has in the plain one."""
+    return key.replace("_orig_mod.", "")
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module or a part of it was compiled in place by ``module.compile()``."""
     return module is not original(module) or any(part._compiled_call_impl is not None for part in module.modules())
+
+
+def without_captures(copy: nn.Module) -> None:
+    """Take the hooks of every :class:`Capture` off a copy of a module, of which no capture knows; others stay."""
+    for part in copy.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, partial) and isinstance(hook.args[0], _Store):
+                    for table in (hooks, part._forward_hooks_with_kwargs, part._forward_pre_hooks_with_kwargs):
+                        table.pop(key, None)
 
 
 def first_tensor(output: object) -> Tensor | None:

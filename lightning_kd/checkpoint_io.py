@@ -1,6 +1,5 @@
 """Checkpoints that are on the disk as a whole or not at all, and that run no code when they are read."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from lightning_kd.checkpoint import reading
+from lightning_kd.whole_file import whole_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,19 +29,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # without underscores: on SLURM, Lightning takes every name with "hpc_ckpt_" in it for a checkpoint
-        part = target.with_name(f".{target.name.replace('_', '-')}.part")
-        try:
-            with part.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, target)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
     def load_checkpoint(
         self,

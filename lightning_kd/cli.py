@@ -5,19 +5,20 @@ can be imported, with any arguments. Whoever runs a stranger's configuration sho
 checkpoint names nothing here: what is built comes from the configuration alone.
 """
 
+import inspect
 import sys
 import warnings
 from contextlib import suppress
 from typing import Any
 
-from jsonargparse import auto_cli, set_parsing_settings
+from jsonargparse import ArgumentParser, set_parsing_settings
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
-from lightning_kd.export import export_checkpoint
+from lightning_kd.export_command import export_checkpoint
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
 
@@ -71,10 +72,22 @@ def run(args: list[str] | None = None) -> DistillationCLI:
     return DistillationCLI(args=args)
 
 
+def export(args: list[str]) -> None:
+    """Write the student inside a checkpoint as a file of its own.
+
+    Args:
+        args: Arguments as on the command line, after ``export``.
+    """
+    description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog="lightning-kd export", description=description)
+    parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
+    export_checkpoint(**parser.parse_args(args).as_dict())
+
+
 def main() -> None:
     """Run the command line with the arguments of the process."""
     words = sys.argv[1:]
     if words[:1] == ["export"]:
-        auto_cli(export_checkpoint, args=words[1:], as_positional=False, prog="lightning-kd export")
+        export(words[1:])
     else:
         run()

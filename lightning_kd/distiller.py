@@ -14,6 +14,7 @@ from lightning_kd.batches import Batch, Hooks
 from lightning_kd.capture import Calls, Capture, Record, Recording, original
 from lightning_kd.checks import check_has, check_has_logits, check_not_shared, describe_call, not_finite, only_frozen
 from lightning_kd.default_layers import Seen, Trace, choose_layers
+from lightning_kd.example_inputs import remember_call
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors, add_up
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
@@ -64,6 +65,8 @@ class Distiller:
         self.step: StepTensors | None = None
         """What the losses of this step read; whoever has evaluated them lets go of it."""
         self._looked_for_frozen = False
+        self.inputs: dict[str, Any] | None = None
+        """What the student was called with when the sizes were learned, without its values; see ``remember_call``."""
         self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
         self._leaves = [
             (f"{name}.{inner}" if inner else name, leaf) for name, loss in self._named for inner, leaf in loss.leaves()
@@ -325,6 +328,7 @@ class Distiller:
         with self._probing(module), self.recording():
             call_student(batch)
             (record,) = self.capture.counted()
+            self.inputs = remember_call(record.args, record.kwargs)
             self.capture.check_ran(record)
             self.capture.copy_changed(record)
             seen = self._try_teacher(batch, record)

@@ -24,9 +24,11 @@ from lightning_kd.batches import Batch
 from lightning_kd.checkpoint import check_same_architecture
 from lightning_kd.configurable import describe, restore
 from lightning_kd.distiller import Distiller
-from lightning_kd.export import export_student
+from lightning_kd.example_inputs import Example
+from lightning_kd.export import Format, export_student
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
+from lightning_kd.precision import Precision, dtype_of
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.safe_load import check_class_names, load_plain
@@ -37,8 +39,6 @@ from lightning_kd.teachers import FrozenTeacher
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 class DistillationModule(LightningModule):
@@ -113,7 +113,7 @@ class DistillationModule(LightningModule):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
-        dtype = getattr(torch, teacher_dtype) if isinstance(teacher_dtype, str) else teacher_dtype
+        dtype = dtype_of(teacher_dtype)
         held = None if teacher is None else FrozenTeacher(teacher, dtype, teacher_weights)
         self.distiller = Distiller(student, held, self.losses, self)
         self.run = DistillationRun(self.distiller, task_weight)
@@ -258,9 +258,31 @@ class DistillationModule(LightningModule):
 
     # State
 
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write the student's weights, and nothing else, to a ``.safetensors``, ``.pt`` or ``.pth`` file."""
-        export_student(self.student, path)
+    def export(
+        self,
+        path: str | os.PathLike[str],
+        format: Format | None = None,  # noqa: A002  the word for it
+        *,
+        dtype: Precision | torch.dtype | None = None,
+        example: Example | None = None,
+        dynamic_batch: bool = True,
+    ) -> None:
+        """Write the student, and nothing else, as a file of its own; at any time, also in the middle of a fit.
+
+        Args:
+            path: File to write: ``.pt`` or ``.pth`` (state dict), ``.safetensors``, ``.pt2`` (torch.export), ``.onnx``.
+            format: What to write; by default told by the ending of the path.
+            dtype: Format of the weights, and of a program's floating inputs; by default the student's own.
+            example: Inputs to make a ``.pt2`` or ``.onnx`` with; by default ``example_input_array``, or zeros of the
+                sizes that the training data had at the beginning of the fit.
+            dynamic_batch: Whether a ``.pt2`` or ``.onnx`` takes any batch size.
+
+        Raises:
+            ValueError: As :func:`lightning_kd.export_student` does.
+        """
+        if example is None:
+            example = self.run.example() if self.example_input_array is None else self.example_input_array
+        export_student(self.student, path, format, dtype=dtype, example=example, dynamic_batch=dynamic_batch)
 
     @_restricted_classmethod
     def load_from_checkpoint(

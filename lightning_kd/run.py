@@ -14,11 +14,13 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_kd import per_process, random_state
+from lightning_kd.batches import Batch
 from lightning_kd.capture import Record, is_compiled, original
 from lightning_kd.checkpoint import CHECKPOINT_KEY
 from lightning_kd.checkpoint_io import write_whole_checkpoints
 from lightning_kd.checks import check_learns
 from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
+from lightning_kd.example_inputs import zeros_for
 from lightning_kd.idle import touch, unreached, without_gradient
 from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
@@ -69,6 +71,7 @@ class DistillationRun:
     def go_on_from(self, earlier: "DistillationRun") -> None:
         """Take over what the losses were built for in an earlier run of theirs."""
         self.distiller.shapes = earlier.distiller.shapes
+        self.distiller.inputs = earlier.distiller.inputs
         self._dataset = earlier._dataset
 
     def join(self, trainer: Trainer) -> None:
@@ -395,6 +398,10 @@ class DistillationRun:
         if not module.trainer.barebones:
             module.log_dict(values, prog_bar=True, sync_dist=True)
 
+    def example(self) -> Batch | None:
+        """Return zeros of the sizes that the student was called with when the losses were built, if that was so."""
+        return None if self.distiller.inputs is None else zeros_for(self.distiller.inputs)
+
     def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Write into a checkpoint, as plain data, what resuming needs beside weights; every process must call this.
 
@@ -406,6 +413,7 @@ class DistillationRun:
         plain = None if shapes is None else {r: {n: list(s) for n, s in of.items()} for r, of in shapes.items()}
         checkpoint[CHECKPOINT_KEY] = {
             "shapes": plain,
+            "inputs": self.distiller.inputs,
             "layers": {
                 name: {"student": loss.student, "teacher": loss.teacher}
                 for name, loss in self.distiller.named_leaves()
@@ -444,6 +452,7 @@ class DistillationRun:
             if trainer.strategy.restore_checkpoint_after_setup:  # and after the fit has begun
                 self._resumed = self._take_up_process()
             self.teacher_accuracy = saved["teacher_accuracy"]
+        self.distiller.inputs = saved["inputs"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
             stage.length, stage.unit = length, unit
         if saved["shapes"] is not None and self.distiller.shapes is None:

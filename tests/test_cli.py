@@ -2,7 +2,6 @@
 
 import re
 import runpy
-import subprocess
 import sys
 from pathlib import Path
 
@@ -145,17 +144,6 @@ def test_a_checkpoint_loads_without_arguments_and_validates_tests_and_predicts(t
         config = f"--config={EXAMPLES}/hybrid.yaml"
         again = run([stage, config, *options, "--trainer.enable_progress_bar=false", "--weights_only=true"])
         assert torch.equal(again.model.student.head.weight, loaded.student.head.weight)
-
-
-def test_export_writes_a_student_that_a_plain_model_loads(tmp_path):
-    cli = fit("hybrid", tmp_path, "--trainer.enable_checkpointing=true")
-    path = cli.trainer.checkpoint_callback.best_model_path
-    command = [sys.executable, "-m", "lightning_kd", "export", f"--checkpoint={path}"]
-    subprocess.run([*command, f"--output={tmp_path}/student.safetensors"], check=True, timeout=120)
-    from lightning_kd.data import DigitsConvNet
-
-    plain = from_checkpoint(DigitsConvNet(6), tmp_path / "student.safetensors")
-    assert torch.equal(plain.head.weight, cli.model.student.head.weight)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Sto
 
 from lightning_kd import DistillationModule
 from lightning_kd.losses import HintLoss
-from lightning_kd.teachers import from_checkpoint
 from tests import support
 
 DOORS = ["module", "callback"]
@@ -110,17 +109,6 @@ def test_a_callback_checkpoint_loads_into_the_users_module_without_the_callback(
     support.fit(user, callbacks=callbacks).save_checkpoint(tmp_path / "last.ckpt")
     loaded = support.UserModule.load_from_checkpoint(tmp_path / "last.ckpt", net=support.student())
     support.assert_same_weights(user, loaded)
-
-
-@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_the_exported_student_has_no_hooks_and_loads_into_a_plain_model(suffix, tmp_path):
-    module = support.module()
-    support.fit(module)
-    module.export(tmp_path / f"student.{suffix}")
-    plain = from_checkpoint(support.ConvNet(3), tmp_path / f"student.{suffix}").eval()
-    x = support.data().tensors[0]
-    torch.testing.assert_close(plain(x), module.student.eval()(x), rtol=0, atol=0)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.student.modules())
 
 
 @pytest.mark.parametrize("how", ["in place", "wrapped", "child"])

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lightning_kd.capture import plain_name
 from lightning_kd.checkpoint import reading
 from lightning_kd.safe_load import load_plain
 from lightning_kd.sharded_state import placed_like
@@ -39,8 +40,9 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
         tensor([[1., 1.]], requires_grad=True)
     """
     state = read_weights(path, prefix)
+    names = {plain_name(key): key for key in model.state_dict()}  # of a compiled model, others
     try:
-        model.load_state_dict(state)
+        model.load_state_dict({names.get(key, key): value for key, value in state.items()})
     except RuntimeError as error:
         raise ValueError(
             f"The weights in {os.fspath(path)!r} do not fit {type(model).__name__}; build the architecture that they "
@@ -50,7 +52,7 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
 
 def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Tensor]:
-    """Read the weights whose names begin with a prefix, which is cut off.
+    """Read the weights whose names begin with a prefix, which is cut off, under the names of a plain model.
 
     Args:
         path: As for :func:`from_checkpoint`.
@@ -60,7 +62,7 @@ def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Te
         FileNotFoundError: If there is no such file.
         ValueError: If the file breaks off in the middle, holds no state dict, or no name begins with ``prefix``.
     """
-    state = {key[len(prefix) :]: value for key, value in _read(Path(path)) if key.startswith(prefix)}
+    state = {plain_name(key[len(prefix) :]): value for key, value in _read(Path(path)) if key.startswith(prefix)}
     if not state:
         raise ValueError(f"No weight in {str(path)!r} has a name that begins with {prefix!r}.")
     return state

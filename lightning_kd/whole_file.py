@@ -1,0 +1,41 @@
+"""Files that have their name only when they are whole."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(target: Path) -> Iterator[BinaryIO]:
+    """Open a file to write to that takes the place of ``target`` when the block ends, in one step.
+
+    If the block fails, nothing has changed. What a killed process leaves is a hidden file ``.NAME.part``, which the
+    next file of that name overwrites.
+
+    Args:
+        target: Path of the file; its folder is made if it is not there.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "new" / "a.txt"
+        ...     with whole_file(path) as file:
+        ...         number = file.write(b"text")
+        ...         before = path.exists()
+        ...     before, path.read_bytes()
+        (False, b'text')
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # without underscores: on SLURM, Lightning takes every name with "hpc_ckpt_" in it for a checkpoint
+    part = target.with_name(f".{target.name.replace('_', '-')}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
