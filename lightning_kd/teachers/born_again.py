@@ -1,7 +1,7 @@
 """Born-again networks: the student of one generation teaches the next."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING, Any, final
 
 import torch
@@ -111,7 +111,7 @@ class BornAgain(TeacherSource):
         if self.ensemble:
             self._kept.append(_on_cpu(student))
         if self.make_student is None:
-            reset_weights(student)
+            reset_weights(student, but=run.distiller.losses.modules())
         else:
             student.load_state_dict(self.make_student().state_dict())
         same_everywhere(student)
@@ -159,19 +159,21 @@ class BornAgain(TeacherSource):
             teacher.ready = True
 
 
-def reset_weights(network: nn.Module) -> None:
+def reset_weights(network: nn.Module, *, but: Iterable[nn.Module] = ()) -> None:
     """Draw fresh weights for every layer, as its ``reset_parameters`` does.
 
     Args:
         network: The network, changed in place.
+        but: Layers that are left as they are, such as losses that a network holds.
 
     Raises:
         MisconfigurationException: If a parameter belongs to a layer without ``reset_parameters``.
     """
-    _check_resettable(network)
+    left = set(but)
+    _check_resettable(network, left)
     with torch.no_grad():
         for layer in network.modules():
-            reset = _reset_of(layer)
+            reset = None if layer in left else _reset_of(layer)
             if reset is not None:
                 reset()
 
@@ -181,12 +183,12 @@ def _reset_of(layer: nn.Module) -> Callable[[], object] | None:
     return reset if callable(reset) else None
 
 
-def _check_resettable(network: nn.Module) -> None:
+def _check_resettable(network: nn.Module, left: Collection[nn.Module] = ()) -> None:
     own = [
         f"{name}.{key}".lstrip(".")
         for name, layer in network.named_modules()
         for key, _ in layer.named_parameters(recurse=False)
-        if _reset_of(layer) is None
+        if layer not in left and _reset_of(layer) is None
     ]
     if own:
         raise MisconfigurationException(

@@ -98,14 +98,16 @@ class EMATeacher(TeacherSource):
         student, held = self.pair()
         teacher = held.module
         decay = min(self.decay, 1.0 - 1.0 / (self.steps + 1)) if self.warmup else self.decay
-        for (name, average), weight in zip(teacher.named_parameters(), student.parameters(), strict=True):
+        weights, statistics = dict(student.named_parameters()), dict(student.named_buffers())
+        for name, average in teacher.named_parameters():  # the student may hold the losses besides
+            weight = weights[name]
             if average.dtype in (torch.float16, torch.bfloat16):
                 wide = self._wide.setdefault(name, average.float())
                 average.copy_(wide.lerp_(weight.float(), 1.0 - decay))
             else:
                 average.lerp_(weight.to(average.dtype), 1.0 - decay)
-        for statistic, current in zip(teacher.buffers(), student.buffers(), strict=True):
-            statistic.copy_(current)
+        for name, statistic in teacher.named_buffers():
+            statistic.copy_(statistics[name])
         same_everywhere(teacher, buffers_only=True)
 
     def state_dict(self) -> dict[str, Any]:
