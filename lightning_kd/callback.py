@@ -9,6 +9,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
@@ -135,6 +136,11 @@ class DistillationCallback(Callback):
             raise MisconfigurationException(
                 "DistillationCallback adds to the loss that training_step returns, which manual optimization ignores. "
                 "Set automatic_optimization = True, or subclass DistillationModule."
+            )
+        if stage == "fit" and is_param_in_hook_signature(pl_module.training_step, "dataloader_iter", explicit=True):
+            raise MisconfigurationException(
+                "A training_step(dataloader_iter) takes its batches itself, where DistillationCallback does not see "
+                "them. Write training_step(batch, batch_idx)."
             )
         build = functools.partial(self._build, trainer, pl_module, stage)
         if is_overridden("configure_model", pl_module):
@@ -292,6 +298,8 @@ class DistillationCallback(Callback):
             self._run.save(trainer, checkpoint)
             if not is_sharded(self.losses):
                 checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
+            if mesh_of(trainer) is None:  # where a module writes its own state_dict
+                _drop_losses(pl_module, checkpoint["state_dict"], "", {})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the losses' weights out of a checkpoint that this callback has written."""

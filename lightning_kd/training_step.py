@@ -1,12 +1,12 @@
 """Ask a training step, without letting it run, what it calls the student with."""
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 from lightning_kd.capture import Record
@@ -109,7 +109,7 @@ def inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
 
 def _step(pl_module: LightningModule, batch: Any) -> object:
     step = pl_module.training_step
-    return step(*(batch, 0)[: len(inspect.signature(step).parameters)])
+    return step(batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else step(batch)
 
 
 @contextmanager

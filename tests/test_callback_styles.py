@@ -9,8 +9,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback
-from lightning_kd.losses import KDLoss
-from lightning_kd.teachers import EMATeacher
+from lightning_kd.capture import original
+from lightning_kd.losses import KDLoss, VIDLoss
+from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import styles, support
 
 pytestmark = pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")  # as one style means it
@@ -24,7 +25,7 @@ def fit(module, data=None, seed=11, ckpt_path=None, **options):
     made = support.trainer(**options)
     torch.manual_seed(seed)
     rows = support.data() if data is None else data()
-    val = DataLoader(rows, batch_size=8) if is_overridden("validation_step", module) else None
+    val = DataLoader(rows, batch_size=8) if is_overridden("validation_step", original(module)) else None
     made.fit(module, DataLoader(rows, batch_size=8, shuffle=True), val, ckpt_path=ckpt_path)
     return made
 
@@ -63,6 +64,9 @@ def test_with_no_weight_it_changes_nothing(style):
     watched, alone = distil(style, weight=0.0), untouched(style)
     support.assert_same_weights(watched, alone)
     assert plain(watched) == plain(alone)
+    assert vars(watched).keys() == vars(alone).keys()
+    assert [name for name, _ in watched.named_modules()] == [name for name, _ in alone.named_modules()]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in watched.modules())
 
 
 @pytest.mark.parametrize("style", styles.BY_NAME.values(), ids=styles.BY_NAME)
@@ -94,6 +98,17 @@ def test_a_network_made_late_teaches_itself():
     fit(made, callbacks=[source, DistillationCallback(None, [kd()])])
     assert source.student is made.net
     assert source.steps == 6
+
+
+@pytest.mark.parametrize("source", [EMATeacher(decay=0.5), BornAgain(generations=2)], ids=["mean", "born again"])
+def test_a_module_that_is_the_network_teaches_itself_beside_losses_with_parameters(source):
+    made = styles.BackboneAndHead()
+    callback = DistillationCallback(None, [kd(), VIDLoss("backbone", "backbone")], student="")
+    fit(made, callbacks=[source, callback])
+    assert [name for name, _ in source.teacher.module.named_parameters()] == [
+        name for name, _ in made.named_parameters()
+    ]
+    assert not torch.equal(source.teacher.module.head.weight, styles.BackboneAndHead().head.weight)
 
 
 def test_what_others_put_on_the_module_is_there_afterwards():
@@ -186,3 +201,59 @@ def test_a_step_that_stops_calling_the_student_is_refused():
 
     with pytest.raises(RuntimeError, match="did not call the student"):
         fit(Sometimes(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
+
+
+@pytest.mark.filterwarnings("ignore:You are using the `dataloader_iter` step flavor:UserWarning")
+def test_a_step_that_takes_the_iterator_is_refused_with_the_remedy():
+    class Iterating(support.UserModule):
+        def training_step(self, dataloader_iter):
+            batch, batch_idx, _ = next(dataloader_iter)
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(MisconfigurationException, match=r"Write training_step\(batch, batch_idx\)"):
+        fit(Iterating(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
+
+
+@pytest.mark.parametrize("output", [{"logits": 1}, (1, 2)])
+def test_what_the_trainer_refuses_of_a_step_is_the_trainers_to_refuse(output):
+    class Odd(support.UserModule):
+        def training_step(self, batch, batch_idx):
+            self.net(batch[0])
+            return output
+
+    messages = []
+    for callbacks in ([], [DistillationCallback(support.teacher(), [kd()])]):
+        with pytest.raises(MisconfigurationException) as caught:
+            fit(Odd(support.student()), callbacks=callbacks)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_a_checkpoint_that_the_module_fills_itself_holds_no_loss(tmp_path):
+    class Trainable(support.UserModule):
+        def state_dict(self):
+            return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    callbacks = [DistillationCallback(support.teacher(), support.default_losses()), support.SaveEveryStep(tmp_path)]
+    made = Trainable(support.student())
+    fit(made, callbacks=callbacks, max_epochs=1)
+    saved = torch.load(tmp_path / "3.ckpt", weights_only=True)
+    assert list(saved["state_dict"]) == [name for name, _ in made.named_parameters()]
+    assert len(saved["lightning_kd"]["losses"]) == 2
+
+
+def test_a_compiled_module_is_distilled_as_an_eager_one():
+    eager, compiled = Quiet(support.student()), Quiet(support.student())
+    for made in (eager, torch.compile(compiled, backend="aot_eager")):
+        fit(made, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
+    support.assert_same_weights(eager, compiled)
+
+
+class Quiet(support.UserModule):
+    """Logs nothing, which a compiled step cannot."""
+
+    def training_step(self, batch, batch_idx):
+        return self.criterion(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch[0])
