@@ -8,6 +8,8 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
@@ -23,7 +25,7 @@ from lightning_kd import batches
 from lightning_kd.batches import Batch
 from lightning_kd.checkpoint import check_same_architecture
 from lightning_kd.configurable import describe, restore
-from lightning_kd.distiller import Distiller
+from lightning_kd.distiller import Distiller, device_of
 from lightning_kd.example_inputs import Example
 from lightning_kd.export import Format, export_student
 from lightning_kd.losses.base import DistillationLoss
@@ -32,7 +34,7 @@ from lightning_kd.precision import Precision, dtype_of
 from lightning_kd.probe import probe_batch
 from lightning_kd.run import DistillationRun
 from lightning_kd.safe_load import check_class_names, load_plain
-from lightning_kd.schedules import Scalar, Schedule, extremes
+from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
 from lightning_kd.sharded_state import is_sharded
 from lightning_kd.sharding import after_configure_model, mesh_of, restore_configure_model, shard
 from lightning_kd.teachers import FrozenTeacher
@@ -155,6 +157,65 @@ class DistillationModule(LightningModule):
         offload_policy=CPUOffloadPolicy())``, or to do nothing: each process then holds the whole teacher.
         """
         shard(teacher, mesh, reshard_after_forward=True)
+
+    # A training loop of your own, in place of the Trainer's
+
+    def prepare(self, batch: Any) -> None:
+        """Build the losses for the sizes of a batch; only where no Trainer does it, such as in a loop with Fabric.
+
+        Call it before :meth:`configure_optimizers`, so that the optimizer knows the losses' parameters. Then
+        :meth:`training_step` returns the whole loss of a batch. A loss that needs each sample's row asks for its
+        ``set_dataset`` first, and one with a first stage for its ``stage_length``.
+
+        Args:
+            batch: A batch of the training data.
+
+        Raises:
+            ValueError: If a loss cannot work on these sizes, needs a teacher and there is none, or has a first stage
+                of a length that only a Trainer could tell.
+
+        Example:
+            >>> from functools import partial
+            >>> from lightning.fabric import Fabric
+            >>> from lightning_kd.losses import KDLoss
+            >>> fabric = Fabric(accelerator="cpu", devices=1)
+            >>> module = DistillationModule(
+            ...     nn.Linear(4, 3),
+            ...     teacher=nn.Linear(4, 3),
+            ...     losses=[KDLoss(temperature=4.0, weight=0.9)],
+            ...     task_loss=nn.CrossEntropyLoss(),
+            ...     optimizer=partial(torch.optim.SGD, lr=0.05),
+            ... )
+            >>> batches = [(torch.randn(8, 4), torch.randint(0, 3, (8,))) for _ in range(2)]
+            >>> module.prepare(batches[0])
+            >>> model, optimizer = fabric.setup(module, module.configure_optimizers())
+            >>> for step, batch in enumerate(batches):
+            ...     module.set_moment(step)
+            ...     with fabric.autocast():
+            ...         loss = model.training_step(batch, step)
+            ...     fabric.backward(loss)
+            ...     optimizer.step()
+            ...     optimizer.zero_grad()
+            >>> list(module.run.log.flush())  # the means since the last call
+            ['loss', 'task', 'kd']
+        """
+        open_ended = [name for name, loss in self.distiller.named_leaves() if loss.stage and loss.stage.length is None]
+        if open_ended:
+            raise ValueError(
+                f"The first stage of {open_ended} is by default a tenth of the Trainer's run, but there is no Trainer; "
+                "give stage_length."
+            )
+        batch = move_data_to_device(batch, device_of(self.student))
+        self.distiller.prepare(batch, self._call_student, self)
+
+    def set_moment(self, step: int, epoch: int = 0) -> None:
+        """Tell schedules and stages how far a loop of your own has come; a Trainer tells them itself.
+
+        Args:
+            step: Number of optimizer steps done.
+            epoch: Number of epochs done.
+        """
+        self.run.set_moment(Moment(step, epoch))
 
     # Training
 

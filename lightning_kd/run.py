@@ -251,14 +251,25 @@ class DistillationRun:
         if not self.follows_time:
             return
         moment = self.moment(module)
-        self._task_weight_now = value_at(self.task_weight, moment)
-        self.distiller.set_moment(moment)
-        self._staged = self.distiller.stage_at(moment)
+        self.set_moment(moment)
         for _, loss in self._staged:
             if loss.stage is not None and loss.stage.lr is not None:
                 OptimizerStart.set_lr(trainer, loss.stage.lr)
         if not self._staged and self._leaves_stages(moment, batch_idx):
             self.restart_optimizers(trainer)
+
+    def set_moment(self, moment: Moment) -> None:
+        """Tell the losses how far the run has come."""
+        self._task_weight_now = value_at(self.task_weight, moment)
+        self.distiller.set_moment(moment)
+        self._staged = self.distiller.stage_at(moment)
+
+    def _forget_steps(self) -> None:
+        """Take back what an earlier fit, or one that was broken off, has left."""
+        self.log = PartLog()
+        self.origin = Moment()
+        self.set_moment(Moment())
+        self._staged = []
 
     def moment(self, module: LightningModule, steps_ago: int = 0) -> Moment:
         """Return how far the run has come since its beginning, or that of its generation."""
