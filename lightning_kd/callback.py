@@ -376,6 +376,8 @@ class DistillationCallback(Callback):
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
+            if not run.begun:  # a tuner's trial comes before on_fit_start
+                self._place_teacher(pl_module.trainer)
             if run.leaves_out_student:
                 record = inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
                 return run.training_loss(pl_module, batch, [record], None)

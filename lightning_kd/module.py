@@ -115,6 +115,9 @@ class DistillationModule(LightningModule):
         self.make_optimizer = optimizer
         self.make_lr_scheduler = lr_scheduler
         self.lr_interval = lr_interval
+        self.lr: float | None = None
+        """Learning rate in place of the optimizer's own; a learning rate finder sets it, and so may you."""
+        self._lr_at_setup: float | None = None
         dtype = dtype_of(teacher_dtype)
         held = None if teacher is None else FrozenTeacher(teacher, dtype, teacher_weights)
         self.distiller = Distiller(student, held, self.losses, self)
@@ -221,6 +224,7 @@ class DistillationModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Learn the sizes from one small batch and build the losses."""
+        self._lr_at_setup = self.lr
         self.run.join(self.trainer)
         if mesh_of(self.trainer) is not None:
             after_configure_model(self, partial(self.run.split, self.trainer, self.shard_student))
@@ -246,16 +250,27 @@ class DistillationModule(LightningModule):
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
         trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
         optimizer = self.make_optimizer(trainable)
+        if self.lr is not None:
+            optimizer.defaults["lr"] = self.lr
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
         if self.make_lr_scheduler is None:
             return optimizer
         scheduler = self.make_lr_scheduler(optimizer)
+        if self.lr is not None and any(group.get("initial_lr", self.lr) != self.lr for group in optimizer.param_groups):
+            raise MisconfigurationException(
+                f"lr={self.lr:g} has no effect, since {type(scheduler).__name__} sets the learning rates itself; give "
+                "the scheduler the rate (such as max_lr), and leave out lr or the learning rate finder."
+            )
         config = {"scheduler": scheduler, "interval": self.lr_interval}
         if hasattr(scheduler, "monitor"):
             config["monitor"] = scheduler.monitor
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
 
     def on_fit_start(self) -> None:
-        """Take up a resumed run where it stopped."""
+        """Take up a resumed run where it stopped, with the learning rate that a finder has set since set-up."""
+        if self.lr != self._lr_at_setup:  # a scheduler knows the rates that it was made with
+            self.trainer.strategy.setup_optimizers(self.trainer)
         self.run.fit_start(self)
 
     def on_train_start(self) -> None:

@@ -55,6 +55,8 @@ class DistillationRun:
         self.teacher_accuracy: float | None = None
         self.origin = Moment()
         """Where schedules and stages count from: the beginning of the fit, or of a generation."""
+        self.begun = True
+        """Whether steps are those of the training; between set-up and the fit's start they are a tuner's trials."""
         self._processes: list[dict[str, Any]] = []
         self._resumed: dict[str, Any] | None = None
         self._data_start: dict[str, Any] = {}
@@ -130,6 +132,8 @@ class DistillationRun:
             batch: A small batch, on the student's device.
             call_student: Calls the student once on that batch.
         """
+        self.begun, self._processes, self.teacher_accuracy = False, [], None
+        self._forget_steps()
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
         settle_stages(self.distiller.named_leaves(), trainer)
@@ -193,6 +197,7 @@ class DistillationRun:
         self.place_teacher()
         self._maybe_idle = self._sharded or is_compiled(self.distiller.student)
         self._start = OptimizerStart(module.trainer)
+        self.begun = True
         self._resumed = self._take_up_process()
         check_learns(self.distiller.student)
         if self._resumed is not None:
@@ -245,6 +250,8 @@ class DistillationRun:
 
     def start_batch(self, module: LightningModule, batch_idx: int) -> None:
         """Begin a generation or leave a stage where it is due, and tell the losses how far the run has come."""
+        if not self.begun:
+            return
         trainer = module.trainer
         if self._source is not None:
             self._source.start_batch(self, trainer, module, batch_idx)
@@ -277,7 +284,7 @@ class DistillationRun:
 
     def was_in_stage(self, module: LightningModule) -> bool:
         """Whether the last step belonged to a stage before the main training."""
-        return self.follows_time and bool(self.distiller.stage_at(self.moment(module, steps_ago=1)))
+        return self.begun and self.follows_time and bool(self.distiller.stage_at(self.moment(module, steps_ago=1)))
 
     @property
     def leaves_out_student(self) -> bool:
@@ -319,7 +326,8 @@ class DistillationRun:
             if loss.details and name in counted:
                 counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         try:
-            self.log.add(total, counted, module.global_step)
+            if self.begun:
+                self.log.add(total, counted, module.global_step)
         except FloatingPointError as error:
             if total.isfinite():  # an earlier step's, of which nothing is left to look at
                 raise
@@ -439,7 +447,7 @@ class DistillationRun:
     def _process_state(self, trainer: Trainer) -> dict[str, Any]:
         return {
             "random_state": random_state.current(),
-            "data_start": self._data_start,
+            "data_start": self._data_start if self.begun else random_state.current(),
             "log": self.log.state(),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "gradients": unfinished_gradients(trainer),

@@ -1,5 +1,6 @@
 """Small networks, data and Trainers that the tests share."""
 
+import csv
 import inspect
 import os
 import signal
@@ -174,6 +175,14 @@ def killed(work):
     assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+class Batches(list):
+    """Batches that are already made; unlike a DataLoader of them it draws no random number."""
+
+    def __init__(self, ready, dataset=None):
+        super().__init__(ready)
+        self.dataset = dataset
+
+
 def batches(*ready):
     """A loader of batches that are already made."""
     return DataLoader(list(ready), batch_size=None)
@@ -236,6 +245,13 @@ def fit(lightning_module, seed=11, train=None, val=None, ckpt_path=None, **optio
     torch.manual_seed(seed)
     made.fit(lightning_module, train or loader(shuffle=True), val or loader(), ckpt_path=ckpt_path)
     return made
+
+
+def rows(logger):
+    """The lines that a CSVLogger has written, with the values that each has."""
+    logger.save()
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def assert_same_weights(one, other):

@@ -1,6 +1,5 @@
 """What is logged, when, and under which name."""
 
-import csv
 import math
 
 import pytest
@@ -13,18 +12,12 @@ from lightning_kd.report import DistillationSummary
 from tests import support
 
 
-def rows(logger):
-    logger.save()
-    with open(f"{logger.log_dir}/metrics.csv") as file:
-        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-
-
 @pytest.mark.parametrize("door", ["module", "callback"])
 def test_each_part_is_logged_by_name_every_n_steps_and_the_rest_at_the_end(door, tmp_path):
     logger = CSVLogger(tmp_path)
     made, callbacks = support.through(door)
     support.fit(made, callbacks=callbacks, logger=logger, max_epochs=2, log_every_n_steps=2)
-    written = [row for row in rows(logger) if "train/loss" in row]
+    written = [row for row in support.rows(logger) if "train/loss" in row]
     assert [row["step"] for row in written] == [1, 2, 3, 5]  # 3 steps an epoch: steps 1, 3 and 5, epoch ends 2 and 5
     for row in written:
         expected = row["train/task"] + 0.9 * row["train/kd"] + 2.0 * row["train/hint"]
@@ -47,7 +40,7 @@ def test_progress_bar_and_callbacks_see_the_loss_of_each_log_line(door, tmp_path
     logger, watch = CSVLogger(tmp_path), Watch()
     made, callbacks = support.through(door)
     support.fit(made, callbacks=[*callbacks, watch], logger=logger, max_epochs=1, log_every_n_steps=2)
-    loss = next(row["train/loss"] for row in rows(logger) if row["step"] == 1)
+    loss = next(row["train/loss"] for row in support.rows(logger) if row["step"] == 1)
     assert watch.shown[0] == [None, None]
     assert watch.shown[1] == [pytest.approx(loss), pytest.approx(loss)]
 
@@ -57,7 +50,7 @@ def test_teacher_accuracy_is_logged_once_and_agreement_at_every_validation(door,
     logger = CSVLogger(tmp_path)
     made, callbacks = support.through(door)
     support.fit(made, callbacks=callbacks, logger=logger, max_epochs=3, num_sanity_val_steps=2)
-    written = rows(logger)
+    written = support.rows(logger)
     x, y = support.data().tensors
     with torch.no_grad():
         expected = (support.teacher().eval()(x).argmax(1) == y).float().mean()
