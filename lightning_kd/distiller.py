@@ -483,3 +483,8 @@ def device_of(module: nn.Module) -> torch.device:
     """Return the device of a module's first parameter, the CPU if it has none."""
     tensor = next(module.parameters(), None)
     return torch.device("cpu") if tensor is None else tensor.device
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())

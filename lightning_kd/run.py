@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelSummary, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -19,7 +19,7 @@ from lightning_kd.capture import Record, is_compiled, original
 from lightning_kd.checkpoint import CHECKPOINT_KEY
 from lightning_kd.checkpoint_io import write_whole_checkpoints
 from lightning_kd.checks import check_learns
-from lightning_kd.distiller import Distiller, Shapes, device_of, weighted_sum
+from lightning_kd.distiller import Distiller, Shapes, device_of, num_parameters, weighted_sum
 from lightning_kd.example_inputs import zeros_for
 from lightning_kd.idle import touch, unreached, without_gradient
 from lightning_kd.losses.base import DistillationLoss, add_up
@@ -208,6 +208,13 @@ class DistillationRun:
             rank_zero_warn(
                 "The student is in eval mode, so its BatchNorm and dropout layers will not train; "
                 "call student.train() before fit unless you froze them on purpose."
+            )
+        teacher, callbacks = self.distiller.teacher, module.trainer.callbacks  # type: ignore[attr-defined]
+        if teacher is not None and any(isinstance(callback, ModelSummary) for callback in callbacks):
+            rank_zero_info(
+                f"The teacher, {type(original(teacher.module)).__name__} with "
+                f"{num_parameters(teacher.module):,} parameters, is frozen and no part of the module, so it is not in "
+                "the summary."
             )
 
     def train_start(self, module: LightningModule) -> None:

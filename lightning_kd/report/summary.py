@@ -1,9 +1,9 @@
 """The table at the end of a run: who is how good, how small, and which part of the loss weighs how much."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 
 from lightning_kd.callback import DistillationCallback
+from lightning_kd.distiller import num_parameters
 from lightning_kd.module import DistillationModule
 from lightning_kd.run import DistillationRun
 
@@ -50,13 +50,13 @@ def summary_table(run: DistillationRun) -> str:
         run: The run, after at least one evaluation.
     """
     distiller, results = run.distiller, run.results
-    student = _count(distiller.student)
+    student = num_parameters(distiller.student)
     lines = []
     if distiller.teacher is None:
         lines += [_row("", "student"), _row("accuracy", _percent(results.get("accuracy")))]
         lines += [_row("parameters", f"{student:,}")]
     else:
-        teacher = _count(distiller.teacher.module)
+        teacher = num_parameters(distiller.teacher.module)
         lines += [_row("", "teacher", "student")]
         lines += [
             _row("accuracy", _percent(results.get("teacher_accuracy")), _percent(results.get("accuracy"))),
@@ -76,7 +76,3 @@ def _row(name: str, *cells: str) -> str:
 
 def _percent(fraction: float | None) -> str:
     return "-" if fraction is None else f"{100 * fraction:.1f} %"
-
-
-def _count(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
