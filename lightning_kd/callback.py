@@ -214,6 +214,10 @@ class DistillationCallback(Callback):
         """Bring the teacher to the student's device."""
         self._place_teacher(trainer)
 
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(pl_module)
+
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
@@ -229,12 +233,16 @@ class DistillationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Compare student and teacher on what the student was called with."""
-        self._evaluate(trainer, batch)
+        """Log val/agreement, and once val/teacher_accuracy, of what the student was called with."""
+        self._evaluate(trainer, pl_module, batch, "val", dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log val/agreement, and once val/teacher_accuracy."""
-        self.run.log_evaluation(pl_module, "val", with_student=False)
+        """Keep what the validation gave."""
+        self.run.end_evaluation(pl_module)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(pl_module)
 
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -251,12 +259,12 @@ class DistillationCallback(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Compare student and teacher on what the student was called with."""
-        self._evaluate(trainer, batch)
+        """Log test/agreement and test/teacher_accuracy of what the student was called with."""
+        self._evaluate(trainer, pl_module, batch, "test", dataloader_idx)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log test/agreement and test/teacher_accuracy."""
-        self.run.log_evaluation(pl_module, "test", with_student=False)
+        """Keep what the test gave."""
+        self.run.end_evaluation(pl_module)
 
     # State
 
@@ -412,7 +420,7 @@ class DistillationCallback(Callback):
         if teacher is not None and teacher.dtype is None:
             teacher.module = trainer.precision_plugin.convert_module(teacher.module)
 
-    def _evaluate(self, trainer: Trainer, batch: Any) -> None:
+    def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prefix: str, loader: int) -> None:
         record, self._record = self._record, None
         if record is None or not record.called:
             return
@@ -422,7 +430,7 @@ class DistillationCallback(Callback):
             target = None
         with trainer.precision_plugin.forward_context():
             for call in self.run.distiller.capture.counted():
-                self.run.evaluate(batch, call, target)
+                self.run.evaluate(pl_module, batch, call, target, prefix=prefix, loader=loader, with_student=False)
         self.run.distiller.capture.stop()
 
 

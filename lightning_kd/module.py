@@ -136,7 +136,27 @@ class DistillationModule(LightningModule):
     # What users override
 
     def unpack_batch(self, batch: Any) -> Batch:
-        """Take a batch apart; override for batches that are not x, (x, y), (x, y, index) or a dictionary."""
+        """Take a batch apart; override for batches that are not x, (x, y), (x, y, index) or a dictionary.
+
+        Args:
+            batch: A batch of training, validation, test or prediction data.
+
+        Example:
+            Unlabelled data beside labelled data, from ``trainer.fit(module, {"labelled": ..., "unlabelled": ...})``:
+            the task's loss is of the labelled rows, distillation of all.
+
+            >>> class SemiSupervised(DistillationModule):
+            ...     def unpack_batch(self, batch):
+            ...         if not isinstance(batch, dict):  # validation data
+            ...             return super().unpack_batch(batch)
+            ...         (x, y), more = batch["labelled"], batch["unlabelled"]
+            ...         hidden = y.new_full((len(more),), -100)  # what CrossEntropyLoss leaves out
+            ...         return Batch(args=(torch.cat((x, more)),), target=torch.cat((y, hidden)))
+            >>> module = SemiSupervised(nn.Linear(4, 3), task_loss=nn.CrossEntropyLoss())
+            >>> batch = {"labelled": (torch.zeros(2, 4), torch.tensor([2, 0])), "unlabelled": torch.zeros(1, 4)}
+            >>> module.unpack_batch(batch).target
+            tensor([   2,    0, -100])
+        """
         return batches.unpack_batch(batch)
 
     def teacher_inputs(
@@ -310,21 +330,29 @@ class DistillationModule(LightningModule):
 
     # Evaluation
 
+    def on_validation_epoch_start(self) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(self)
+
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare student and teacher."""
-        self._evaluate(batch, "val")
+        """Log val/loss, val/accuracy, val/agreement, and once val/teacher_accuracy."""
+        self._evaluate(batch, "val", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
-        """Log val/accuracy, val/agreement, and once val/teacher_accuracy."""
-        self.run.log_evaluation(self, "val", with_student=True)
+        """Keep what the validation gave."""
+        self.run.end_evaluation(self)
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(self)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Compare student and teacher."""
-        self._evaluate(batch, "test")
+        """Log test/loss, test/accuracy, test/agreement and test/teacher_accuracy."""
+        self._evaluate(batch, "test", dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """Log test/accuracy, test/agreement and test/teacher_accuracy."""
-        self.run.log_evaluation(self, "test", with_student=True)
+        """Keep what the test gave."""
+        self.run.end_evaluation(self)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return the student's logits, or its whole output if it has none."""
@@ -439,11 +467,11 @@ class DistillationModule(LightningModule):
         value = task_loss(logits, torch.where(labelled, target, 0))
         return value.mul(labelled)
 
-    def _evaluate(self, batch: Any, prefix: str) -> None:
+    def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
         with self.distiller.recording() as record:
             unpacked = self.unpack_batch(batch)
             output = self.student(*unpacked.args, **unpacked.kwargs)
-            self.run.evaluate(batch, record, unpacked.target)
+            self.run.evaluate(self, batch, record, unpacked.target, prefix=prefix, loader=loader, with_student=True)
             if self.task_loss is not None and unpacked.target is not None:
                 task = self._task(output, unpacked.target)
                 if task is not None and not self.trainer.barebones:

@@ -78,7 +78,8 @@ class PartLog:
 
     @property
     def epoch_means(self) -> dict[str, float]:
-        """Means of the steps of this epoch that have been added up, by name."""
+        """Means of the steps of this epoch, by name."""
+        self._add_up()
         return self._epoch.means()
 
     def state(self) -> dict[str, Any]:

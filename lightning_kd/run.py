@@ -50,8 +50,10 @@ class DistillationRun:
         """Whether a weight or a loss changes over the run."""
         self._task_weight_now = value_at(task_weight, Moment())
         self.log = PartLog()
-        self.comparison = Comparison()
+        self.comparisons: dict[int, Comparison] = {}
+        """Student against teacher in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
+        """What the last evaluation gave, on its first data loader."""
         self.teacher_accuracy: float | None = None
         self.origin = Moment()
         """Where schedules and stages count from: the beginning of the fit, or of a generation."""
@@ -403,26 +405,65 @@ class DistillationRun:
             (name, weights[name], mean, weights[name] * mean / total) for name, mean in means.items() if name in weights
         ]
 
-    def evaluate(self, batch: Any, record: Record, target: Tensor | None) -> None:
-        """Compare the student's recorded call with the teacher on one batch."""
+    def start_evaluation(self, module: LightningModule) -> None:
+        """Begin an evaluation anew, whatever became of the last one, and show callbacks the epoch's means so far.
+
+        A checkpoint or a stop that watches a training loss is decided when the validation ends, which is before the
+        epoch does.
+        """
+        self.comparisons = {}
+        trainer = module.trainer
+        means = self.log.epoch_means if trainer.state.fn == TrainerFn.FITTING else {}
+        if not means or trainer.barebones:
+            return
+        values = torch.tensor(list(means.values()), device=module.device)
+        values = trainer.strategy.reduce(values, reduce_op="mean")
+        trainer.callback_metrics.update({f"train/{name}": value for name, value in zip(means, values, strict=True)})
+
+    def evaluate(
+        self,
+        module: LightningModule,
+        batch: Any,
+        record: Record,
+        target: Tensor | None,
+        *,
+        prefix: str,
+        loader: int,
+        with_student: bool,
+    ) -> None:
+        """Compare the student's recorded call with the teacher on one batch, and log what the comparison will give.
+
+        With several data loaders each has names of its own, which end as those of everything that is logged in an
+        evaluation step: ``val/agreement/dataloader_idx_1``.
+
+        Args:
+            module: The module that is evaluated.
+            batch: The batch.
+            record: The student's recorded call.
+            target: The batch's target, ``None`` without one.
+            prefix: What the names begin with, ``"val"`` or ``"test"``.
+            loader: Number of the data loader.
+            with_student: Whether to log the student's accuracy too.
+        """
         seen = self.distiller.run_teacher(batch, record)
         logits_of = self.distiller.hooks.logits_of
         teacher_logits = logits_of(seen.output) if seen.called else None
-        self.comparison.update(logits_of(record.output), teacher_logits, target)
+        comparison = self.comparisons.setdefault(loader, Comparison())
+        comparison.update(logits_of(record.output), teacher_logits, target)
+        if module.trainer.barebones:
+            return
+        fitting = module.trainer.state.fn == TrainerFn.FITTING
+        for name, metric in comparison.updated().items():
+            told = name == "teacher_accuracy" and fitting and self.teacher_accuracy is not None
+            if not told and (with_student or name != "accuracy"):
+                module.log(f"{prefix}/{name}", metric, prog_bar=True, metric_attribute=name)
 
-    def log_evaluation(self, module: LightningModule, prefix: str, *, with_student: bool) -> None:
-        """Log what the comparison of this evaluation gave; the teacher's accuracy only the first time in a fit."""
-        self.results = self.comparison.compute()
-        self.comparison.reset()
-        values = {f"{prefix}/{name}": value for name, value in self.results.items()}
-        if not with_student:
-            values.pop(f"{prefix}/accuracy", None)
-        if prefix == "val" and not module.trainer.sanity_checking:
-            if self.teacher_accuracy is not None:
-                values.pop("val/teacher_accuracy", None)
+    def end_evaluation(self, module: LightningModule) -> None:
+        """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
+        trainer, first = module.trainer, self.comparisons.get(0)
+        self.results = {} if first is None else first.compute()
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and self.begun:
             self.teacher_accuracy = self.results.get("teacher_accuracy", self.teacher_accuracy)
-        if not module.trainer.barebones:
-            module.log_dict(values, prog_bar=True, sync_dist=True)
 
     def example(self) -> Batch | None:
         """Return zeros of the sizes that the student was called with when the losses were built, if that was so."""

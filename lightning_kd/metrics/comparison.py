@@ -29,14 +29,13 @@ class Comparison:
             if scores is not None and reference is not None and _comparable(scores, reference):
                 self._metrics[name].to(scores.device).update(scores, reference)
 
+    def updated(self) -> dict[str, Agreement]:
+        """Return the metrics that have data, by name."""
+        return {name: metric for name, metric in self._metrics.items() if metric.update_called}
+
     def compute(self) -> dict[str, float]:
         """Return the values that have data, over all processes."""
-        return {name: float(m.compute()) for name, m in self._metrics.items() if m.update_called}
-
-    def reset(self) -> None:
-        """Begin a new evaluation."""
-        for metric in self._metrics.values():
-            metric.reset()
+        return {name: float(metric.compute()) for name, metric in self.updated().items()}
 
 
 def _comparable(scores: Tensor, reference: Tensor) -> bool:

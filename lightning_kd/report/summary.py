@@ -12,7 +12,7 @@ class DistillationSummary(Callback):
     """Print a table at the end of a fit or test: accuracies, agreement, sizes, and each loss part's share.
 
     Works with a ``DistillationModule`` and with a ``DistillationCallback``; accuracies are those of the last
-    validation (or test), shares are means over the last epoch.
+    validation (or test) on its first data loader, shares are means over the last epoch.
 
     Args:
         enabled: Whether to print.
