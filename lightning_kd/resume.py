@@ -57,8 +57,8 @@ def find_place(trainer: Trainer) -> None:
     """
     fit: Any = trainer.fit_loop
     fetcher: Any = fit._data_fetcher
-    done = fit.epoch_loop.batch_progress.current.ready
-    if fit.epoch_loop._num_ready_batches_reached() or isinstance(fetcher, _DataLoaderIterDataFetcher):
+    done = fit.epoch_loop.batch_progress.current.processed  # a batch that an exception broke off is not among them
+    if done >= trainer.num_training_batches or isinstance(fetcher, _DataLoaderIterDataFetcher):
         return
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")  # exactly
     if _finds_its_place(fetcher.combined_loader.flattened):

@@ -228,18 +228,19 @@ def test_scheduled_accumulation_equals_a_loop_that_accumulates(door):
 # what Lightning says of every fit with this callback that names no checkpoint
 @pytest.mark.filterwarnings("ignore:.*was called without a model.*:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*there is no last checkpoint available.*:UserWarning")
+@pytest.mark.parametrize("step", [1, 3, 4, 5])
 @pytest.mark.parametrize("door", DOORS)
-def test_the_checkpoint_of_an_exception_is_whole_and_goes_on_as_if_there_had_been_none(door, tmp_path):
+def test_the_checkpoint_of_an_exception_is_whole_and_goes_on_as_if_there_had_been_none(door, step, tmp_path):
     def fitted(fails_at=None, **options):
         made, learner, losses, _, callbacks = through(door)
         learner.dropout.p = 0.5
-        step = type(made).training_step
+        training_step = type(made).training_step
 
         class Failing(type(made)):
             def training_step(self, batch, batch_idx):
                 if self.global_step == fails_at:
                     raise ArithmeticError("at this step")
-                return step(self, batch, batch_idx)
+                return training_step(self, batch, batch_idx)
 
         made.__class__ = Failing
         saver = OnExceptionCheckpoint(tmp_path, "broken")
@@ -249,7 +250,7 @@ def test_the_checkpoint_of_an_exception_is_whole_and_goes_on_as_if_there_had_bee
 
     whole = fitted()
     with pytest.raises(ArithmeticError, match="at this step"):
-        fitted(fails_at=3)
+        fitted(fails_at=step)
     resumed = fitted(ckpt_path=tmp_path / "broken.ckpt", seed=99)
     for one, other in zip(whole, resumed, strict=True):
         support.assert_same_weights(one, other)
