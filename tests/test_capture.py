@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from lightning_kd.capture import Capture
+from lightning_kd.training_step import inputs_of
 
 
 class Twice(nn.Module):
@@ -77,3 +78,46 @@ def test_a_layer_that_returns_no_tensor_is_named():
         net.odd(torch.ones(1, 2))
     with pytest.raises(TypeError, match=r"student layer 'odd' \(Odd\) returned a dict"):
         capture.check_ran(record)
+
+
+@pytest.mark.parametrize(("calls", "scales"), [("first", [2.0]), ("last", [4.0]), ("each", [2.0, 3.0, 4.0])])
+def test_every_call_that_counts_has_its_own_input_output_and_layers(calls, scales):
+    net = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    capture = Capture(net, ["0"], "student", calls=calls)
+    capture.attach()
+    with capture.recording():
+        with torch.no_grad():
+            net(torch.ones(1, 2))
+        outputs = {scale: net(torch.full((1, 2), scale)) for scale in (2.0, 3.0, 4.0)}
+        with torch.no_grad():
+            net(torch.zeros(1, 2))
+        records = capture.counted()
+    assert [float(record.features["0"][0, 0]) for record in records] == scales
+    assert [float(record.args[0][0, 0]) for record in records] == scales
+    assert all(record.output is outputs[scale] for record, scale in zip(records, scales, strict=True))
+
+
+def test_several_calls_are_refused_and_without_gradients_each_counts():
+    net = nn.Linear(2, 2)
+    capture = Capture(net, [], "student")
+    capture.attach()
+    with capture.recording(), pytest.raises(RuntimeError, match="did not call the student"):
+        capture.counted()
+    with torch.no_grad(), capture.recording():
+        net(torch.ones(1, 2))
+        assert len(capture.counted()) == 1
+        net(torch.ones(1, 2))
+        with pytest.raises(RuntimeError, match=r"called the student 2 times.*student_calls='first'"):
+            capture.counted()
+
+
+def test_a_stage_without_the_student_takes_what_it_would_be_called_with_for_training():
+    net, x = nn.Linear(2, 2), torch.ones(1, 2)
+
+    def step():
+        with torch.no_grad():
+            net(x)
+        return net(2 * x)
+
+    assert torch.equal(inputs_of(net, step).args[0], 2 * x)
+    assert not net._forward_pre_hooks
