@@ -1,6 +1,6 @@
 """What both doors do at each moment of a run: set up, step, log, evaluate, save and resume."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -204,6 +204,8 @@ class DistillationRun:
         check_learns(self.distiller.student)
         if self._resumed is not None:
             self.log.restore(self._resumed["log"])
+            for name, buffer in self._local_memory():
+                buffer.copy_(self._resumed["memory"][name])
             random_state.restore(self._resumed["data_start"])
         self._data_start = random_state.current()
         if not self.distiller.student.training:
@@ -499,7 +501,14 @@ class DistillationRun:
             "log": self.log.state(),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "gradients": unfinished_gradients(trainer),
+            "memory": {name: buffer.detach().cpu() for name, buffer in self._local_memory()},
         }
+
+    def _local_memory(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what the losses remember in this process alone."""
+        for path, loss in self.distiller.losses.named_modules():
+            if isinstance(loss, DistillationLoss):
+                yield from ((f"{path}.{name}", loss.get_buffer(name)) for name in loss.local_buffers)
 
     def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any]) -> None:
         """Build the losses for a checkpoint's sizes; if a fit goes on from it, remember the rest for its start.

@@ -4,6 +4,7 @@ import csv
 import inspect
 import os
 import signal
+import socket
 import warnings
 from functools import partial
 
@@ -51,7 +52,14 @@ class StagedNet(nn.Module):
             *([nn.BatchNorm2d(width)] if norm else []),
             nn.ReLU(),
         ]
-        return nn.Sequential(*layers)
+        return Block(*layers)
+
+
+class Block(nn.Sequential):
+    """A sequence that compiles as a block of its own, which torch's own does not."""
+
+    def forward(self, x):
+        return super().forward(x)
 
 
 def exported_losses():
@@ -63,10 +71,16 @@ def exported_losses():
     }
 
 
-def default_loss(name):
+def default_loss(name, **options):
     """A loss with its defaults; what has no default is filled in."""
     cls = exported_losses()[name]
-    return cls([seeded(partial(StagedNet, 3, norm=False), 9)]) if cls is losses.MutualLearning else cls()
+    args = [[seeded(partial(StagedNet, 3, norm=False), 9)]] if cls is losses.MutualLearning else []
+    return cls(*args, **options)
+
+
+def options_of(name):
+    """The names of a loss's options."""
+    return list(inspect.signature(exported_losses()[name]).parameters)
 
 
 class UserModule(LightningModule):
@@ -252,6 +266,13 @@ def rows(logger):
     logger.save()
     with open(f"{logger.log_dir}/metrics.csv") as file:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def free_port():
+    """A port for a process group to meet at."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return str(one.getsockname()[1])
 
 
 def assert_same_weights(one, other):

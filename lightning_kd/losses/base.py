@@ -87,7 +87,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """The loss compares samples with one another, so a batch split over processes is another loss; such a class takes
     ``gather`` (whether to compare the samples of all processes) and keeps it under that name."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
-    """Buffers that the loss itself keeps equal in all processes, so that nothing needs to be sent for them."""
+    """Buffers that the loss itself sees to in all processes, so that DDP sends nothing for them."""
 
     def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
         super().__init__()
@@ -142,6 +142,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     def awaits_layers(self) -> bool:
         """Whether the layers to read are yet to be chosen."""
         return self.reads != "logits" and not self._student_layers
+
+    @property
+    def local_buffers(self) -> tuple[str, ...]:
+        """Buffers that each process has for itself, so that a checkpoint must hold those of all; none by default."""
+        return ()
 
     @property
     def weight_now(self) -> float:

@@ -137,7 +137,8 @@ class InfoNCELoss(_EmbeddedPair):
         dim: Width of the embeddings, >= 1.
         temperature: Divides the cosine similarities, > 0.
         symmetric: Whether the teacher's embeddings pick the student's, too.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. There is no one published weight; start with 1.
 
     Raises:
@@ -181,7 +182,8 @@ class TripletLoss(_EmbeddedPair):
         teacher: Dotted name of the teacher layer to read.
         dim: Width of the embeddings, >= 1.
         margin: By how much the squared distances must differ, > 0; they are at most 4.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. There is no one published weight; start with 1.
 
     Raises:

@@ -98,7 +98,8 @@ class CCLoss(DistillationLoss):
         order: Order of the gaussian kernel's Taylor series, >= 1.
         dim: Width of the trained embeddings, >= 1; by default none for the paper's variant, which would gain nothing
             from a teacher that can be trained, and 128 for RepDistiller's.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. RepDistiller's recipes use 0.02.
 
     Raises:

@@ -94,9 +94,9 @@ class CRDLoss(DistillationLoss):
     A linear layer on each side, both trained, embeds the features on a sphere. Two banks remember the embeddings of
     all rows of the data set; each sample is compared with its own row and with ``negatives`` others in the bank of the
     other network, then its rows move towards the new embeddings. Banks and normalisers are part of the state; they
-    stay in float32 whatever the precision of the module, and are equal in all processes: every process writes the rows
-    of all, and if two hold the same row (a distributed sampler fills up its last batch so) that of the first counts.
-    They change in training only.
+    stay in float32 whatever the precision of the module, and are equal in all processes unless ``gather`` is false:
+    every process writes the rows of all, and if two hold the same row (a distributed sampler fills up its last batch
+    so) that of the first counts. They change in training only.
 
     Best for features before the logits, with many classes; of the published methods the one that gains most over soft
     targets alone. The batch must tell each sample's row (see ``Indexed``), every row once a batch. Costs two banks of
@@ -113,6 +113,8 @@ class CRDLoss(DistillationLoss):
         temperature: Divides the similarities, > 0.
         momentum: Part of a remembered embedding that stays when its row is seen, in [0, 1).
         negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
+        gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
+            the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 0.8.
 
     Raises:
@@ -147,6 +149,7 @@ class CRDLoss(DistillationLoss):
         temperature: Scalar = 0.07,
         momentum: float = 0.5,
         negatives_from: NegativesFrom = "other_classes",
+        gather: bool = True,
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
@@ -162,10 +165,16 @@ class CRDLoss(DistillationLoss):
         self.temperature = temperature
         self.momentum = momentum
         self.negatives_from: NegativesFrom = negatives_from
+        self.gather = gather
         self.num_samples = 0
         self._calibrated = False
         self._largest_class = 0
         self._watch = _Watch()
+
+    @property
+    def local_buffers(self) -> tuple[str, ...]:
+        """Banks and normalisers, if they remember the samples of their own process only."""
+        return () if self.gather else ("student_bank", "teacher_bank", "log_normalizers")
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn how many rows to remember, and their classes.
@@ -276,19 +285,22 @@ class CRDLoss(DistillationLoss):
 
     @torch.no_grad()
     def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
-        """Fix the normalisers by the first batch, that of all processes, which begin with the same banks."""
+        """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
         mine, its = _suited(mine, self.teacher_bank), _suited(its, self.student_bank)
         sums = _log_sums(mine, its, self.student_bank, self.teacher_bank, contrast_index, temperature)
-        self.log_normalizers.copy_(_log_normalizers(gather(sums), self.num_samples, contrast_index.shape[1]))
+        sums = gather(sums) if self.gather else sums
+        self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
         self._calibrated = True
 
     @torch.no_grad()
     def _remember(self, mine: Tensor, its: Tensor, index: Tensor) -> None:
-        """Move the rows of the samples of all processes towards their new embeddings, in every process alike."""
-        index, both = gather(index), gather(torch.cat((mine, its), dim=1))
+        """Move the rows of the samples, gathered in every process alike or not, towards their new embeddings."""
+        both = torch.cat((mine, its), dim=1)
+        if self.gather:
+            index, both = gather(index), gather(both)
         first = _first_of_equals(index)
         for bank, new in ((self.student_bank, both[:, : self.dim]), (self.teacher_bank, both[:, self.dim :])):
             moved = F.normalize(bank[index] * self.momentum + new.to(bank.dtype) * (1.0 - self.momentum), dim=1)

@@ -86,7 +86,8 @@ class DISTLoss(LogitLoss):
         beta: Factor of the correlation within samples, >= 0.
         gamma: Factor of the correlation within classes, >= 0; it needs several samples to say anything.
         temperature: Softening of both distributions, > 0, no unit. Published recipes use 1.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. A published recipe for ImageNet uses 2.
 
     Raises:

@@ -13,7 +13,8 @@ def gather(tensor: Tensor) -> Tensor:
 
     Every process then computes the same loss of the whole batch. DDP averages the processes' gradients, so each
     process sends ``world size`` times its own samples' gradient back, and the average is the gradient of one process
-    with the whole batch. Processes may hold different numbers of samples.
+    with the whole batch. Processes may hold different numbers of samples. Each process sends its samples once, filled
+    up to the largest number, and 8 bytes that tell theirs; the backward pass sends nothing.
 
     Args:
         tensor: Samples along the first axis; the other axes are equal in all processes.

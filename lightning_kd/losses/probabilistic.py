@@ -169,7 +169,8 @@ class PKTLoss(DistillationLoss):
         eps: Keeps norms and probabilities from 0, > 0.
         bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch, whose square is the mean
             squared distance between student and teacher samples.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 30000 for ``"cosine"``.
 
     Raises:

@@ -82,7 +82,8 @@ class RKDLoss(DistillationLoss):
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         distance_weight: Factor of the distances, >= 0.
         angle_weight: Factor of the angles, >= 0.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1 with the factors 25 and 50.
 
     Raises:

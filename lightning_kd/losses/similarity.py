@@ -67,7 +67,8 @@ class SPLoss(DistillationLoss):
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default its last feature map.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
-        gather: Whether to compare the samples of all processes (the loss of the whole batch), or of each process alone.
+        gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
+            whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 3000.
 
     Raises:
