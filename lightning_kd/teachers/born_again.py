@@ -107,6 +107,7 @@ class BornAgain(TeacherSource):
     def _give_birth(self, run: "DistillationRun", trainer: Trainer) -> None:
         student, teacher = self.pair()
         teacher.module.load_state_dict(student.state_dict())
+        same_everywhere(teacher.module, buffers_only=True)  # BatchNorm statistics are each process's own
         teacher.ready = True
         if self.ensemble:
             self._kept.append(_on_cpu(student))
@@ -116,6 +117,7 @@ class BornAgain(TeacherSource):
             student.load_state_dict(self.make_student().state_dict())
         same_everywhere(student)
         run.distiller.losses.load_state_dict(self._losses)
+        same_everywhere(run.distiller.losses)
         run.restart_optimizers(trainer)
         rank_zero_info(f"Generation {self.generation + 1} of {self.generations} begins, taught by the one before.")
 

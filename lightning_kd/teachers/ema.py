@@ -75,7 +75,8 @@ class EMATeacher(TeacherSource):
         """Nothing: the average is brought up to date after a step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the Trainer's steps from here, or make up for one that was saved before it was in the average."""
+        """Begin with one average for all processes, and make up for a step that was saved before it was in it."""
+        same_everywhere(self.pair()[1].module)  # it was copied from the weights that each process has drawn
         if self._seen is None:
             self._seen = trainer.global_step
         self._follow(trainer)
