@@ -48,12 +48,14 @@ def go_on(trainer: Trainer) -> bool:
     return True
 
 
-def find_place(trainer: Trainer) -> None:
+def find_place(trainer: Trainer, *, anew: bool) -> None:
     """Pass over the batches of the epoch that the interrupted run has had, unless the data finds its place itself.
 
-    The random state must be that with which the data of the epoch was begun. In the first epoch, the data must just
-    have been begun.
+    The random state must be that with which the interrupted run has begun the epoch's data.
 
+    Args:
+        trainer: The Trainer.
+        anew: Whether to begin the data; otherwise the Trainer has just begun it with that random state.
     """
     fit: Any = trainer.fit_loop
     fetcher: Any = fit._data_fetcher
@@ -63,7 +65,7 @@ def find_place(trainer: Trainer) -> None:
     warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")  # exactly
     if _finds_its_place(fetcher.combined_loader.flattened):
         return
-    if trainer.current_epoch > 0:
+    if anew:
         iter(fetcher)
     for _ in range(done):
         next(fetcher)

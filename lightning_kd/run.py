@@ -60,7 +60,6 @@ class DistillationRun:
         self.begun = True
         """Whether steps are those of the training; between set-up and the fit's start they are a tuner's trials."""
         self._processes: list[dict[str, Any]] = []
-        self._resumed: dict[str, Any] | None = None
         self._data_start: dict[str, Any] = {}
         self._source: TeacherSource | None = None
         self._start: OptimizerStart | None = None
@@ -195,18 +194,15 @@ class DistillationRun:
                 callback.setup(trainer, module, "fit")
 
     def fit_start(self, module: LightningModule) -> None:
-        """Bring the teacher to the student's device, and take up a resumed run's sums."""
+        """Bring the teacher to the student's device, and note how the run begins."""
         self.place_teacher()
         self._maybe_idle = self._sharded or is_compiled(self.distiller.student)
         self._start = OptimizerStart(module.trainer)
         self.begun = True
-        self._resumed = self._take_up_process()
         check_learns(self.distiller.student)
-        if self._resumed is not None:
-            self.log.restore(self._resumed["log"])
-            for name, buffer in self._local_memory():
-                buffer.copy_(self._resumed["memory"][name])
-            random_state.restore(self._resumed["data_start"])
+        mine = per_process.own(self._processes)
+        if mine is not None:  # the Trainer is about to begin the data
+            random_state.restore(mine["data_start"])
         self._data_start = random_state.current()
         if not self.distiller.student.training:
             rank_zero_warn(
@@ -223,15 +219,20 @@ class DistillationRun:
 
     def train_start(self, module: LightningModule) -> None:
         """Let a resumed run go on exactly where its checkpoint was written: in the loops, the data, at random."""
-        mine, self._resumed = self._resumed, None
+        mine = self._take_up_process()
         if mine is None:
             return
         trainer = module.trainer
+        self.log.restore(mine["log"])
+        for name, buffer in self._local_memory():
+            buffer.copy_(mine["memory"][name])
+        self._data_start = mine["data_start"]
         trainer.callback_metrics.update(mine["metrics"])
         if go_on(trainer):
-            if trainer.current_epoch > 0:
+            anew = trainer.current_epoch > 0 or trainer.strategy.restore_checkpoint_after_setup
+            if anew:
                 random_state.restore(self._data_start)
-            find_place(trainer)
+            find_place(trainer, anew=anew)
         random_state.restore(mine["random_state"])
         for name, parameter in module.named_parameters():
             if name in mine["gradients"]:
@@ -525,8 +526,6 @@ class DistillationRun:
             return
         if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
             self._processes = saved["processes"]
-            if trainer.strategy.restore_checkpoint_after_setup:  # and after the fit has begun
-                self._resumed = self._take_up_process()
             self.teacher_accuracy = saved["teacher_accuracy"]
         self.distiller.inputs = saved["inputs"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.loggers import Logger
+from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, default_collate
 
@@ -133,9 +134,11 @@ class Lines(Logger):
         super().__init__()
         self.path = path
 
+    @rank_zero_only
     def log_hyperparams(self, *args, **kwargs):
         pass
 
+    @rank_zero_only
     def log_metrics(self, metrics, step=None):
         with open(self.path, "a") as file:
             file.write(json.dumps([step, metrics]) + "\n")
@@ -153,10 +156,10 @@ class Scheduled(support.UserModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, **monitor}}
 
 
-def build(scenario, door):
-    """Return the module, the callbacks and the networks' losses."""
+def build(scenario, door, rank=0):
+    """Return the module and the callbacks; each process draws another student, of which the first one's counts."""
     kind = partial(support.StagedNet, norm=True) if scenario.staged else partial(support.ConvNet, dropout=0.5)
-    net, guide = support.seeded(partial(kind, 3), 3), support.seeded(partial(kind, 8), 7)
+    net, guide = support.seeded(partial(kind, 3), 3 + rank), support.seeded(partial(kind, 8), 7)
     torch.manual_seed(5)
     losses, callbacks = scenario.losses(), scenario.callbacks()
     teacher = guide if scenario.taught else None
@@ -173,7 +176,7 @@ def build(scenario, door):
 
 def fit(scenario, door, lines, seed=11, callbacks=(), rank=0, size=1, **options):
     """Fit a scenario through a door; returns the Trainer and the module."""
-    made, own = build(scenario, door)
+    made, own = build(scenario, door, rank)
     random.seed(seed)
     train = (scenario.train or Rows)(rank, size)
     defaults = {"max_epochs": EPOCHS, "num_sanity_val_steps": 2, "enable_checkpointing": True, "logger": Lines(lines)}
