@@ -1,21 +1,24 @@
 """Ask a training step, without letting it run, what it calls the student with."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningModule
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
 from lightning_kd.capture import Record
+from lightning_kd.distiller import device_of
 from lightning_kd.traceless import traceless
 
 _FAILED = (
     "To learn the sizes, DistillationCallback runs {}.training_step on two samples before the fit, up to the student, "
-    "and that failed with {}: {}. What the step needs must be made in __init__, setup or configure_model, and what the "
-    "Trainer has only during the fit must be used after the student is called."
+    "and that failed with {}: {}. Let the step use what is there during the fit only after the student is called, or "
+    "set example_input_array, with which the module is then called in place of the step."
 )
 
 
@@ -26,6 +29,8 @@ class _StudentReachedError(BaseException):
 def call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
     """Run a module's training step on a batch until the student has returned; nothing is logged or kept.
 
+    If the step cannot run yet, the module is called with its ``example_input_array``.
+
     Args:
         pl_module: The module.
         student: A module inside it; a call of it without gradients does not end the step.
@@ -33,7 +38,7 @@ def call_until_student(pl_module: LightningModule, student: nn.Module, batch: An
 
     Raises:
         ValueError: If the step does not call the student.
-        RuntimeError: If the step fails before it calls the student.
+        RuntimeError: If the step fails before it calls the student, and there is no example.
     """
     called: list[nn.Module] = []
 
@@ -48,11 +53,14 @@ def call_until_student(pl_module: LightningModule, student: nn.Module, batch: An
     handles.append(student.register_forward_hook(stop))
     try:
         with _muted(pl_module), suppress(_StudentReachedError), torch.enable_grad():
-            _step(pl_module, batch)
-    except Exception as error:
-        if student in called:
-            raise
-        raise RuntimeError(_FAILED.format(type(pl_module).__name__, type(error).__name__, error)) from error
+            try:
+                _step(pl_module, batch)
+            except Exception as error:
+                if student in called:
+                    raise
+                if pl_module.example_input_array is None:
+                    raise RuntimeError(_FAILED.format(type(pl_module).__name__, type(error).__name__, error)) from error
+                _call_with_example(pl_module, device_of(student))
     finally:
         for handle in handles:
             handle.remove()
@@ -112,12 +120,25 @@ def _step(pl_module: LightningModule, batch: Any) -> object:
     return step(batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else step(batch)
 
 
+def _call_with_example(pl_module: LightningModule, device: torch.device) -> object:
+    """Call a module as the Trainer's own summary does."""
+    example = move_data_to_device(pl_module.example_input_array, device)
+    if isinstance(example, Mapping):
+        return pl_module(**example)
+    return pl_module(*example) if isinstance(example, tuple) else pl_module(example)
+
+
 @contextmanager
 def _muted(pl_module: LightningModule) -> Iterator[None]:
     """Let a step pass without effect on the module, and its logging too: outside of the loop there is no log."""
-    with traceless(pl_module):
-        vars(pl_module).update(dict.fromkeys(("log", "log_dict"), _ignore))
-        yield
+    trainer = pl_module.trainer
+    loggers, trainer.loggers = trainer.loggers, [DummyLogger() for _ in trainer.loggers]
+    try:
+        with traceless(pl_module):
+            vars(pl_module).update(dict.fromkeys(("log", "log_dict", "print"), _ignore))
+            yield
+    finally:
+        trainer.loggers = loggers
 
 
 def _ignore(*args: Any, **kwargs: Any) -> None:

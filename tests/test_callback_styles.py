@@ -1,10 +1,14 @@
 """The callback on modules that nothing here was written for: what they train is what distilling by hand trains."""
 
+import csv
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
@@ -182,16 +186,44 @@ def test_a_call_of_forward_itself_is_refused_with_the_remedy():
         fit(Direct(), callbacks=[DistillationCallback(support.teacher(), [kd()], student="")])
 
 
+class ReadsTheRate(support.UserModule):
+    """Looks at the optimizer, which there is during the fit only, before it calls the network."""
+
+    def forward(self, x):
+        return self.net(x)
+
+    def training_step(self, batch, batch_idx):
+        self.rate = self.optimizers().param_groups[0]["lr"]
+        return super().training_step(batch, batch_idx)
+
+
 def test_a_step_that_cannot_run_before_the_fit_is_told_why():
-    class Late(support.UserModule):
-        def on_train_start(self):
-            self.scale = 2.0
+    with pytest.raises(RuntimeError, match=r"ReadsTheRate.training_step on two samples.*set example_input_array"):
+        fit(ReadsTheRate(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
 
+
+@pytest.mark.parametrize("form", [lambda x: x, lambda x: (x,), lambda x: {"x": x}], ids=["tensor", "tuple", "named"])
+def test_an_example_takes_the_place_of_a_step_that_cannot_run_before_the_fit(form):
+    made, like = ReadsTheRate(support.student()), support.UserModule(support.student())
+    made.example_input_array = form(torch.ones(2, 1, 4, 4))
+    for module in (made, like):
+        fit(module, callbacks=[DistillationCallback(support.teacher(), support.default_losses())])
+    support.assert_same_weights(made, like)
+
+
+def test_the_look_before_the_fit_writes_to_no_log_and_prints_nothing(tmp_path, capsys):
+    class Watched(support.UserModule):
         def training_step(self, batch, batch_idx):
-            return super().training_step((batch[0] * self.scale, batch[1]), batch_idx)
+            self.logger.log_metrics({"size": len(batch[0])}, self.global_step)
+            self.print(f"{len(batch[0])} samples")
+            return super().training_step(batch, batch_idx)
 
-    with pytest.raises(RuntimeError, match=r"Late.training_step on two samples.*'scale'.*made in __init__, setup"):
-        fit(Late(support.student()), callbacks=[DistillationCallback(support.teacher(), [kd()])])
+    logger = CSVLogger(tmp_path)
+    callback = DistillationCallback(support.teacher(), [kd()])
+    fit(Watched(support.student()), callbacks=[callback], logger=logger, max_epochs=1)
+    rows = csv.DictReader((Path(logger.log_dir) / "metrics.csv").read_text().splitlines())
+    assert [row["size"] for row in rows if row["size"]] == ["8", "8", "8"]
+    assert capsys.readouterr().out.split() == ["8", "samples"] * 3
 
 
 def test_a_step_that_stops_calling_the_student_is_refused():
