@@ -61,7 +61,8 @@ class DistillationModule(LightningModule):
         losses: The distillation losses, each with its own weight.
         task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
-        optimizer: Makes the optimizer from the parameters of student and losses.
+        optimizer: Makes the optimizer from the parameters of student and losses; a learning rate finder sets the
+            attribute ``lr``, which takes the place of the optimizer's own.
         lr_scheduler: Makes the learning rate scheduler from the optimizer.
         lr_interval: Whether the scheduler steps every epoch or every optimizer step.
         teacher_dtype: Format that the teacher computes in; by default the student's.
@@ -230,6 +231,7 @@ class DistillationModule(LightningModule):
             )
         batch = move_data_to_device(batch, device_of(self.student))
         self.distiller.prepare(batch, self._call_student, self)
+        self.run.keep_from_ddp(self, "losses")
 
     def set_moment(self, step: int, epoch: int = 0) -> None:
         """Tell schedules and stages how far a loop of your own has come; a Trainer tells them itself.

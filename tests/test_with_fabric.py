@@ -1,5 +1,10 @@
 """A training loop with Fabric, in which the module's losses need no Trainer."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -9,6 +14,8 @@ from lightning_kd.functional import hint_loss, kd_loss
 from lightning_kd.losses import CRDLoss, FTLoss, KDLoss
 from lightning_kd.schedules import LinearSchedule
 from tests import support
+
+ROOT = Path(__file__).parent.parent
 
 
 def steps(module, batches, **options):
@@ -109,3 +116,37 @@ def test_what_only_a_trainer_knows_is_asked_for():
         support.module(losses=[FTLoss("features", "features")]).prepare(batch)
     with pytest.raises(RuntimeError, match=r"call set_dataset\(num_samples, targets\) first"):
         support.module(losses=[CRDLoss("features", "features")]).prepare((*batch, torch.arange(8)))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """What every process has after every scenario."""
+    folder = tmp_path_factory.mktemp("fabric")
+    for processes in (1, 2):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
+        command = [sys.executable, "-m", "tests.distributed_fabric", str(processes), str(folder)]
+        environment = {**inherited, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return lambda name: torch.load(folder / name, weights_only=True)
+
+
+@pytest.mark.slow
+def test_two_processes_that_share_a_batch_equal_one(weights):
+    one, first, second = (
+        weights("default.1.0")["state"],
+        weights("default.2.0")["state"],
+        weights("default.2.1")["state"],
+    )
+    for name, expected in one.items():
+        torch.testing.assert_close(first[name], expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(first[name], second[name])
+
+
+@pytest.mark.slow
+def test_the_banks_agree_on_every_process_and_are_not_sent(weights):
+    first, second = weights("bank.2.0"), weights("bank.2.1")
+    assert {"losses.crd.student_bank", "losses.crd.teacher_bank"} <= first["state"].keys()
+    for name, value in first["state"].items():
+        assert torch.equal(value, second["state"][name]), name
+    assert not [name for name in first["sent"] if "bank" in name]
