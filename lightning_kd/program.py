@@ -4,7 +4,8 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ def make_program(
     Raises:
         ValueError: If the student does not take the example, or cannot be traced.
     """
-    with torch.inference_mode(False), torch.no_grad(), isolate_rng(), torch.autocast("cpu", enabled=False):
+    with _apart():
         net = standalone(student)
         if dtype is not None:
             net.to(dtype)
@@ -52,11 +53,8 @@ def make_program(
             ) from error
         if not _is_plain(output):
             net = _PlainOutput(net)
-        sizes = (
-            tree_map(functools.partial(_dynamic, Dim("batch"), batch_size(call)), dict(inputs))
-            if dynamic_batch
-            else None
-        )
+        size = batch_size(call) if dynamic_batch else None
+        sizes = tree_map(functools.partial(_dynamic, Dim("batch"), size), dict(inputs))
         try:
             return torch.export.export(net, call.args, call.kwargs, dynamic_shapes=sizes, strict=False)
         except Exception as error:
@@ -75,7 +73,8 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError('Exporting to ONNX takes onnx and onnxscript: pip install "lightning_kd[onnx]"') from error
-    translated = torch.onnx.export(program, output_names=_output_names(program), dynamo=True, verbose=False)
+    with _apart():
+        translated = torch.onnx.export(program, output_names=_output_names(program), dynamo=True, verbose=False)
     assert translated is not None, "dynamo returns a program"
     content: bytes = translated.model_proto.SerializeToString()
     return content
@@ -84,9 +83,7 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
 def standalone(student: nn.Module) -> nn.Module:
     """Copy a student to the CPU in eval mode, without compiled parts, gradients and what distillation put on it."""
     inner = original(student)
-    kept: dict[
-        int, Any
-    ] = {}  # results that the student keeps of its last step, which cannot be copied with their graph
+    kept: dict[int, Any] = {}  # what the student has kept of its last step cannot be copied with its graph
     for part in inner.modules():
         for value in vars(part).values():
             if isinstance(value, Tensor) and value.grad_fn is not None:
@@ -102,6 +99,13 @@ def standalone(student: nn.Module) -> nn.Module:
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return net.requires_grad_(False).eval().cpu()
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """Let no autocast around an export change it, and the export change no random state."""
+    with torch.no_grad(), isolate_rng(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 class _PlainOutput(nn.Module):

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from lightning_kd import Batch, DistillationCallback, DistillationModule, export_student
 from lightning_kd.export import choose_format
 from lightning_kd.losses import KDLoss
+from lightning_kd.program import standalone
 from tests import support
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +328,65 @@ def test_a_compiled_student_leaves_as_a_plain_one(how, tmp_path):
         made.export(tmp_path / f"a.{suffix}")
         assert_same_outputs(tmp_path / f"a.{suffix}", support.ConvNet(3), plain, X)
     assert b"_orig_mod" not in (tmp_path / "a.pt2").read_bytes() + (tmp_path / "a.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_autocast_around_an_export_changes_nothing(suffix, tmp_path):
+    path = tmp_path / f"a.{suffix}"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        export_student(support.student(), path, example=X)
+    assert_same_outputs(path, support.ConvNet(3), support.student(), X)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(x + 0 * torch.randn(3))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_an_export_draws_no_random_numbers_of_the_run(suffix, tmp_path):
+    net = Noisy()
+    before = torch.get_rng_state()
+    export_student(net, tmp_path / f"a.{suffix}", example=torch.ones(2, 3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def scale(factor, module, args, output):
+    return factor * output
+
+
+double = partial(scale, 2)
+
+
+def add_one(module, args, kwargs):
+    return (args[0] + 1,), kwargs
+
+
+def test_hooks_of_ones_own_stay_and_those_of_the_distillation_go():
+    net = support.student()
+    net.register_forward_pre_hook(add_one, with_kwargs=True)
+    net.features.register_forward_hook(double)
+    made = support.module(net)
+    made.distiller.attach()
+    assert len(net._forward_hooks) + len(net._forward_pre_hooks) > 1
+    copied = standalone(net)
+    hooks = [h for part in copied.modules() for h in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]
+    assert [getattr(hook, "func", hook) for hook in hooks] == [add_one, scale]
+    assert not any(part._forward_hooks_with_kwargs for part in copied.modules())
+    assert [len(part._forward_pre_hooks_with_kwargs) for part in copied.modules()].count(1) == 1
+
+
+def test_hooks_of_ones_own_are_part_of_the_program(tmp_path):
+    net = support.student()
+    net.features.register_forward_hook(double)
+    export_student(net, tmp_path / "a.pt2", example=X)
+    assert_same_outputs(tmp_path / "a.pt2", None, net, X)
 
 
 class Unusual(nn.Module):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import lightning_kd
 from lightning_kd import DistillationModule
@@ -198,6 +199,13 @@ def test_load_from_checkpoint_cannot_run_code_from_a_url(checkpoint, canary, add
         DistillationModule.load_from_checkpoint(f"{address}/bad.ckpt", student=support.student())
 
 
+def test_a_url_that_gives_another_file_the_second_time_runs_nothing(checkpoint, canary, address, monkeypatch):
+    checkpoint(more=Hostile(canary))
+    monkeypatch.setattr("lightning_kd.module.load_plain", lambda _: {})  # as if the first had been another one
+    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system|nt\.system"):
+        DistillationModule.load_from_checkpoint(f"{address}/bad.ckpt", student=support.student())
+
+
 def test_who_trusts_a_file_may_unpickle_it(checkpoint, tmp_path):
     path = checkpoint(more=Hostile(tmp_path / "wanted"))
     parts = {"student": support.student(), "teacher": support.teacher()}
@@ -257,6 +265,16 @@ def test_a_checkpoint_makes_nothing_but_what_is_expected(path, checkpoint, canar
     with pytest.raises(ValueError, match=f"'{path}', which is not an imported"):
         DistillationModule.load_from_checkpoint(
             checkpoint(hyper_parameters={"losses": [described]}), student=support.student(), teacher=support.teacher()
+        )
+
+
+@pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:strange_module.Net"])
+def test_a_file_of_options_has_no_tags_that_run_code(tag, checkpoint, strange_module, tmp_path):
+    value = "''" if tag.startswith("name") else f"['touch {tmp_path}/canary']"
+    (tmp_path / "options.yaml").write_text(f"task_weight: !!python/{tag} {value}\n")
+    with pytest.raises(yaml.YAMLError, match=tag.split(":")[1].split(".")[0]):
+        DistillationModule.load_from_checkpoint(
+            checkpoint(), hparams_file=tmp_path / "options.yaml", student=support.student()
         )
 
 
