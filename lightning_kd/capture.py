@@ -51,6 +51,14 @@ class Record:
         return [layer for (layer, value), version in pairs if _is_changed(value, version)]
 
     @property
+    def empty(self) -> bool:
+        """Whether the module was called with no samples: the first axis of its first tensor has no rows."""
+        for one in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
+            if isinstance(one, Tensor):
+                return one.ndim > 0 and one.shape[0] == 0
+        return False
+
+    @property
     def changed_input(self) -> bool:
         """Whether the module's input was changed in place since it was called."""
         return any(_is_changed(*one) for one in self.inputs)

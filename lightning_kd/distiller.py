@@ -246,7 +246,9 @@ class Distiller:
         return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
 
     def _evaluate(self, losses: Mapping[str, Callable[[StepTensors], Tensor]], step: StepTensors) -> dict[str, Tensor]:
-        parts: dict[str, Tensor] = self.losses(lambda: {name: evaluate(step) for name, evaluate in losses.items()})
+        parts: dict[str, Tensor] = self.losses(
+            lambda: {name: _value(name, evaluate, step) for name, evaluate in losses.items()}
+        )
         return parts
 
     @property
@@ -488,3 +490,15 @@ def device_of(module: nn.Module) -> torch.device:
 def num_parameters(module: nn.Module) -> int:
     """Return the number of a module's parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _value(name: str, evaluate: Callable[[StepTensors], Tensor], step: StepTensors) -> Tensor:
+    try:
+        return evaluate(step)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ValueError(
+            f"Part {name!r} normalises over the batch in its projector, which this batch of one sample does not allow; "
+            "use DataLoader(..., drop_last=True) or another batch size."
+        ) from error

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_kd.data.indexed import targets_of
@@ -32,7 +33,9 @@ def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
         batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
         if batch is None:
             combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
-            batch, _, _ = next(iter(combined))
+            batch = next((batch for batch, _, _ in combined if _has_samples(batch)), None)
+            if batch is None:
+                raise ValueError("The training data has no batch with samples to learn the sizes from.")
         device = device_of(module)
         return module._apply_batch_transfer_handler(
             batch, device=torch.device("cpu") if device.type == "meta" else device
@@ -56,6 +59,11 @@ def rows_and_targets(trainer: Trainer) -> tuple[int, Tensor | None]:
             "length; wrap yours in lightning_kd.data.Indexed."
         )
     return len(dataset), targets_of(dataset)
+
+
+def _has_samples(batch: Any) -> bool:
+    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    return first is None or first.ndim == 0 or len(first) > 0
 
 
 def _first_samples(loader: DataLoader[Any]) -> Any:

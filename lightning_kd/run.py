@@ -1,5 +1,6 @@
 """What both doors do at each moment of a run: set up, step, log, evaluate, save and resume."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,6 +70,8 @@ class DistillationRun:
         self._maybe_idle = False
         """Whether a gradient of zero may be that of a parameter which the main training does not reach."""
         self._idle: list[nn.Parameter] = []
+        self._doubtful: list[nn.Parameter] = []
+        self._told_of_empty = False
         self._dataset = (0, False)
 
     def go_on_from(self, earlier: "DistillationRun") -> None:
@@ -325,6 +328,10 @@ class DistillationRun:
             records: The student's recorded calls that count.
             task: The unweighted task term, ``None`` without one.
         """
+        empty = all(record.empty for record in records)
+        if empty:
+            self._tell_of_empty(module)
+            task = None if task is None else task.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing is NaN
         if self._staged:
             counted = self.distiller.stage_parts(batch, records, self._staged)
             total = add_up(list(counted.values()))
@@ -348,13 +355,26 @@ class DistillationRun:
             self.distiller.step = None
         if self._sharded:
             return reach(total, [record.output for record in records])
-        return self._with_idle(module, total)
+        return self._with_idle(module, total, empty=empty)
 
-    def _with_idle(self, module: LightningModule, total: Tensor) -> Tensor:
+    def _tell_of_empty(self, module: LightningModule) -> None:
+        if not self._told_of_empty:
+            self._told_of_empty = True
+            warnings.warn(
+                f"The batch of step {module.global_step} holds no samples on process {module.global_rank}; such a "
+                "batch adds nothing to the loss and to the gradient.",
+                stacklevel=2,
+            )
+
+    def _with_idle(self, module: LightningModule, total: Tensor, *, empty: bool) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
-        if not self._sometimes_idle or module.trainer.world_size == 1:
+        if module.trainer.world_size == 1 or not (self._sometimes_idle or empty):
             return total
-        self._idle = unreached(total, module.parameters())
+        idle = unreached(total, module.parameters())
+        if empty:  # the other processes may reach what this one does not: the averaged gradient will tell
+            self._idle, self._doubtful = [], idle if self._sometimes_idle else []
+            return touch(total, idle)
+        self._idle, self._doubtful = idle, []
         varies = self._source is not None or bool(self.distiller.stages())
         self._sometimes_idle = varies or bool(self._idle)
         return touch(total, self._idle)
@@ -364,6 +384,8 @@ class DistillationRun:
         idle = self._idle
         if self._staged or self._maybe_idle:
             idle = [*idle, *without_gradient(module.parameters())]
+        elif self._doubtful:
+            idle = without_gradient(self._doubtful)
         if not self._staged:
             self._maybe_idle = self._maybe_idle and bool(idle)
         for parameter in idle:  # an optimizer must not even decay what the step left out

@@ -5,8 +5,11 @@ import inspect
 import os
 import signal
 import socket
+import subprocess
+import sys
 import warnings
 from functools import partial
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -293,3 +296,12 @@ def snapshot(net):
 def assert_unchanged(net, before):
     changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
     assert not changed, changed
+
+
+def run_program(name, *arguments, timeout=600):
+    """Run a program of the tests, which starts its other processes itself, and show what it said if it fails."""
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}  # a seed
+    command = [sys.executable, "-m", f"tests.{name}", *map(str, arguments)]
+    options = {"cwd": Path(__file__).parent.parent, "env": {**inherited, "OMP_NUM_THREADS": "1"}}
+    done = subprocess.run(command, **options, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr[-20000:]

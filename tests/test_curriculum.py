@@ -1,8 +1,5 @@
 """The curriculum: scores, draws, both doors, resume, processes, and what it refuses."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -659,11 +656,7 @@ def test_a_curriculum_is_written_in_yaml(tmp_path, monkeypatch):
 
 
 def two_processes(mode, folder):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-    command = [sys.executable, "-m", "tests.distributed_curriculum", mode, str(folder / mode)]
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    support.run_program("distributed_curriculum", mode, folder / mode)
     return [torch.load(f"{folder / mode}.{rank}", weights_only=True) for rank in (0, 1)]
 
 

@@ -1,18 +1,10 @@
 """Two processes train what one does, each with the whole model (DDP) or with its part of every parameter (FSDP2)."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from tests import support
 from tests.distributed_fit import SCENARIOS
-
-ROOT = Path(__file__).parent.parent
-
 
 SCENARIOS_OF = {
     "module": [*SCENARIOS, *support.exported_losses()],
@@ -30,11 +22,7 @@ def weights(tmp_path_factory):
         for mode in ("one", "ddp", "fsdp2"):
             folder = tmp_path_factory.mktemp(f"{door}-{mode}")
             names = [name for name in scenarios if mode != "fsdp2" or name not in BEGINS_ANEW]
-            inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-            command = [sys.executable, "-m", "tests.distributed_fit", door, mode, str(folder), *names]
-            environment = {**inherited, "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-            assert done.returncode == 0, done.stderr[-3000:]
+            support.run_program("distributed_fit", door, mode, folder, *names)
             for name in names:
                 paths = [folder / f"{name}.{rank}" for rank in range(1 if mode == "one" else 2)]
                 found[door, mode, name] = [torch.load(path, weights_only=True) for path in paths]

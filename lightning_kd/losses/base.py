@@ -206,7 +206,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """
 
     def evaluate(self, step: StepTensors) -> Tensor:
-        """Pick this loss's tensors out of a training step and return the unweighted scalar."""
+        """Pick this loss's tensors out of a training step and return the unweighted scalar, 0 without samples."""
         args: list[Tensor | list[Tensor] | None]
         if self._student_layers:
             args = [_read(step.student_features, self._student_layers)]
@@ -224,6 +224,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if self.relational and getattr(self, "gather", False):
             args = [gather(arg) if isinstance(arg, Tensor) else arg and [gather(one) for one in arg] for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
+        if not self.replicated_buffers and is_empty(args[0]):  # what is replicated is exchanged even so
+            return zero_of(args[0])
         value = self(*args, **extra)
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
@@ -326,6 +328,20 @@ def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> l
 def add_up(values: Sequence[Tensor]) -> Tensor:
     """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
+
+
+def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
+    """Whether a tensor, or the first of several, holds no samples."""
+    if tensors is None:
+        return False
+    first = tensors if isinstance(tensors, Tensor) else tensors[0]
+    return first.ndim > 0 and first.shape[0] == 0
+
+
+def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
+    """Return the loss of tensors without samples: 0, with a gradient of 0 for whatever computed them."""
+    several = [tensors] if isinstance(tensors, Tensor) else tensors or []
+    return add_up([upcast(one).sum() * 0.0 for one in several])
 
 
 def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -168,6 +168,7 @@ class CRDLoss(DistillationLoss):
         self.gather = gather
         self.num_samples = 0
         self._calibrated = False
+        self._began = False
         self._largest_class = 0
         self._watch = _Watch()
 
@@ -286,14 +287,16 @@ class CRDLoss(DistillationLoss):
     @torch.no_grad()
     def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not self._began:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
+        self._began = True  # a process whose first batch is empty comes here again, alone
         mine, its = _suited(mine, self.teacher_bank), _suited(its, self.student_bank)
         sums = _log_sums(mine, its, self.student_bank, self.teacher_bank, contrast_index, temperature)
         sums = gather(sums) if self.gather else sums
-        self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
-        self._calibrated = True
+        if len(sums):
+            self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
+            self._calibrated = True
 
     @torch.no_grad()
     def _remember(self, mine: Tensor, its: Tensor, index: Tensor) -> None:

@@ -17,9 +17,11 @@ from lightning_kd.losses.base import (
     check_maps,
     check_positive,
     check_same_batch,
+    is_empty,
     pair_up,
     pool_to_smaller,
     upcast,
+    zero_of,
 )
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Scalar, Unit
@@ -246,7 +248,8 @@ def _stack(convolutions: list[nn.Conv2d] | list[nn.ConvTranspose2d], *, norm: bo
 def _reconstruction_error(paraphraser: nn.Module, teacher: Tensor) -> Tensor:
     assert isinstance(paraphraser, Paraphraser)
     teacher = teacher.detach()
-    return F.mse_loss(upcast(paraphraser.reconstruct(teacher)), upcast(teacher))
+    again = paraphraser.reconstruct(teacher)
+    return zero_of(again) if is_empty(again) else F.mse_loss(upcast(again), upcast(teacher))
 
 
 def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
