@@ -31,7 +31,7 @@ from lightning_kd.restart import OptimizerStart
 from lightning_kd.resume import find_place, go_on, unfinished_gradients
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
 from lightning_kd.sharded_state import is_sharded, on_meta
-from lightning_kd.sharding import mesh_of, reach
+from lightning_kd.sharding import check_clips, check_not_one_graph, mesh_of, reach
 from lightning_kd.stages import settle_stages
 from lightning_kd.teachers.source import TeacherSource
 
@@ -138,6 +138,7 @@ class DistillationRun:
         """
         self.begun, self._processes, self.teacher_accuracy = False, [], None
         self._forget_steps()
+        check_clips(trainer)
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
         settle_stages(self.distiller.named_leaves(), trainer)
@@ -160,6 +161,9 @@ class DistillationRun:
             return
         self._sharded = True
         student, teacher = self.distiller.student, self.distiller.teacher
+        check_not_one_graph(student, "student")
+        if teacher is not None:
+            check_not_one_graph(teacher.module, "teacher")
         if shard_student is not None:
             shard_student(student, mesh)
         _check_has_weights(student)

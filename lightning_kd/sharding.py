@@ -1,12 +1,13 @@
 """FSDP2: how student, teacher and losses are split over the processes, and when."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -89,6 +90,34 @@ def after_configure_model(module: LightningModule, then: Callable[[], None]) -> 
 def restore_configure_model(module: LightningModule) -> None:
     """Leave a module's ``configure_model`` as it was."""
     vars(module).pop("configure_model", None)
+
+
+def check_not_one_graph(network: nn.Module, role: str) -> None:
+    """Raise a ``MisconfigurationException`` with the remedy if a network is compiled as one graph, which FSDP2 breaks.
+
+    Args:
+        network: The network that is split.
+        role: ``"student"`` or ``"teacher"``.
+    """
+    contexts = [getattr(network, "dynamo_ctx", None)]
+    if network._compiled_call_impl is not None:  # compiled in place: its context has no name
+        contexts.append(inspect.getclosurevars(network._compiled_call_impl).nonlocals.get("self"))
+    if any(getattr(context, "fullgraph", False) for context in contexts):
+        raise MisconfigurationException(
+            f"The {role} is compiled with fullgraph=True, but ModelParallelStrategy puts its blocks together one by "
+            f"one while it runs, which is not one graph. Compile the blocks: for block in {role}.children(): "
+            "block.compile(fullgraph=True). Or leave fullgraph=True out."
+        )
+
+
+def check_clips(trainer: Trainer) -> None:
+    """Raise a ``MisconfigurationException`` with the remedy if the strategy would refuse to clip at the first step."""
+    by_norm = trainer.gradient_clip_val and trainer.gradient_clip_algorithm in (None, "norm")
+    if isinstance(trainer.strategy, FSDPStrategy) and by_norm:
+        raise MisconfigurationException(
+            "FSDPStrategy cannot clip gradients by their norm. Use ModelParallelStrategy, which can, or "
+            "Trainer(gradient_clip_algorithm='value')."
+        )
 
 
 def reach(total: Tensor, output: object) -> Tensor:

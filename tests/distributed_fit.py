@@ -43,7 +43,7 @@ class Plain(nn.Module):
 
     def __init__(self, width):
         super().__init__()
-        self.features = nn.Sequential(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
+        self.features = support.Block(nn.Conv2d(1, width, 3, padding=1), nn.ReLU())
         self.head = nn.Linear(width * 16, support.CLASSES)
 
     def forward(self, x):

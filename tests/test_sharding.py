@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 
 from lightning_kd import DistillationCallback
 from lightning_kd.losses import KDLoss, OFDLoss
-from lightning_kd.sharding import blocks
+from lightning_kd.sharding import blocks, check_clips
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.distributed_fit import ShardedModule
@@ -96,8 +96,32 @@ def fit(made, callbacks=(), data_parallel_size=1, **options):
     support.fit(made, strategy=strategy, devices=1, callbacks=list(callbacks))
 
 
+@pytest.mark.parametrize("algorithm", [None, "norm"])
+def test_a_strategy_that_cannot_clip_by_norm_is_told_at_set_up(algorithm):
+    trainer = support.trainer(gradient_clip_val=1.0, gradient_clip_algorithm=algorithm)
+    check_clips(trainer)
+    trainer.strategy.__class__ = type("Sharded", (FSDPStrategy,), {})  # the strategy itself wants a GPU
+    with pytest.raises(MisconfigurationException, match=r"FSDPStrategy cannot clip.*ModelParallelStrategy.*'value'"):
+        check_clips(trainer)
+    trainer.gradient_clip_algorithm = "value"
+    check_clips(trainer)
+
+
 @pytest.mark.usefixtures("one_process_group")
 class TestRefused:
+    @pytest.mark.parametrize("role", ["student", "teacher"])
+    @pytest.mark.parametrize("in_place", [False, True])
+    def test_a_network_that_is_compiled_as_one_graph(self, role, in_place):
+        networks = {"student": support.student(), "teacher": support.teacher()}
+        if in_place:
+            networks[role].compile(fullgraph=True, backend="aot_eager")
+        else:
+            networks[role] = torch.compile(networks[role], fullgraph=True, backend="aot_eager")
+        made = support.module(networks["student"], teacher=networks["teacher"])
+        remedy = rf"The {role} is compiled with fullgraph=True.*for block in {role}.children\(\)"
+        with pytest.raises(MisconfigurationException, match=remedy):
+            fit(made)
+
     def test_generations(self):
         with pytest.raises(MisconfigurationException, match=r"BornAgain copies and resets whole networks.*DDP"):
             fit(support.module(teacher=None), [BornAgain(generations=2)])
