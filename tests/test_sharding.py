@@ -41,9 +41,12 @@ def facts(tmp_path_factory):
 
 @pytest.fixture
 def one_process_group():
-    """Leave no process group to the next test."""
+    """Leave no process group, and no place in one, to the next test."""
+    before = dict(os.environ)
     yield
     torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def assert_same(one, other):
