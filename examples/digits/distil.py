@@ -25,7 +25,13 @@ def main(epochs: int = 60) -> DistillationModule:
         optimizer=partial(SGD, lr=0.05, momentum=0.9, weight_decay=0.0005, nesterov=True),
         lr_scheduler=partial(CosineAnnealingLR, T_max=epochs),
     )
-    trainer = Trainer(max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[DistillationSummary()])
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[DistillationSummary()],
+        default_root_dir="examples/digits/runs",
+    )
     trainer.fit(module, datamodule=DigitsDataModule())
     module.export("examples/digits/runs/student.safetensors")
     return module
