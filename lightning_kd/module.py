@@ -476,6 +476,8 @@ class DistillationModule(LightningModule):
             self.run.evaluate(self, batch, record, unpacked.target, prefix=prefix, loader=loader, with_student=True)
             if self.task_loss is not None and unpacked.target is not None:
                 task = self._task(output, unpacked.target)
+                if task is not None and record.empty:  # weighs nothing, but the mean of nothing is NaN
+                    task = task.nan_to_num(0.0, 0.0, 0.0)
                 if task is not None and not self.trainer.barebones:
                     self.log(f"{prefix}/loss", task, batch_size=len(unpacked.target), sync_dist=True)
 

@@ -84,6 +84,17 @@ def test_a_batch_without_samples_is_told_once(door):
     assert trainer.callback_metrics["train/loss"].isfinite()
 
 
+def test_a_validation_batch_without_samples_weighs_nothing():
+    found = []
+    for sizes in ([8, 8], [8, 0, 8]):
+        learner, guide = networks()
+        made = support.module(learner, teacher=guide, losses=[KDLoss()])
+        trainer = support.fit(made, train=Batches([8]), val=Batches(sizes), max_epochs=1)
+        found.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+    assert found[0] == found[1]
+    assert "val/loss" in found[0]
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_data_without_any_sample_is_refused_at_setup(door):
     with pytest.raises(ValueError, match="has no batch with samples"):
