@@ -314,7 +314,7 @@ class DistillationCallback(Callback):
         saved: Mapping[str, Any] | None = checkpoint.get(CHECKPOINT_KEY)
         if saved is None or self._run is None:
             return
-        self._run.load(trainer, checkpoint)
+        self._run.load(checkpoint)
         if saved["shapes"] is not None and "losses" in saved:
             check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
             self.losses.load_state_dict(saved["losses"])

@@ -537,12 +537,10 @@ class DistillationRun:
             if isinstance(loss, DistillationLoss):
                 yield from ((f"{path}.{name}", loss.get_buffer(name)) for name in loss.local_buffers)
 
-    def load(self, trainer: Trainer | None, checkpoint: Mapping[str, Any]) -> None:
-        """Build the losses for a checkpoint's sizes; if a fit goes on from it, remember the rest for its start.
+    def load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it.
 
-        Args:
-            trainer: The Trainer that loads, ``None`` if it is ``load_from_checkpoint``.
-            checkpoint: The checkpoint.
+        A fit that does not, though it comes later, forgets the rest in :meth:`prepare`.
 
         Raises:
             ValueError: If the checkpoint's student is of another architecture.
@@ -550,9 +548,8 @@ class DistillationRun:
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
             return
-        if trainer is not None and trainer.state.fn == TrainerFn.FITTING:
-            self._processes = saved["processes"]
-            self.teacher_accuracy = saved["teacher_accuracy"]
+        self._processes = saved["processes"]
+        self.teacher_accuracy = saved["teacher_accuracy"]
         self.distiller.inputs = saved["inputs"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
             stage.length, stage.unit = length, unit
