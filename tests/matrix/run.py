@@ -1,0 +1,67 @@
+"""Fit many cells in three forked processes: one alone and two together, so that the imports are paid for once."""
+
+import logging
+import os
+import tempfile
+import traceback
+import warnings
+from pathlib import Path
+
+import torch
+
+from tests import support
+from tests.matrix.cells import with_references
+from tests.matrix.fit import fit
+from tests.matrix.verdict import complaints
+
+
+def judge(cells):
+    """Fit cells, and those they are compared with, and return the complaints about each, see ``complaints``."""
+    facts = run(with_references(cells))
+    return {cell: complaints(cell, facts) for cell in cells}
+
+
+def run(cells):
+    """Fit cells and return what each process of each cell found."""
+    alone, shared = ([cell for cell in cells if cell.processes == count] for count in (1, 2))
+    together = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": support.free_port(), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    jobs = [(alone, {}), *((shared, {**together, "LOCAL_RANK": rank}) for rank in ("0", "1"))]
+    facts = {cell: [] for cell in cells}
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / str(number) for number in range(len(jobs))]
+        children = [_fork(*job, path) for job, path in zip(jobs, paths, strict=True)]
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if any(codes):
+            raise RuntimeError(f"Processes of the matrix ended with {codes}.")
+        for (part, _), path in zip(jobs, paths, strict=True):
+            for cell, found in zip(part, torch.load(path, weights_only=True), strict=True):
+                facts[cell].append(found)
+    return facts
+
+
+def _fork(cells, environment, path):
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.environ.update(environment)
+        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        torch.save([_found(cell) for cell in cells], path)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def _found(cell):
+    try:
+        return fit(cell)
+    except Exception as error:  # the cell's verdict, not the end of the matrix
+        if "MATRIX_TRACE" in os.environ:
+            traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}

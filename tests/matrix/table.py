@@ -1,0 +1,43 @@
+"""The README's table, out of the verdicts of a run."""
+
+from pathlib import Path
+
+from tests.matrix.cells import FAMILIES, MODES, PRECISIONS, Cell
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
+NOT_RUN = ("16-mixed", "FSDPStrategy", "DeepSpeed")
+"""What needs a GPU, which the machine that made the table has not."""
+
+
+def render(verdicts: dict[Cell, list[str]]) -> str:
+    """One line a loss; a cell of the table stands for all fits of that loss in that way."""
+    losses = list(dict.fromkeys(cell.loss for cell in verdicts))
+    columns = [(mode, precision) for mode in MODES for precision in PRECISIONS]
+    names = [f"{mode}: {precision}" for mode, precision in columns]
+    lines = [["strategy", "loss", *names, *NOT_RUN], ["---"] * (2 + len(names) + len(NOT_RUN))]
+    for loss in losses:
+        family = f"`{FAMILIES[loss]}`" if loss in FAMILIES else ""
+        marks = [_mark([bad for cell, bad in verdicts.items() if _is(cell, loss, *column)]) for column in columns]
+        lines.append([family, f"`{loss}`", *marks, *(["not run"] * len(NOT_RUN))])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def shown() -> str:
+    """The table that the README has."""
+    return README.read_text().split(BEGIN)[1].split(END)[0]
+
+
+def write(table: str) -> None:
+    """Put a table in the place of the README's."""
+    before, rest = README.read_text().split(BEGIN)
+    README.write_text(f"{before}{BEGIN}{table}{END}{rest.split(END)[1]}")
+
+
+def _is(cell: Cell, loss: str, mode: str, precision: str) -> bool:
+    return (cell.loss, cell.mode, cell.precision) == (loss, mode, precision)
+
+
+def _mark(complaints: list[list[str]]) -> str:
+    wrong = sum(bool(one) for one in complaints)
+    return f"{wrong} of {len(complaints)} wrong" if wrong else f"{len(complaints)} ✓"

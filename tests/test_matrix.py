@@ -1,0 +1,104 @@
+"""The compatibility matrix is run: every strategy in every way of training it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.matrix.cells import Cell, product, sample
+from tests.matrix.fit import fit
+from tests.matrix.table import README, render, shown
+from tests.matrix.verdict import complaints
+
+
+def ran(*arguments):
+    """What the program prints."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
+    command = [sys.executable, "-m", "tests.matrix", *arguments]
+    environment = {**inherited, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=README.parent, env=environment, capture_output=True, text=True, timeout=3000)
+    assert done.returncode == 0, done.stderr[-5000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_every_pair_of_ways_to_train_works():
+    assert "wrong" not in ran("--sample")
+
+
+@pytest.mark.whole
+def test_the_whole_matrix_is_the_table_of_the_readme():
+    assert ran() == shown()
+
+
+def test_the_readme_claims_no_other_cells_than_are_run():
+    assert render({cell: [] for cell in product()}) == shown()
+
+
+def test_the_sample_has_every_pair_of_values():
+    cells = list(product())
+    chosen = sample(cells)
+    assert len(chosen) < len(cells) / 10
+    for one in ("loss", "mode", "precision", "compiled", "accumulate", "clip"):
+        for other in ("loss", "mode", "precision", "compiled", "accumulate", "clip"):
+            pairs = [{(getattr(cell, one), getattr(cell, other)) for cell in some} for some in (cells, chosen)]
+            assert pairs[0] == pairs[1]
+
+
+CELL = Cell("HintLoss", precision="bf16-mixed", accumulate=3)
+
+
+@pytest.fixture(scope="module")
+def runs():
+    facts = {cell: [fit(cell)] for cell in (CELL, *CELL.references.values())}
+    assert complaints(CELL, facts) == []
+    return facts
+
+
+def nudged(state, by=1e-3):
+    return {name: value + by for name, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda f: {"error": "RuntimeError: no"}, "process 0: RuntimeError: no"),
+        (lambda f: {**f, "losses": [float("nan")]}, "losses"),
+        (lambda f: {**f, "losses": [2 * loss for loss in f["losses"]]}, "in float32"),
+        (lambda f: {**f, "gradient": -f["gradient"]}, "cosine"),
+        (lambda f: {**f, "changed": dict.fromkeys(f["changed"], False)}, "the student is as it was"),
+        (lambda f: {**f, "teacher intact": False}, "the teacher changed"),
+        (lambda f: {**f, "formats": {**f["formats"], "student": ["bfloat16"]}}, "the student's parameters"),
+        (lambda f: {**f, "formats": {**f["formats"], "memory": ["bfloat16"]}}, "what the loss remembers"),
+        (lambda f: {**f, "after": f["before"]}, "clipped to"),
+        (lambda f: {**f, "before": [{"norm": 0.0, "value": 0.0}] * 2}, "did not bind"),
+        (lambda f: {**f, "after": f["after"][:1]}, "did not bind in the last of 2 steps"),
+    ],
+)
+def test_a_wrong_fit_is_complained_about(change, complaint, runs):
+    found = complaints(CELL, {**runs, CELL: [change(runs[CELL][0])]})
+    assert any(complaint in one for one in found), found
+
+
+@pytest.mark.parametrize("shared", ["one process", "eager", "one large batch"])
+def test_a_fit_that_is_not_that_of_its_reference_is_complained_about(shared):
+    cell = Cell("HintLoss", mode="DDP", compiled="aot_eager", accumulate=3)
+    facts = fit(Cell("HintLoss", accumulate=3))
+    same = {one: [facts, facts] for one in (cell, *cell.references.values())}
+    assert complaints(cell, same) == []
+    other = {**same, cell.references[shared]: [{**facts, "state": nudged(facts["state"])}]}
+    assert any(f"is not that of {shared}" in one for one in complaints(cell, other))
+
+
+@pytest.mark.parametrize("part", ["state", "own"])
+def test_processes_that_differ_by_a_bit_are_complained_about(part):
+    cell = Cell("HintLoss", mode="DDP")
+    facts = fit(Cell("HintLoss"))
+    same = {one: [facts, facts] for one in (cell, *cell.references.values())}
+    assert complaints(cell, same) == []
+    other = {name: torch.nextafter(value, value + 1) for name, value in facts[part].items()}
+    assert any(
+        "differs between processes" in one for one in complaints(cell, {**same, cell: [facts, {**facts, part: other}]})
+    )
