@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from tests import support
 from tests.matrix.cells import Cell, product, sample
 from tests.matrix.fit import fit
 from tests.matrix.table import README, render, shown
@@ -45,6 +47,22 @@ def test_the_sample_has_every_pair_of_values():
         for other in ("loss", "mode", "precision", "compiled", "accumulate", "clip"):
             pairs = [{(getattr(cell, one), getattr(cell, other)) for cell in some} for some in (cells, chosen)]
             assert pairs[0] == pairs[1]
+
+
+def test_float16_without_a_gpu_is_told_and_becomes_bfloat16():
+    with pytest.warns(UserWarning, match=r"fp16 is not supported on CPU.*bf16-mixed"):
+        assert support.trainer(precision="16-mixed").precision == "bf16-mixed"
+
+
+@pytest.mark.parametrize("option", [{"gradient_clip_val": 1.0}, {"accumulate_grad_batches": 3}])
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_what_manual_optimization_ignores_is_refused_at_set_up(door, option):
+    made, callbacks = support.through(door)
+    made.automatic_optimization = False
+    before = support.snapshot(made)
+    with pytest.raises(MisconfigurationException, match="manual optimization"):
+        support.fit(made, callbacks=callbacks, **option)
+    support.assert_unchanged(made, before)
 
 
 CELL = Cell("HintLoss", precision="bf16-mixed", accumulate=3)
