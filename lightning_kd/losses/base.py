@@ -151,7 +151,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def weight_now(self) -> float:
         """The weight at this moment of the run."""
-        return value_at(self.weight, self.moment)
+        weight = self.weight
+        return weight if type(weight) is float else value_at(weight, self.moment)
 
     def now(self, scalar: Scalar) -> float:
         """Return the value of a number or schedule at this moment of the run."""
@@ -320,6 +321,8 @@ def check_map_layers(
 
 def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of one student and one teacher tensor, or of two lists of them."""
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        return [(student, teacher)]
     students = [student] if isinstance(student, Tensor) else student
     teachers = [teacher] if isinstance(teacher, Tensor) else teacher
     return list(zip(students, teachers, strict=True))

@@ -1,10 +1,12 @@
-"""What the framework adds to a step of about a millisecond with five loss parts, and what their log adds alone.
+"""What the framework adds to a step with five loss parts: to one of a millisecond, and to one of real networks.
 
-    python -m pytest tests/benchmarks
+    python -m pytest tests/benchmarks/test_overhead.py
 
-Three modules in the same Trainer compute the same five losses from the same two networks: one written by hand that
-logs nothing, the distilled one without its log (silent), and the distilled one. Processor time is counted, the three
-alternate, and the fastest round of each counts, because everything else on the machine only ever adds time.
+A step of a millisecond: three modules in the same Trainer compute the same five losses from the same two networks: one
+written by hand that logs nothing, the distilled one without its log (silent), and the distilled one. Real networks: a
+loop written by hand, without a Trainer, against the distilled module in a Trainer with its log. Processor time is
+counted, the alternatives alternate, and the fastest round of each counts, because everything else on the machine only
+ever adds time.
 """
 
 import copy
@@ -18,6 +20,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
+from lightning_kd.data.cifar_models import resnet8, resnet20
+from lightning_kd.data.digits_models import DigitsConvNet
 from lightning_kd.functional import hint_loss, kd_loss
 from lightning_kd.losses import HintLoss, KDLoss
 from tests import support
@@ -106,3 +110,71 @@ def test_the_log_of_five_parts_adds_at_most_a_tenth_to_a_step_of_a_millisecond(t
     tell(f"a step: {times}; ratio {ratio:.3f}, of the log alone {log:.3f}")
     assert log <= 1.10
     assert ratio <= CEILING
+
+
+PAIRS = {
+    "digits convnet": (DigitsConvNet(width=6, depth=1), DigitsConvNet(), (64, 1, 8, 8), ("stage2", "stage3"), 100),
+    "ResNet-8 from ResNet-20": (resnet8(10), resnet20(10), (32, 3, 32, 32), ("stage2", "stage3"), 20),
+}
+"""Student, teacher, shape of a batch, the layers whose features are hints, and steps in a round."""
+
+
+def loop_by_hand(student, teacher, batches, layers, projectors):
+    """Train as people do without a framework; return the seconds a step."""
+    features = {}
+    for network, role in ((student, "student"), (teacher.eval().requires_grad_(False), "teacher")):
+        for name in layers:
+            layer = network.get_submodule(name)
+            layer.register_forward_hook(lambda _, __, out, key=(role, name): features.__setitem__(key, out))
+    optimizer = torch.optim.SGD([*student.parameters(), *projectors.parameters()], lr=0.01)
+    start = time.process_time()
+    for x, y in batches:
+        logits = student(x)
+        with torch.no_grad():
+            teacher_logits = teacher(x)
+        loss = F.cross_entropy(logits, y)
+        for temperature in TEMPERATURES:
+            loss = loss + kd_loss(logits, teacher_logits, temperature=temperature)
+        for name, projector in zip(layers, projectors, strict=True):
+            loss = loss + hint_loss(projector(features["student", name]), features["teacher", name])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.process_time() - start) / len(batches)
+
+
+def in_trainer(student, teacher, batches, layers):
+    """Train by DistillationModule; return the seconds a step."""
+    losses = [*(KDLoss(t) for t in TEMPERATURES), *(HintLoss(name, name) for name in layers)]
+    options = {"task_loss": nn.CrossEntropyLoss(), "optimizer": lambda p: torch.optim.SGD(p, lr=0.01)}
+    module = DistillationModule(student, teacher, losses, **options)
+    times = []
+    module.on_train_start = lambda: times.append(time.process_time())
+    module.on_train_end = lambda: times.append(time.process_time())
+    support.trainer(max_epochs=1, log_every_n_steps=50).fit(module, DataLoader(batches, batch_size=None))
+    return (times[1] - times[0]) / len(batches)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:Found .* in eval mode:UserWarning", "ignore:You defined a .validation_step.:UserWarning"
+)
+def test_real_networks_cost_at_most_three_hundredths_more(tell):
+    torch.set_num_threads(1)
+    ratios = {}
+    for pair, (student, teacher, shape, layers, steps) in PAIRS.items():
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(shape, generator=generator), torch.randint(0, 10, shape[:1], generator=generator)
+        wide = [dict(network.named_modules())[name] for network in (student, teacher) for name in layers]
+        widths = [[p for p in layer.parameters() if p.ndim == 4][-1].shape[0] for layer in wide]
+        sizes = zip(widths[: len(layers)], widths[len(layers) :], strict=True)
+        projectors = nn.ModuleList([nn.Conv2d(mine, its, 1) for mine, its in sizes])
+        best = {"by hand": float("inf"), "module": float("inf")}
+        for _ in range(ROUNDS):
+            batches = [(x, y)] * steps
+            networks = copy.deepcopy((student, teacher, projectors))
+            best["by hand"] = min(best["by hand"], loop_by_hand(*networks[:2], batches, layers, networks[2]))
+            best["module"] = min(best["module"], in_trainer(*copy.deepcopy((student, teacher)), batches, layers))
+        ratios[pair] = best["module"] / best["by hand"]
+        times = ", ".join(f"{name} {1e3 * seconds:.2f} ms" for name, seconds in best.items())
+        tell(f"{pair}: {times}; ratio {ratios[pair]:.3f}")
+    assert ratios["ResNet-8 from ResNet-20"] <= 1.03
