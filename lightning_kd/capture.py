@@ -31,15 +31,15 @@ class Record:
     features: dict[str, Tensor] = field(default_factory=dict)
     versions: list[int] = field(default_factory=list)
     """Of the features, in their order."""
-    inputs: list[tuple[Tensor, int]] = field(default_factory=list)
+    inputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module was called with, with their versions then."""
-    outputs: list[tuple[Tensor, int]] = field(default_factory=list)
+    outputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module returned, with their versions then."""
-    odd: dict[str, str] = field(default_factory=dict)
+    odd: Sequence[tuple[str, str]] = ()
     """Layers that returned no tensor, with the name of what they returned."""
-    repeated: list[str] = field(default_factory=list)
+    repeated: Sequence[str] = ()
     """Layers that ran more than once in the call."""
-    gradless: list[str] = field(default_factory=list)
+    gradless: Sequence[str] = ()
     """Layers that ran while gradients were switched off, ``""`` for the module itself."""
 
     def changed_layers(self) -> list[str]:
@@ -208,7 +208,7 @@ class Capture:
             RuntimeError: If a layer did not run, or more than once; names it and the remedy.
             TypeError: If a layer returned something else.
         """
-        for layer, value in record.odd.items():
+        for layer, value in record.odd:
             kind = type(original(self.module).get_submodule(layer)).__name__
             raise TypeError(
                 f"The {self.role} layer {layer!r} ({kind}) returned a {value}, not a tensor; name an inner layer that "
@@ -302,9 +302,10 @@ def without_captures(copy: nn.Module) -> None:
 
 def first_tensor(output: object) -> Tensor | None:
     """Return the tensor that stands for a layer's output: itself, or the first element of a tuple or list."""
-    if isinstance(output, Sequence) and not isinstance(output, str) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) else None
+    if isinstance(output, Tensor):
+        return output
+    inner = output[0] if isinstance(output, Sequence) and not isinstance(output, str) and output else None
+    return inner if isinstance(inner, Tensor) else None
 
 
 class _Store:
@@ -352,7 +353,7 @@ def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: d
     record.called = True
     record.args, record.kwargs, record.output = args, kwargs, output
     if not torch.is_grad_enabled():
-        record.gradless.append("")
+        record.gradless = (*record.gradless, "")
     if isinstance(output, Tensor):
         record.outputs = [(output, _version(output))]
     elif isinstance(output, Mapping | Sequence):
@@ -364,14 +365,14 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
     if not store.active or record.called:
         return
     if layer in record.features:
-        record.repeated.append(layer)
+        record.repeated = (*record.repeated, layer)
         return
     tensor = first_tensor(output)
     if tensor is None:
-        record.odd[layer] = type(output).__name__
+        record.odd = (*record.odd, (layer, type(output).__name__))
         return
     if not torch.is_grad_enabled():
-        record.gradless.append(layer)
+        record.gradless = (*record.gradless, layer)
     record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
     record.versions.append(_version(tensor))
 

@@ -67,11 +67,13 @@ class Distiller:
         self._looked_for_frozen = False
         self.inputs: dict[str, Any] | None = None
         """What the student was called with when the sizes were learned, without its values; see ``remember_call``."""
-        self._named = cast("list[tuple[str, DistillationLoss]]", list(losses.items()))
+        self._named = cast("dict[str, DistillationLoss]", dict(losses.items()))
         self._leaves = [
-            (f"{name}.{inner}" if inner else name, leaf) for name, loss in self._named for inner, leaf in loss.leaves()
+            (f"{name}.{inner}" if inner else name, leaf)
+            for name, loss in self._named.items()
+            for inner, leaf in loss.leaves()
         ]
-        self._timed = [loss for _, loss in self._named if loss.follows_time]
+        self._timed = [loss for loss in self._named.values() if loss.follows_time]
         self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
         self._reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
         self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
@@ -231,7 +233,9 @@ class Distiller:
             check_has(name, loss, step)
         if not self._looked_for_frozen:
             self._warn_of_frozen(active, step)
-        return self._evaluate({name: loss.evaluate for name, loss in self._named if loss.takes_part(taught)}, step)
+        return self._evaluate(
+            {name: loss.evaluate for name, loss in self._named.items() if loss.takes_part(taught)}, step
+        )
 
     def stage_parts(
         self, batch: Any, records: Sequence[Record], active: Sequence[tuple[str, DistillationLoss]]
@@ -298,8 +302,8 @@ class Distiller:
             return "What the losses read in this step is finite, so the loss itself overflows."
         return f"Not finite in this step: {', '.join(bad)}."
 
-    def named_losses(self) -> list[tuple[str, DistillationLoss]]:
-        """Return the losses that are added, with their names, in order."""
+    def named_losses(self) -> Mapping[str, DistillationLoss]:
+        """Return the losses that are added by name, in order."""
         return self._named
 
     def named_leaves(self) -> list[tuple[str, DistillationLoss]]:
@@ -425,7 +429,7 @@ class Distiller:
                     )
 
 
-def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.ModuleDict) -> Tensor:
+def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: Mapping[str, DistillationLoss]) -> Tensor:
     """Add the weighted parts to the task term, in order.
 
     Args:
@@ -435,7 +439,7 @@ def weighted_sum(base: Tensor | None, parts: Mapping[str, Tensor], losses: nn.Mo
     """
     total = base
     for name, value in parts.items():
-        weight = cast(DistillationLoss, losses[name]).weight_now
+        weight = losses[name].weight_now
         term = value if weight == 1.0 else weight * value
         total = term if total is None else total + term
     if total is None:

@@ -493,5 +493,5 @@ class DistillationModule(LightningModule):
         if dtype is not None:
             options["teacher_dtype"] = str(dtype).removeprefix("torch.")
         with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading
-            options["losses"] = [describe(loss) for _, loss in self.distiller.named_losses()] or None
+            options["losses"] = [describe(loss) for loss in self.distiller.named_losses().values()] or None
         self.save_hyperparameters(options)

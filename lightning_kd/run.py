@@ -343,9 +343,9 @@ class DistillationRun:
             parts = self.distiller.parts(batch, records)
             weight = self._task_weight_now
             base = task if task is None or weight == 1.0 else weight * task
-            total = weighted_sum(base, parts, self.distiller.losses)
+            total = weighted_sum(base, parts, self.distiller.named_losses())
             counted = parts if task is None else {"task": task, **parts}
-        for name, loss in self.distiller.named_losses():
+        for name, loss in self.distiller.named_losses().items():
             if loss.details and name in counted:
                 counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         try:
@@ -427,7 +427,7 @@ class DistillationRun:
         means = self.log.epoch_means
         weights = {
             "task": self._task_weight_now,
-            **{name: loss.weight_now for name, loss in self.distiller.named_losses()},
+            **{name: loss.weight_now for name, loss in self.distiller.named_losses().items()},
         }
         total = means.get("loss") or 1.0
         return [
