@@ -197,6 +197,13 @@ class Capture:
         """Record inside the block."""
         return Recording(self)
 
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module and record the call, for a capture without hooks on the call itself."""
+        _put_input(self._store, self.module, args, kwargs)
+        output = self.module(*args, **kwargs)
+        _put_call(self._store, self.module, args, kwargs, output)
+        return output
+
     def copy_changed(self, record: Record) -> None:
         """Copy from now on what those layers return whose value was changed in place after they had returned it."""
         self._store.copied.update(record.changed_layers())

@@ -22,6 +22,7 @@ from lightning_kd.projectors import width
 from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
 
+_NO_BATCH = Batch()
 Shapes = dict[str, dict[str, Shape]]
 _COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
 _CHANGED_INPUT = (
@@ -41,7 +42,8 @@ class Distiller:
         teacher: The frozen teacher, or ``None`` if no loss needs one.
         losses: Loss components by name, see ``name_losses``.
         hooks: The door, which answers how batches and outputs are read.
-        calls: Which calls of the student count, if a step calls it several times.
+        calls: Which calls of the student count, if a step calls it several times; ``None`` if the door makes the one
+            call itself, by ``capture.call``.
 
     Raises:
         ValueError: If a layer does not exist, or student and teacher share parameters.
@@ -54,9 +56,9 @@ class Distiller:
         losses: NamedLosses,
         hooks: Hooks,
         *,
-        calls: Calls = "one",
+        calls: Calls | None = None,
     ) -> None:
-        self.calls: Calls = calls
+        self.calls = calls
         self.student = student
         self.teacher = teacher
         self.losses = losses
@@ -76,7 +78,8 @@ class Distiller:
         self._timed = [loss for loss in self._named.values() if loss.follows_time]
         self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
         self._reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
-        self._needs_batch = any(loss.needs_target or loss.needs_index for loss in self.components)
+        self._needs_target = any(loss.needs_target for loss in self.components)
+        self._needs_index = any(loss.needs_index for loss in self.components)
         self._make_captures()
         if teacher is not None:
             check_not_shared(student, teacher.module, "teacher", _COPY)
@@ -125,7 +128,8 @@ class Distiller:
 
     def _make_captures(self) -> None:
         layers = [name for loss in self.components for name in loss.student_layers]
-        self.capture = Capture(self.student, layers, "student", calls=self.calls)
+        with_call = self.calls is not None
+        self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
         self.teacher_capture: Capture | None = None
         if self.teacher is not None:
             layers = [name for loss in self.components for name in loss.teacher_layers]
@@ -229,8 +233,9 @@ class Distiller:
         taught = self._taught
         active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
         step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
-        for name, loss in active:
-            check_has(name, loss, step)
+        if self._lacks(step):
+            for name, loss in active:
+                check_has(name, loss, step)
         if not self._looked_for_frozen:
             self._warn_of_frozen(active, step)
         return self._evaluate(
@@ -260,6 +265,12 @@ class Distiller:
         """Whether there is a teacher that has something to teach, or no loss needs one."""
         return self.teacher is None or self.teacher.ready
 
+    def _lacks(self, step: StepTensors) -> bool:
+        """Whether a step lacks anything that a loss may need."""
+        lacks_logits = step.student_logits is None or step.teacher_logits is None
+        lacks_target = self._needs_target and step.target is None
+        return lacks_logits or lacks_target or (self._needs_index and step.index is None)
+
     def _step(self, batch: Any, record: Record, *, with_teacher: bool) -> StepTensors:
         if record.called:
             self.capture.check_ran(record)
@@ -269,7 +280,9 @@ class Distiller:
         if self.teacher_capture is not None and seen.called:
             self.teacher_capture.check_ran(seen)
             self.teacher_capture.check_unchanged(seen, with_output=False)
-        self.step = self._tensors(record, seen, self.hooks.unpack_batch(batch) if self._needs_batch else Batch())
+        needs_batch = self._needs_target or self._needs_index
+        unpacked = self.hooks.unpack_batch(batch) if needs_batch else _NO_BATCH
+        self.step = self._tensors(record, seen, unpacked)
         return self.step
 
     def _tensors(self, record: Record, seen: Record, unpacked: Batch) -> StepTensors:
@@ -297,7 +310,7 @@ class Distiller:
 
     def where_not_finite(self, record: Record) -> str:
         """Return a sentence that names what is not finite in this step: input, layers, logits; for an error."""
-        bad = not_finite(self.step or self._tensors(record, Record(), Batch()), self.components, record)
+        bad = not_finite(self.step or self._tensors(record, Record(), _NO_BATCH), self.components, record)
         if not bad:
             return "What the losses read in this step is finite, so the loss itself overflows."
         return f"Not finite in this step: {', '.join(bad)}."

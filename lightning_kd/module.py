@@ -314,7 +314,7 @@ class DistillationModule(LightningModule):
             if self.run.leaves_out_student:
                 record.args, record.kwargs = unpacked.args, unpacked.kwargs
                 return self.run.training_loss(self, batch, [record], None)
-            task = self._task(self.student(*unpacked.args, **unpacked.kwargs), unpacked.target)
+            task = self._task(self.distiller.capture.call(*unpacked.args, **unpacked.kwargs), unpacked.target)
             return self.run.training_loss(self, batch, [record], task)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
@@ -447,7 +447,7 @@ class DistillationModule(LightningModule):
 
     def _call_student(self, batch: Any) -> Any:
         unpacked = self.unpack_batch(batch)
-        return self.student(*unpacked.args, **unpacked.kwargs)
+        return self.distiller.capture.call(*unpacked.args, **unpacked.kwargs)
 
     def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
         task_loss = self.task_loss
@@ -461,7 +461,7 @@ class DistillationModule(LightningModule):
         if hidden is None or target.is_floating_point():
             return cast(Tensor, task_loss(logits, target))
         # a batch without a label gives 0, where the mean of nothing is NaN
-        if target.device.type == "cpu":
+        if target.is_cpu:
             value: Tensor = task_loss(logits, target)
             if not math.isnan(value.item()) or (target != hidden).any():
                 return value
@@ -472,7 +472,7 @@ class DistillationModule(LightningModule):
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
         with self.distiller.recording() as record:
             unpacked = self.unpack_batch(batch)
-            output = self.student(*unpacked.args, **unpacked.kwargs)
+            output = self.distiller.capture.call(*unpacked.args, **unpacked.kwargs)
             self.run.evaluate(self, batch, record, unpacked.target, prefix=prefix, loader=loader, with_student=True)
             if self.task_loss is not None and unpacked.target is not None:
                 task = self._task(output, unpacked.target)

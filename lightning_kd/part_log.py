@@ -57,7 +57,7 @@ class PartLog:
             with torch.no_grad():
                 self._waiting.append(torch.stack([total, *parts.values()]))
         else:
-            self._rows.append([total.item(), *(value.item() for value in parts.values())])
+            self._rows.append([total.item(), *[value.item() for value in parts.values()]])
         if len(self._steps) == _WAIT or not (self._waiting or math.isfinite(self._rows[-1][0])):
             self._add_up()
 
@@ -105,7 +105,7 @@ class PartLog:
 
     def _waits(self, value: Tensor) -> bool:
         """Whether looking at a value now would stall the device."""
-        return value.device.type != "cpu"
+        return not value.is_cpu
 
     def _table(self) -> list[list[float]]:
         return [*self._rows, *(torch.stack(self._waiting).double().tolist() if self._waiting else ())]

@@ -44,7 +44,7 @@ def step(request):
     distiller, batch = made.distiller, next(iter(rows()))
     distiller.attach()
     with distiller.recording() as record:
-        learner(batch[0])
+        distiller.capture.call(batch[0])
         tensors = distiller._step(batch, record, with_teacher=True)
     (loss,) = distiller.named_losses().values()
     return request.param, loss, tensors, distiller.components

@@ -338,7 +338,7 @@ def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
     if tensors is None:
         return False
     first = tensors if isinstance(tensors, Tensor) else tensors[0]
-    return first.ndim > 0 and first.shape[0] == 0
+    return first.numel() == 0 and first.ndim > 0 and first.shape[0] == 0
 
 
 def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
