@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture import original, plain_name
 from lightning_kd.example_inputs import Example
+from lightning_kd.losses.gather import together
 from lightning_kd.precision import Precision, dtype_of
 from lightning_kd.program import make_program, onnx_bytes
 from lightning_kd.safe_load import load_plain
@@ -196,7 +197,7 @@ def _in_first_process(write: Callable[[], None]) -> None:
 
     Not by a collective call, in which the first process would wait for ever where it alone exports.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not together():
         write()
         return
     store, key = dist.distributed_c10d._get_default_store(), f"lightning_kd/export/{next(_exports)}"

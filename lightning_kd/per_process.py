@@ -5,6 +5,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from lightning_kd.losses.gather import together
+
 T = TypeVar("T")
 
 
@@ -14,7 +16,7 @@ def collect(mine: T) -> list[T]:
     Args:
         mine: The state of this process, as plain data.
     """
-    if not _distributed():
+    if not together():
         return [mine]
     states: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(states, mine)
@@ -23,9 +25,5 @@ def collect(mine: T) -> list[T]:
 
 def own(states: Sequence[T]) -> T | None:
     """Return this process's state, ``None`` if the states are of another number of processes."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if _distributed() else (0, 1)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
     return states[rank] if len(states) == world_size else None
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()

@@ -24,6 +24,7 @@ from lightning_kd.distiller import Distiller, Shapes, device_of, num_parameters,
 from lightning_kd.example_inputs import zeros_for
 from lightning_kd.idle import touch, unreached, without_gradient
 from lightning_kd.losses.base import DistillationLoss, add_up
+from lightning_kd.losses.gather import together
 from lightning_kd.metrics import Comparison
 from lightning_kd.part_log import PartLog
 from lightning_kd.probe import rows_and_targets
@@ -372,7 +373,7 @@ class DistillationRun:
 
     def _with_idle(self, module: LightningModule, total: Tensor, *, empty: bool) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
-        if module.trainer.world_size == 1 or not (self._sometimes_idle or empty):
+        if not (self._sometimes_idle or empty) or not together():
             return total
         idle = unreached(total, module.parameters())
         if empty:  # the other processes may reach what this one does not: the averaged gradient will tell

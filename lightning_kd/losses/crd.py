@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast
 from lightning_kd.losses.embedding import embeddings
-from lightning_kd.losses.gather import gather
+from lightning_kd.losses.gather import gather, together
 from lightning_kd.schedules import Scalar
 
 EPS = 1e-7
@@ -287,7 +287,7 @@ class CRDLoss(DistillationLoss):
     @torch.no_grad()
     def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and not self._began:
+        if together() and not self._began:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
         self._began = True  # a process whose first batch is empty comes here again, alone

@@ -8,6 +8,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
+def together() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def gather(tensor: Tensor) -> Tensor:
     """Return the samples of all processes in the order of the processes, with the gradient of the own ones.
 
@@ -19,7 +24,7 @@ def gather(tensor: Tensor) -> Tensor:
     Args:
         tensor: Samples along the first axis; the other axes are equal in all processes.
     """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not together():
         return tensor
     gathered: Tensor = cast(Any, _Gather).apply(tensor)
     return gathered
@@ -27,7 +32,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor without gradient over all processes."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not together():
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)

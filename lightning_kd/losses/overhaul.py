@@ -19,6 +19,7 @@ from lightning_kd.losses.base import (
     pool_to_smaller,
     upcast,
 )
+from lightning_kd.losses.gather import together
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar
 
@@ -146,7 +147,7 @@ class OFDLoss(DistillationLoss):
             if name not in self._known:
                 total += upcast(features).clamp_max(0.0).sum((0, 2, 3))
                 number += (features < 0).sum((0, 2, 3))
-        if dist.is_available() and dist.is_initialized():
+        if together():
             dist.all_reduce(sums)
             dist.all_reduce(counts)
         self.count += counts

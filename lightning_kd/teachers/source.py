@@ -8,6 +8,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
+from lightning_kd.losses.gather import together
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class TeacherSource(Callback, ABC):
 
 def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:
     """Give every process the first process's weights."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not together():
         return
     tensors = list(module.buffers()) if buffers_only else [*module.parameters(), *module.buffers()]
     for tensor in tensors:
