@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -29,6 +30,15 @@ _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
     "inplace=False in its first layer, or let its forward begin with x = x.clone()."
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What a step of the main training evaluates, the same in every step until a teacher has something to say."""
+
+    active: list[tuple[str, DistillationLoss]]
+    added: Mapping[str, Callable[[StepTensors], Tensor]]
+    with_teacher: bool
 
 
 class Distiller:
@@ -67,6 +77,7 @@ class Distiller:
         self.step: StepTensors | None = None
         """What the losses of this step read; whoever has evaluated them lets go of it."""
         self._looked_for_frozen = False
+        self._plans: dict[bool, _Plan] = {}
         self.inputs: dict[str, Any] | None = None
         """What the student was called with when the sizes were learned, without its values; see ``remember_call``."""
         self._named = cast("dict[str, DistillationLoss]", dict(losses.items()))
@@ -127,6 +138,7 @@ class Distiller:
         ]
 
     def _make_captures(self) -> None:
+        self.plan_anew()
         layers = [name for loss in self.components for name in loss.student_layers]
         with_call = self.calls is not None
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
@@ -229,18 +241,28 @@ class Distiller:
             return {}
         return _mean([self._parts(batch, record) for record in records])
 
-    def _parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
+    def plan_anew(self) -> None:
+        """Find out anew which losses belong to the main training; asked when a stage gets its length."""
+        self._plans.clear()
+
+    def _plan(self) -> "_Plan":
         taught = self._taught
-        active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
-        step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
+        if taught not in self._plans:
+            active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
+            added = {name: loss.evaluate for name, loss in self._named.items() if loss.takes_part(taught)}
+            self._plans[taught] = _Plan(active, added, any(loss.needs_teacher for _, loss in active))
+        return self._plans[taught]
+
+    def _parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
+        plan = self._plan()
+        active = plan.active
+        step = self._step(batch, record, with_teacher=plan.with_teacher)
         if self._lacks(step):
             for name, loss in active:
                 check_has(name, loss, step)
         if not self._looked_for_frozen:
             self._warn_of_frozen(active, step)
-        return self._evaluate(
-            {name: loss.evaluate for name, loss in self._named.items() if loss.takes_part(taught)}, step
-        )
+        return self._evaluate(plan.added, step)
 
     def stage_parts(
         self, batch: Any, records: Sequence[Record], active: Sequence[tuple[str, DistillationLoss]]

@@ -143,6 +143,7 @@ class DistillationRun:
         self._show_dataset(trainer)
         self.distiller.prepare(batch, call_student, module)
         settle_stages(self.distiller.named_leaves(), trainer)
+        self.distiller.plan_anew()
         self._sometimes_idle = True
         if self._source is not None:
             self._source.begin(self, trainer)
@@ -554,6 +555,7 @@ class DistillationRun:
         self.distiller.inputs = saved["inputs"]
         for stage, (length, unit) in zip(self.distiller.stages(), saved["stages"], strict=True):
             stage.length, stage.unit = length, unit
+        self.distiller.plan_anew()
         if saved["shapes"] is not None and self.distiller.shapes is None:
             self.distiller.name_layers(saved["layers"])
             rows, with_targets = saved["dataset"]
