@@ -51,6 +51,8 @@ class DistillationRun:
         self.follows_time = distiller.follows_time or isinstance(task_weight, Schedule)
         """Whether a weight or a loss changes over the run."""
         self._task_weight_now = value_at(task_weight, Moment())
+        self.steps = 0
+        """Optimizer steps done; the Trainer's own count is slow to ask for."""
         self.log = PartLog()
         self.comparisons: dict[int, Comparison] = {}
         """Student against teacher in the evaluation that is going on, by the number of the data loader."""
@@ -352,7 +354,7 @@ class DistillationRun:
                 counted = {**counted, **{f"{name}/{part}": value for part, value in loss.details.items()}}
         try:
             if self.begun:
-                self.log.add(total, counted, module.global_step)
+                self.log.add(total, counted, self.steps)
         except FloatingPointError as error:
             if total.isfinite():  # an earlier step's, of which nothing is left to look at
                 raise
@@ -396,8 +398,9 @@ class DistillationRun:
             self._maybe_idle = self._maybe_idle and bool(idle)
         for parameter in idle:  # an optimizer must not even decay what the step left out
             parameter.grad = None
+        self.steps = module.global_step + 1
         every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if every and (module.global_step + 1) % every == 0:
+        if every and self.steps % every == 0:
             self.write_log(module)
 
     def write_log(self, module: LightningModule) -> None:
