@@ -117,8 +117,8 @@ class HintLoss(DistillationLoss):
         """Compute the unweighted loss of one pair of features, or the sum over a list of them, see ``hint_loss``."""
         if not len(self.projectors):
             raise RuntimeError("HintLoss: not built yet; call build(student_shapes, teacher_shapes) first.")
-        projectors, pairs = self.projectors, pair_up(student, teacher)
-        return add_up([hint_loss(projector(s), t) for projector, (s, t) in zip(projectors, pairs, strict=True)])
+        pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
+        return add_up([hint_loss(projector(s), t) for projector, (s, t) in pairs])
 
     def _make_projector(self, student_layer: str, teacher_layer: str, student: Shape, teacher: Shape) -> Projector:
         try:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from lightning_kd.losses.gather import together
 from lightning_kd.teachers.frozen import FrozenTeacher
@@ -56,4 +57,5 @@ def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:
         return
     tensors = list(module.buffers()) if buffers_only else [*module.parameters(), *module.buffers()]
     for tensor in tensors:
-        dist.broadcast(tensor.data, src=0)
+        if not isinstance(tensor, DTensor):  # of which each process has its own part
+            dist.broadcast(tensor.data, src=0)

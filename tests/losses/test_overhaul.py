@@ -167,6 +167,7 @@ def test_all_processes_show_the_margin(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process, which has seen -8 ten times in each channel, takes part in every sum."""
     other = iter([torch.full((3,), -80.0, dtype=torch.float64), torch.full((3,), 10)])
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(next(other)))
     loss = _built(nn.Identity()).double()
     loss(random(2, 2, 4, 4, seed=1), torch.full((2, 3, 3, 5), -1.0, dtype=torch.float64))
