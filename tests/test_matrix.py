@@ -25,12 +25,11 @@ def ran(*arguments):
     return done.stdout
 
 
-@pytest.mark.slow
 def test_every_pair_of_ways_to_train_works():
     assert "wrong" not in ran("--sample")
 
 
-@pytest.mark.whole
+@pytest.mark.slow
 def test_the_whole_matrix_is_the_table_of_the_readme():
     assert ran() == shown()
 

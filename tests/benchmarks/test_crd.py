@@ -75,7 +75,6 @@ def measured(name, num_samples, rounds):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("num_samples", "aim", "lighter"), [(50_000, 12, 25), (1_280_000, 1, 30)])
 def test_it_is_as_many_times_faster_and_lighter(num_samples, aim, lighter, tell):
     fast, slow = measured("ours", num_samples, 7), measured("as_written", num_samples, 3)
