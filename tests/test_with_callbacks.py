@@ -1,5 +1,6 @@
 """Lightning's own callbacks through both doors: each does to a distilled student exactly what it promises."""
 
+import logging
 from functools import partial
 
 import pytest
@@ -258,6 +259,7 @@ def test_the_checkpoint_of_an_exception_is_whole_and_goes_on_as_if_there_had_bee
 
 @pytest.mark.parametrize("door", DOORS)
 def test_the_summary_lists_student_and_losses_and_names_the_teacher(door, caplog):
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")  # scripts that other tests run have set it
     made, *_, callbacks = through(door)
     support.fit(made, callbacks=[*callbacks, ModelSummary()], enable_model_summary=True, fast_dev_run=True)
     cells = [[cell.strip() for cell in line.split("|")] for line in caplog.text.splitlines()]
@@ -268,5 +270,6 @@ def test_the_summary_lists_student_and_losses_and_names_the_teacher(door, caplog
 
 
 def test_without_a_summary_the_teacher_is_not_told(caplog):
+    caplog.set_level(logging.INFO, logger="lightning.pytorch")
     support.fit(support.module(), fast_dev_run=True, callbacks=[Means()])
     assert "The teacher" not in caplog.text
