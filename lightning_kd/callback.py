@@ -156,6 +156,7 @@ class DistillationCallback(Callback):
         self._run.join(trainer)
         distiller.attach()
         if stage != "fit":
+            self._run.split(trainer)
             return
         asked = [callback for loss in distiller.components for callback in loss.configure_callbacks()]
         if asked:

@@ -111,6 +111,24 @@ def test_a_strategy_that_cannot_clip_by_norm_is_told_at_set_up(algorithm):
 
 
 @pytest.mark.usefixtures("one_process_group")
+@pytest.mark.filterwarnings("ignore:.*self.log.'user_val'.*sync_dist:UserWarning")  # the user's own
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_a_teacher_on_meta_is_there_for_an_evaluation_alone(door, tmp_path):
+    file = tmp_path / "teacher.safetensors"
+    save_file(support.teacher().state_dict(), file)
+    options = {"teacher_weights": str(file)}
+    made, callbacks = support.module(teacher=support.teacher().to("meta"), **options), []
+    if door == "callback":
+        made = ShardedModule(support.student())
+        callbacks = [DistillationCallback(support.teacher().to("meta"), support.default_losses(), **options)]
+    (expected,) = support.trainer().validate(support.module(), support.loader(), verbose=False)
+    sharded = support.trainer(callbacks=callbacks, strategy=ModelParallelStrategy(1, 1), devices=1)
+    (found,) = sharded.validate(made, support.loader(), verbose=False)
+    for name in ("val/agreement", "val/teacher_accuracy"):
+        assert found[name] == pytest.approx(expected[name])
+
+
+@pytest.mark.usefixtures("one_process_group")
 class TestRefused:
     @pytest.mark.parametrize("role", ["student", "teacher"])
     @pytest.mark.parametrize("in_place", [False, True])
