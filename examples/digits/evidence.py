@@ -1,4 +1,4 @@
-"""Does distillation pay? The same student with and without the teacher, over seeds, as the table in the README.
+"""Does distillation pay? The same student with and without the teacher, over seeds: the README's first table.
 
 Run from the repository's root: python examples/digits/evidence.py --seeds 10
 """

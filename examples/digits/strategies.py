@@ -1,4 +1,4 @@
-"""All thirteen strategies on digits, over seeds, as the table in the README.
+"""All thirteen strategies on digits, over seeds: the README's second table.
 
 Run from the repository's root: python examples/digits/strategies.py --seeds 3
 
