@@ -3,16 +3,20 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from tests import support
+from tests.matrix import table
 from tests.matrix.cells import Cell, product, sample
 from tests.matrix.fit import fit
-from tests.matrix.table import README, render, shown
+from tests.matrix.table import render, shown
 from tests.matrix.verdict import complaints
+
+ROOT = Path(__file__).parent.parent
 
 
 def ran(*arguments):
@@ -20,7 +24,7 @@ def ran(*arguments):
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
     command = [sys.executable, "-m", "tests.matrix", *arguments]
     environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=README.parent, env=environment, capture_output=True, text=True, timeout=3000)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr[-5000:]
     return done.stdout
 
@@ -30,12 +34,22 @@ def test_every_pair_of_ways_to_train_works():
 
 
 @pytest.mark.slow
-def test_the_whole_matrix_is_the_table_of_the_readme():
+def test_the_whole_matrix_is_the_table_of_its_readme():
     assert ran() == shown()
 
 
 def test_the_readme_claims_no_other_cells_than_are_run():
     assert render({cell: [] for cell in product()}) == shown()
+
+
+def test_a_table_is_written_in_the_place_of_the_one_before(tmp_path, monkeypatch):
+    copy = tmp_path / "README.md"
+    copy.write_text(table.README.read_text())
+    monkeypatch.setattr(table, "README", copy)
+    before, after = (copy.read_text().split(part)[i] for part, i in ((table.BEGIN, 0), (table.END, 1)))
+    table.write("| new |\n")
+    assert shown() == "| new |\n"
+    assert copy.read_text() == f"{before}{table.BEGIN}| new |\n{table.END}{after}"
 
 
 def test_the_sample_has_every_pair_of_values():

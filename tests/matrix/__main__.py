@@ -1,4 +1,4 @@
-"""Run the matrix: ``python -m tests.matrix --write`` brings the README's table up to date.
+"""Run the matrix: ``python -m tests.matrix --write`` brings the table in the README beside it up to date.
 
 ``--sample`` runs the cells of the default test suite; other arguments are texts that a cell must have to be run.
 The complaints go to the standard error, a table of what was run to the standard output.

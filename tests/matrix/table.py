@@ -1,10 +1,10 @@
-"""The README's table, out of the verdicts of a run."""
+"""The table of the README beside this file, out of the verdicts of a run."""
 
 from pathlib import Path
 
 from tests.matrix.cells import FAMILIES, MODES, PRECISIONS, Cell
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
 NOT_RUN = ("16-mixed", "FSDPStrategy", "DeepSpeed")
 """What needs a GPU, which the machine that made the table has not."""
@@ -29,7 +29,7 @@ def shown() -> str:
 
 
 def write(table: str) -> None:
-    """Put a table in the place of the README's."""
+    """Put a table in the place of the one in the README."""
     before, rest = README.read_text().split(BEGIN)
     README.write_text(f"{before}{BEGIN}{table}{END}{rest.split(END)[1]}")
 
