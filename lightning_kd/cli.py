@@ -12,12 +12,13 @@ from contextlib import suppress
 from typing import Any
 
 from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
+from lightning_kd.class_paths import check_arguments, check_value
 from lightning_kd.export_command import export_checkpoint
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -48,6 +49,18 @@ class DistillationCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             super().parse_arguments(parser, args)
+        self._check_class_paths(parser)
+
+    def _check_class_paths(self, parser: LightningArgumentParser) -> None:
+        """Check what the configuration names, in words of our own: not every jsonargparse does so for functions."""
+        options = self.config.get(self.config.get("subcommand") or "", self.config)
+        made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
+        try:
+            for place, cls in made.items():
+                check_arguments(cls, vars(options.get(place)), place)
+            check_value(options.get("data"), LightningDataModule, "data")
+        except ValueError as error:
+            parser.error(str(error))
 
     def before_instantiate_classes(self) -> None:
         """Read checkpoints as tensors and plain data, unless the user says otherwise."""

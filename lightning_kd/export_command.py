@@ -9,6 +9,7 @@ from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_kd.checkpoint import CHECKPOINT_KEY
+from lightning_kd.class_paths import check_value
 from lightning_kd.example_inputs import zeros_for
 from lightning_kd.export import Format, choose_format, export_student, write_weights
 from lightning_kd.precision import Precision, dtype_of
@@ -85,4 +86,6 @@ def _configured(config: str) -> object:
 def _build(described: object) -> nn.Module:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)  # as LightningCLI does
-    return cast(nn.Module, parser.instantiate_classes(parser.parse_object({"student": described})).student)
+    parsed = parser.parse_object({"student": described})
+    check_value(parsed.student, nn.Module, "student")
+    return cast(nn.Module, parser.instantiate_classes(parsed).student)

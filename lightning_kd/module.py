@@ -5,7 +5,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import IO, TYPE_CHECKING, Any, Literal, cast
+from typing import IO, Any, Literal, Self, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -38,9 +38,6 @@ from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
 from lightning_kd.sharded_state import is_sharded
 from lightning_kd.sharding import after_configure_model, mesh_of, restore_configure_model, shard
 from lightning_kd.teachers import FrozenTeacher
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class DistillationModule(LightningModule):
@@ -399,7 +396,7 @@ class DistillationModule(LightningModule):
         strict: bool | None = None,
         weights_only: bool | None = None,
         **kwargs: Any,
-    ) -> "Self":
+    ) -> Self:
         """Make the module that a checkpoint was written of, without running code from the file.
 
         A checkpoint of the command line names the classes that the module is made of. Only classes of modules that
@@ -419,7 +416,7 @@ class DistillationModule(LightningModule):
         """
         if weights_only is None or weights_only:
             weights_only = True
-            check_class_names(load_plain(checkpoint_path), checkpoint_path, kwargs)
+            check_class_names(load_plain(checkpoint_path), checkpoint_path, kwargs, cls)
         return super().load_from_checkpoint(
             checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
         )

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.types import _PATH
 
 from lightning_kd.checkpoint import reading
+from lightning_kd.class_paths import check_arguments
 
 OPTIONS_KEYS = ("hyper_parameters", "hparams", "module_arguments")
 """Where Lightning, and its older versions, write in a checkpoint how a module is made."""
@@ -54,21 +55,25 @@ def load_plain(source: _PATH | IO[bytes]) -> Any:
     return _load(source, source, mmap=zipfile.is_zipfile(source) or None)
 
 
-def check_class_names(checkpoint: Mapping[str, Any], source: object, given: Iterable[str] = ()) -> None:
-    """See that making a module as a checkpoint says would import nothing.
+def check_class_names(
+    checkpoint: Mapping[str, Any], source: object, given: Iterable[str] = (), made: type | None = None
+) -> None:
+    """Check that making a module as a checkpoint says would import nothing, and call nothing of another kind.
 
     Args:
         checkpoint: What :func:`load_plain` returned.
         source: The checkpoint's path, for the message.
         given: Names of options that do not come from the checkpoint.
+        made: The class that the options make, to check what each of them expects.
 
     Raises:
-        ValueError: If an option names a class of a module that is not imported yet.
+        ValueError: If an option names a class of a module that is not imported yet, or of another kind than expected.
     """
     if not isinstance(checkpoint, Mapping):
         raise ValueError(f"{str(source)!r} is no checkpoint, but a {type(checkpoint).__name__}.")
     for key in OPTIONS_KEYS:
         options = {name: value for name, value in checkpoint.get(key, {}).items() if name not in set(given)}
+        by_parser = "_instantiator" in options
         made_by = options.pop("_instantiator", _INSTANTIATOR)
         strange = [made_by] if made_by != _INSTANTIATOR else [text for text in _texts(options) if _would_import(text)]
         if strange:
@@ -76,6 +81,8 @@ def check_class_names(checkpoint: Mapping[str, Any], source: object, given: Iter
                 f"{str(source)!r} names {strange[0]!r}, of a module that is not imported; nothing has been made. If "
                 "you trust it, import that module first, or pass the object yourself."
             )
+        if made is not None and by_parser:
+            check_arguments(made, options, key)
 
 
 def _load(file: Any, source: object, **options: Any) -> Any:

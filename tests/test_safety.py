@@ -335,7 +335,7 @@ def test_a_configuration_makes_nothing_but_what_is_expected(path, place, tmp_pat
     monkeypatch.chdir(ROOT)
     for described in (f"{{class_path: {path}, init_args: {{{CALLABLES[path]}: touch {canary}}}}}", path):
         message = refused(PLACES[place] % described, tmp_path, capsys)
-        assert path in message
+        assert path.rpartition(".")[2] in message  # some versions of the parser name the module that defines it
         assert f'"{place}' in message
 
 
