@@ -58,8 +58,8 @@ def export_student(
 
     Weights have the keys of the plain module, strictly, whether it is compiled or not. A program takes any batch size,
     the other sizes are those of the example; what the module returns as an object of its own is a dictionary of the
-    object's fields there. The file has its name only when it is whole. In a distributed run every process may call
-    this: the first one writes, the others wait for it.
+    object's fields there, and it names no path of the machine and no line of the source. The file has its name only
+    when it is whole. In a distributed run every process may call this: the first one writes, the others wait for it.
 
     Args:
         student: The module, on any device, in any mode, compiled or not.

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
 from lightning_kd.capture import Record, original, without_captures
@@ -32,7 +33,8 @@ def make_program(
             example's first tensor.
 
     Returns:
-        The program. What the student returns as an object of its own is a dictionary of its fields there.
+        The program. What the student returns as an object of its own is a dictionary of its fields there. It names the
+        part of the student that an operation comes from, but no file and no line of the source.
 
     Raises:
         ValueError: If the student does not take the example, or cannot be traced.
@@ -56,10 +58,12 @@ def make_program(
         size = batch_size(call) if dynamic_batch else None
         sizes = tree_map(functools.partial(_dynamic, Dim("batch"), size), dict(inputs))
         try:
-            return torch.export.export(net, call.args, call.kwargs, dynamic_shapes=sizes, strict=False)
+            program = torch.export.export(net, call.args, call.kwargs, dynamic_shapes=sizes, strict=False)
         except Exception as error:
             remedy = "pass dynamic_batch=False if its code fixes the number of samples. " if dynamic_batch else ""
             raise ValueError(f"{name} cannot be made a program with the example of {shown}; {remedy}{error}") from error
+    _forget_source(program)
+    return program
 
 
 def onnx_bytes(program: ExportedProgram) -> bytes:
@@ -76,7 +80,9 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
     with _apart():
         translated = torch.onnx.export(program, output_names=_output_names(program), dynamo=True, verbose=False)
     assert translated is not None, "dynamo returns a program"
-    content: bytes = translated.model_proto.SerializeToString()
+    model = translated.model_proto
+    _forget_notes(model)
+    content: bytes = model.SerializeToString()
     return content
 
 
@@ -106,6 +112,34 @@ def _apart() -> Iterator[None]:
     """Let no autocast around an export change it, and the export change no random state."""
     with torch.no_grad(), isolate_rng(), torch.autocast("cpu", enabled=False):
         yield
+
+
+def _forget_source(program: ExportedProgram) -> None:
+    """Take from a program what torch notes of its source: files, lines, and the Python modules of the classes.
+
+    ``torch.export.unflatten`` needs the parts of the student, and torch's quantizers know torch's own classes by their
+    whole names; both stay.
+    """
+    for graph in program.graph_module.modules():  # each branch of torch.cond is a graph of its own
+        for node in graph.graph.nodes if isinstance(graph, GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+            stack = node.meta.get("nn_module_stack", {})
+            for key, (part, kind) in stack.items():
+                stack[key] = (part, kind if kind.startswith("torch.") else kind.rpartition(".")[2])
+
+
+def _forget_notes(message: Any) -> None:
+    """Take all metadata and doc strings from an ONNX model; no runtime reads them.
+
+    ``ClearMetadataAndDocStringPass`` of onnx_ir does so for graphs and nodes only, not for values and the model.
+    """
+    for name in ("doc_string", "metadata_props"):
+        if name in message.DESCRIPTOR.fields_by_name:
+            message.ClearField(name)
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in [value] if hasattr(value, "ListFields") else value:
+                _forget_notes(inner)
 
 
 class _PlainOutput(nn.Module):
