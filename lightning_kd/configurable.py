@@ -1,7 +1,10 @@
 """Parts that can be written down as plain data and made again from it, without running code from a file."""
 
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
+
+_OURS = f"{__package__}."
 
 
 class Configurable:
@@ -49,10 +52,12 @@ def restore(description: Mapping[str, object], base: type[Configurable]) -> Conf
         ValueError: If no imported subclass of ``base`` has that path.
     """
     path = description["class_path"]
-    known = {_path(cls): cls for cls in _subclasses(base)}
+    known = {name: cls for cls in _subclasses(base) for name in _paths(cls)}
+    if str(path).startswith(_OURS):  # an earlier version may have written the file that the class stood in
+        path = f"{_OURS}{str(path).rpartition('.')[2]}"
     if path not in known:
         raise ValueError(
-            f"The checkpoint names the class {path!r}, which is not an imported {base.__name__}; "
+            f"The checkpoint names the class {description['class_path']!r}, which is not an imported {base.__name__}; "
             "import the module that defines it first, or pass the part yourself."
         )
     init_args = description["init_args"]
@@ -62,7 +67,23 @@ def restore(description: Mapping[str, object], base: type[Configurable]) -> Conf
 
 
 def _path(cls: type) -> str:
+    """Return the path by which users name a class: of ours the package that shows it, not the file that it stands in.
+
+    A checkpoint then stays readable when a class moves to another file.
+    """
+    names = cls.__module__.split(".")
+    if cls.__module__.startswith(_OURS) and "." not in cls.__qualname__:
+        for i in range(2, len(names)):
+            package = ".".join(names[:i])
+            if getattr(sys.modules.get(package), cls.__name__, None) is cls:
+                return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _paths(cls: type) -> list[str]:
+    """Return the paths that lead to a class; one of ours is known by its name alone, wherever it stands."""
+    ours = [f"{_OURS}{cls.__name__}"] if cls.__module__.startswith(_OURS) else []
+    return [_path(cls), *ours]
 
 
 def _subclasses(base: type[Configurable]) -> set[type[Configurable]]:

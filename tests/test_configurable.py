@@ -88,7 +88,7 @@ def test_arguments_must_be_a_mapping() -> None:
 def test_a_loss_with_its_projector_is_plain_data() -> None:
     loss = HintLoss(["a", "c"], ["b", "d"], weight=100.0, projector=LinearProjector(bias=False))
     assert describe(loss) == {
-        "class_path": "lightning_kd.losses.feature.HintLoss",
+        "class_path": "lightning_kd.losses.HintLoss",
         "init_args": {
             "student": ["a", "c"],
             "teacher": ["b", "d"],
