@@ -62,7 +62,7 @@ def find_place(trainer: Trainer, *, anew: bool) -> None:
     done = fit.epoch_loop.batch_progress.current.processed  # a batch that an exception broke off is not among them
     if done >= trainer.num_training_batches or isinstance(fetcher, _DataLoaderIterDataFetcher):
         return
-    warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")  # exactly
+    _reset_without_warning(fit.epoch_loop)
     if _finds_its_place(fetcher.combined_loader.flattened):
         return
     if anew:
@@ -86,6 +86,19 @@ def unfinished_gradients(trainer: Trainer) -> dict[str, Tensor]:
         )
         return {}
     return {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
+def _reset_without_warning(epoch_loop: Any) -> None:
+    """Keep Lightning 2.6 from warning of a loader that is not resumable: the batches that it has given are skipped."""
+    reset = epoch_loop.reset
+
+    def reset_once() -> None:
+        del epoch_loop.reset
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            reset()
+
+    epoch_loop.reset = reset_once
 
 
 def _finds_its_place(loaders: list[Any]) -> bool:
