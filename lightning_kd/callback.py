@@ -80,7 +80,7 @@ class DistillationCallback(Callback):
         *,
         student: str | None = None,
         student_calls: Calls = "one",
-        teacher_dtype: torch.dtype | None = None,
+        teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
     ) -> None:
         if student_calls not in get_args(Calls):
@@ -387,15 +387,17 @@ class DistillationCallback(Callback):
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
             if not run.begun:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
+            # read once a step, and only if a loss asks: an unpack_batch may draw
+            read = functools.cache(functools.partial(self.unpack_batch, batch))
             if run.leaves_out_student:
                 record = inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
-                return run.training_loss(pl_module, batch, [record], None)
+                return run.training_loss(pl_module, batch, read, [record], None)
             with run.distiller.recording():
                 output = step(*args, **kwargs)
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                total = run.training_loss(pl_module, batch, run.distiller.capture.counted(), task)
+                total = run.training_loss(pl_module, batch, read, run.distiller.capture.counted(), task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step

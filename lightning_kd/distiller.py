@@ -223,11 +223,12 @@ class Distiller:
         seen.called, seen.args, seen.kwargs, seen.output = True, args, kwargs, output
         return seen
 
-    def parts(self, batch: Any, records: Sequence[Record]) -> dict[str, Tensor]:
+    def parts(self, batch: Any, read: Callable[[], Batch], records: Sequence[Record]) -> dict[str, Tensor]:
         """Evaluate every loss of the main training on a recorded step.
 
         Args:
             batch: The batch as the data loader gave it.
+            read: Returns the batch taken apart, the same at every call: it may have been drawn.
             records: The calls of the student in this step that count.
 
         Returns:
@@ -239,7 +240,7 @@ class Distiller:
         """
         if not self._named:
             return {}
-        return _mean([self._parts(batch, record) for record in records])
+        return _mean([self._parts(batch, read, record) for record in records])
 
     def plan_anew(self) -> None:
         """Find out anew which losses belong to the main training; asked when a stage gets its length."""
@@ -253,10 +254,10 @@ class Distiller:
             self._plans[taught] = _Plan(active, added, any(loss.needs_teacher for _, loss in active))
         return self._plans[taught]
 
-    def _parts(self, batch: Any, record: Record) -> dict[str, Tensor]:
+    def _parts(self, batch: Any, read: Callable[[], Batch], record: Record) -> dict[str, Tensor]:
         plan = self._plan()
         active = plan.active
-        step = self._step(batch, record, with_teacher=plan.with_teacher)
+        step = self._step(batch, read, record, with_teacher=plan.with_teacher)
         if self._lacks(step):
             for name, loss in active:
                 check_has(name, loss, step)
@@ -265,15 +266,19 @@ class Distiller:
         return self._evaluate(plan.added, step)
 
     def stage_parts(
-        self, batch: Any, records: Sequence[Record], active: Sequence[tuple[str, DistillationLoss]]
+        self,
+        batch: Any,
+        read: Callable[[], Batch],
+        records: Sequence[Record],
+        active: Sequence[tuple[str, DistillationLoss]],
     ) -> dict[str, Tensor]:
         """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
-        return _mean([self._stage_parts(batch, record, active) for record in records])
+        return _mean([self._stage_parts(batch, read, record, active) for record in records])
 
     def _stage_parts(
-        self, batch: Any, record: Record, active: Sequence[tuple[str, DistillationLoss]]
+        self, batch: Any, read: Callable[[], Batch], record: Record, active: Sequence[tuple[str, DistillationLoss]]
     ) -> dict[str, Tensor]:
-        step = self._step(batch, record, with_teacher=any(loss.needs_teacher for _, loss in active))
+        step = self._step(batch, read, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
 
     def _evaluate(self, losses: Mapping[str, Callable[[StepTensors], Tensor]], step: StepTensors) -> dict[str, Tensor]:
@@ -293,7 +298,7 @@ class Distiller:
         lacks_target = self._needs_target and step.target is None
         return lacks_logits or lacks_target or (self._needs_index and step.index is None)
 
-    def _step(self, batch: Any, record: Record, *, with_teacher: bool) -> StepTensors:
+    def _step(self, batch: Any, read: Callable[[], Batch], record: Record, *, with_teacher: bool) -> StepTensors:
         if record.called:
             self.capture.check_ran(record)
             self.capture.check_unchanged(record, with_output=self._reads_logits)
@@ -303,7 +308,7 @@ class Distiller:
             self.teacher_capture.check_ran(seen)
             self.teacher_capture.check_unchanged(seen, with_output=False)
         needs_batch = self._needs_target or self._needs_index
-        unpacked = self.hooks.unpack_batch(batch) if needs_batch else _NO_BATCH
+        unpacked = read() if needs_batch else _NO_BATCH
         self.step = self._tensors(record, seen, unpacked)
         return self.step
 

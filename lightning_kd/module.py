@@ -116,11 +116,10 @@ class DistillationModule(LightningModule):
         self.lr: float | None = None
         """Learning rate in place of the optimizer's own; a learning rate finder sets it, and so may you."""
         self._lr_at_setup: float | None = None
-        dtype = dtype_of(teacher_dtype)
-        held = None if teacher is None else FrozenTeacher(teacher, dtype, teacher_weights)
+        held = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
         self.distiller = Distiller(student, held, self.losses, self)
         self.run = DistillationRun(self.distiller, task_weight)
-        self._remember_options(dtype)
+        self._remember_options(dtype_of(teacher_dtype))
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -306,13 +305,14 @@ class DistillationModule(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""
+        # read once a step: an unpack_batch that draws (mixup, cropping) must give student and losses the same draw
         with self.distiller.recording() as record:
             unpacked = self.unpack_batch(batch)
             if self.run.leaves_out_student:
                 record.args, record.kwargs = unpacked.args, unpacked.kwargs
-                return self.run.training_loss(self, batch, [record], None)
+                return self.run.training_loss(self, batch, lambda: unpacked, [record], None)
             task = self._task(self.distiller.capture.call(*unpacked.args, **unpacked.kwargs), unpacked.target)
-            return self.run.training_loss(self, batch, [record], task)
+            return self.run.training_loss(self, batch, lambda: unpacked, [record], task)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""

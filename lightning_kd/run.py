@@ -326,13 +326,19 @@ class DistillationRun:
         return any(self.distiller.stage_at(one) for one in before)
 
     def training_loss(
-        self, module: LightningModule, batch: Any, records: Sequence[Record], task: Tensor | None
+        self,
+        module: LightningModule,
+        batch: Any,
+        read: Callable[[], Batch],
+        records: Sequence[Record],
+        task: Tensor | None,
     ) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
 
         Args:
             module: The module that trains.
-            batch: The batch.
+            batch: The batch as the data loader gave it.
+            read: Returns the batch taken apart, the same at every call.
             records: The student's recorded calls that count.
             task: The unweighted task term, ``None`` without one.
         """
@@ -341,10 +347,10 @@ class DistillationRun:
             self._tell_of_empty(module)
             task = None if task is None else task.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing is NaN
         if self._staged:
-            counted = self.distiller.stage_parts(batch, records, self._staged)
+            counted = self.distiller.stage_parts(batch, read, records, self._staged)
             total = add_up(list(counted.values()))
         else:
-            parts = self.distiller.parts(batch, records)
+            parts = self.distiller.parts(batch, read, records)
             weight = self._task_weight_now
             base = task if task is None or weight == 1.0 else weight * task
             total = weighted_sum(base, parts, self.distiller.named_losses())

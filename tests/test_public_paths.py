@@ -15,12 +15,13 @@ PUBLIC = {"lightning_kd.losses": losses, "lightning_kd.schedules": schedules, "l
 
 
 def public_parts():
-    found = []
-    for module in (lightning_kd, *PUBLIC.values()):
-        for thing in vars(module).values():
-            if inspect.isclass(thing) and issubclass(thing, Configurable) and not inspect.isabstract(thing):
-                found.append(thing)
-    return sorted(set(found), key=str)
+    things = {
+        thing
+        for module in (lightning_kd, *PUBLIC.values())
+        for thing in vars(module).values()
+        if inspect.isclass(thing)
+    }
+    return [thing for thing in things if issubclass(thing, Configurable) and not inspect.isabstract(thing)]
 
 
 @pytest.mark.parametrize("name", sorted(set(support.exported_losses()) - {"MutualLearning"}))  # is made of networks

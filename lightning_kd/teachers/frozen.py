@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lightning_kd.precision import Precision, dtype_of
 from lightning_kd.sharded_state import on_meta
 from lightning_kd.teachers.checkpoint import materialize
 
@@ -23,7 +24,7 @@ class FrozenTeacher:
 
     Args:
         module: The teacher; its parameters stop requiring gradients here.
-        dtype: Format that the teacher computes in; by default whatever its owner is converted to.
+        dtype: Format that the teacher computes in, by name or of torch; by default what its owner is converted to.
         weights: File or files of the teacher's weights, for a teacher that was built on the meta device.
 
     Example:
@@ -32,15 +33,17 @@ class FrozenTeacher:
         (False, False)
     """
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype | None = None, weights: Weights | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, dtype: Precision | torch.dtype | None = None, weights: Weights | None = None
+    ) -> None:
         self.module = module.requires_grad_(False).eval()
-        self.dtype = dtype
+        self.dtype = dtype_of(dtype)
         self.weights = weights
         self._parts = tuple(module.modules())
         self.ready = True
         """Whether it has something to teach; losses that need a teacher wait until then."""
-        if dtype is not None:
-            self.module.to(dtype)
+        if self.dtype is not None:
+            self.module.to(self.dtype)
 
     def __deepcopy__(self, memo: dict[int, object]) -> "FrozenTeacher":
         return self
