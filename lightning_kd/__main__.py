@@ -1,6 +1,6 @@
 """``python -m lightning_kd`` is ``lightning-kd``."""
 
-from lightning_kd.cli import main
+from lightning_kd.commands.main import main
 
 if __name__ == "__main__":
     main()

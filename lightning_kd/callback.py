@@ -14,23 +14,24 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from lightning_kd import batches
-from lightning_kd.batches import Batch
-from lightning_kd.capture import Calls, Record
-from lightning_kd.checkpoint import CHECKPOINT_KEY, check_same_architecture
-from lightning_kd.distiller import Distiller
-from lightning_kd.example_inputs import Example
-from lightning_kd.export import Format, export_student
-from lightning_kd.joined_optimizer import join_optimizer
+from lightning_kd.capture import batch as batches
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.call import Record
+from lightning_kd.capture.example import Example
+from lightning_kd.capture.hooks import Calls
+from lightning_kd.capture.rehearsal import call_until_student, inputs_of
+from lightning_kd.distributed.sharding import mesh_of, shard
+from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.distiller import Distiller
+from lightning_kd.export.student import Format, export_student
+from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
+from lightning_kd.files.precision import Precision
+from lightning_kd.fit.first_batch import probe_batch
+from lightning_kd.fit.joined_optimizer import join_optimizer
+from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
-from lightning_kd.precision import Precision
-from lightning_kd.probe import probe_batch
-from lightning_kd.run import DistillationRun
-from lightning_kd.sharded_state import is_sharded
-from lightning_kd.sharding import mesh_of, shard
 from lightning_kd.teachers import FrozenTeacher
-from lightning_kd.training_step import call_until_student, inputs_of
 
 ATTRIBUTE = "_kd"
 """Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""

@@ -21,22 +21,23 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from lightning_kd import batches
-from lightning_kd.batches import Batch
-from lightning_kd.checkpoint import check_same_architecture
+from lightning_kd.capture import batch as batches
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.example import Example
+from lightning_kd.capture.networks import device_of
 from lightning_kd.configurable import describe, restore
-from lightning_kd.distiller import Distiller, device_of
-from lightning_kd.example_inputs import Example
-from lightning_kd.export import Format, export_student
+from lightning_kd.distributed.sharding import after_configure_model, mesh_of, restore_configure_model, shard
+from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.distiller import Distiller
+from lightning_kd.export.student import Format, export_student
+from lightning_kd.files.checkpoint import check_same_architecture
+from lightning_kd.files.precision import Precision, dtype_of
+from lightning_kd.files.reading import check_class_names, load_plain
+from lightning_kd.fit.first_batch import probe_batch
+from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
-from lightning_kd.precision import Precision, dtype_of
-from lightning_kd.probe import probe_batch
-from lightning_kd.run import DistillationRun
-from lightning_kd.safe_load import check_class_names, load_plain
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
-from lightning_kd.sharded_state import is_sharded
-from lightning_kd.sharding import after_configure_model, mesh_of, restore_configure_model, shard
 from lightning_kd.teachers import FrozenTeacher
 
 

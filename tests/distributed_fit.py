@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd import DistillationCallback
 from lightning_kd.data import Indexed
+from lightning_kd.distributed.sharding import shard
+from lightning_kd.distributed.whole_state import whole_state
 from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
-from lightning_kd.sharded_state import whole_state
-from lightning_kd.sharding import shard
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.test_stages import Compressed, Initialised

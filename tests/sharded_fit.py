@@ -15,8 +15,8 @@ from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 
 from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.sharded_state import whole_state
-from lightning_kd.sharding import shard
+from lightning_kd.distributed.sharding import shard
+from lightning_kd.distributed.whole_state import whole_state
 from lightning_kd.teachers import materialize
 from tests import support
 from tests.distributed_fit import Plain, ShardedModule

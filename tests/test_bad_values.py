@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
+from lightning_kd.fit.lines import PartLog
 from lightning_kd.losses import HintLoss, KDLoss
-from lightning_kd.part_log import PartLog
 from lightning_kd.schedules import StepSchedule
 from tests import support
 

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback
-from lightning_kd.capture import original
+from lightning_kd.capture.networks import original
 from lightning_kd.losses import KDLoss, VIDLoss
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import styles, support

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_kd.capture import Capture
-from lightning_kd.training_step import inputs_of
+from lightning_kd.capture.hooks import Capture
+from lightning_kd.capture.rehearsal import inputs_of
 
 
 class Twice(nn.Module):

@@ -13,7 +13,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
-from lightning_kd.checkpoint_io import AtomicCheckpointIO
+from lightning_kd.files.checkpoint_io import AtomicCheckpointIO
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from lightning_kd import DistillationModule
-from lightning_kd.class_paths import check_arguments, check_value
+from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.losses import DistillationLoss, KDLoss
 from lightning_kd.schedules import Schedule
 

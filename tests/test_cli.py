@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lightning_kd import DistillationModule, DistillationStrategyType
-from lightning_kd.cli import run
+from lightning_kd.commands.main import run
 from lightning_kd.teachers import BornAgain, from_checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -20,10 +20,10 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-import lightning_kd.difficulty
+import lightning_kd.curriculum.difficulty
 from lightning_kd import Curriculum, DistillationModule
-from lightning_kd.data.curriculum_sampler import CurriculumSampler
-from lightning_kd.difficulty import Difficulty, TeacherConfidence, TeacherEntropy, TeacherLoss
+from lightning_kd.curriculum.difficulty import Difficulty, TeacherConfidence, TeacherEntropy, TeacherLoss
+from lightning_kd.curriculum.sampler import CurriculumSampler
 from lightning_kd.schedules import LinearSchedule, Moment
 from tests import support
 
@@ -631,7 +631,7 @@ def test_settings_without_effect_warn():
 
 
 def test_a_curriculum_is_written_in_yaml(tmp_path, monkeypatch):
-    from lightning_kd.cli import run
+    from lightning_kd.commands.main import run
 
     monkeypatch.chdir(ROOT)
     (tmp_path / "curriculum.yaml").write_text(

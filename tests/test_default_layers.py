@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.capture.trace import Trace
 from lightning_kd.data import DigitsConvNet
-from lightning_kd.default_layers import Trace, choose_layers
+from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.losses import DistillationLoss, HintLoss
 from tests import support
 

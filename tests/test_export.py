@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule, export_student
-from lightning_kd.export import choose_format
+from lightning_kd.export.program import standalone
+from lightning_kd.export.student import choose_format
 from lightning_kd.losses import KDLoss
-from lightning_kd.program import standalone
 from tests import support
 
 ROOT = Path(__file__).parent.parent

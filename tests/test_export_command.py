@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_kd.cli import export, run
+from lightning_kd.commands.main import export, run
 from lightning_kd.data import DigitsConvNet
 from lightning_kd.teachers import from_checkpoint
 from tests import support

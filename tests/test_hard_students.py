@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_kd import DistillationCallback
-from lightning_kd.capture import Capture
+from lightning_kd.capture.hooks import Capture
 from lightning_kd.losses import HintLoss, KDLoss, OFDLoss
 from tests import support
 

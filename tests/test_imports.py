@@ -1,4 +1,4 @@
-"""Imports point one way: formulas and losses know nothing of the engine, the engine nothing of the doors."""
+"""Imports point downwards, folder by folder; a new file is under this law on its first day."""
 
 import ast
 from pathlib import Path
@@ -8,63 +8,44 @@ import pytest
 import lightning_kd
 
 ROOT = Path(lightning_kd.__file__).parent
-DOORS = {"lightning_kd.module", "lightning_kd.callback", "lightning_kd.cli"}
-
-
-def imported(path):
-    """Names of the modules that a file imports at run time, those under TYPE_CHECKING left out."""
-    found = set()
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "losses").glob("*.py")), ids=lambda p: p.name)
-def test_a_loss_imports_torch_its_siblings_and_projectors_only(path):
-    ours = {name for name in imported(path) if name.startswith("lightning")}
-    allowed = ("lightning_kd.losses", "lightning_kd.projectors", "lightning_kd.configurable", "lightning_kd.schedules")
-    assert {name for name in ours if not name.startswith(allowed)} == set()
-
-
-ENGINE = [
-    "distiller",
-    "run",
-    "capture",
-    "part_log",
-    "projectors",
-    "batches",
-    "probe",
-    "stages",
-    "checkpoint",
-    "checkpoint_io",
-    "per_process",
-    "idle",
-    "training_step",
-    "sharding",
-    "sharded_state",
+FLOORS = [
+    {"configurable", "capture", "metrics", "data"},
+    {"schedules", "projectors", "distributed"},
+    {"losses", "files"},
+    {"functional"},
+    {"teachers"},
+    {"engine"},
+    {"fit", "export"},
+    {"module", "callback", "report", "curriculum"},
+    {"commands"},
 ]
+ALLOWED = {room: set().union(*FLOORS[:floor], {room}) for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *ENGINE,
-        "training_step",
-        "restart",
-        "random_state",
-        "schedules",
-        "teachers/source",
-        "default_layers",
-    ],
-)
-def test_the_engine_imports_no_door(name):
-    assert imported(ROOT / f"{name}.py") & DOORS == set()
+def rooms_imported(source):
+    """Folders, or modules at the root, that a source file imports anywhere, for type checkers too."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("lightning_kd.")}
 
 
-def test_the_rule_sees_a_forbidden_import(tmp_path):
-    file = tmp_path / "bad.py"
-    file.write_text("from lightning.pytorch import Trainer\nimport lightning_kd.module\n")
-    assert imported(file) >= {"lightning.pytorch", "lightning_kd.module"}
+FILES = {path: path.relative_to(ROOT).parts[0].removesuffix(".py") for path in sorted(ROOT.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("path", [p for p, room in FILES.items() if room not in ("__init__", "__main__")], ids=str)
+def test_a_file_imports_its_own_folder_and_lower_floors(path):
+    assert rooms_imported(path.read_text()) <= ALLOWED[FILES[path]]
+
+
+def test_the_root_has_at_most_ten_modules_and_every_room_a_floor():
+    assert len(list(ROOT.glob("*.py"))) <= 10
+    assert set(FILES.values()) == {"__init__", "__main__", *ALLOWED}
+
+
+def test_the_law_sees_a_forbidden_import():
+    source = "if TYPE_CHECKING:\n    import lightning_kd.module\ndef f():\n    from lightning_kd.fit.run import A\n"
+    assert rooms_imported(source + "from lightning_kd import losses\n") == {"module", "fit", "losses"}

@@ -1,6 +1,6 @@
 """Every process finds its own state in the checkpoint; two processes do in test_kill_and_resume.py."""
 
-from lightning_kd import per_process
+from lightning_kd.fit.resume import processes as per_process
 
 
 def test_one_process_finds_its_own_state():

@@ -43,7 +43,7 @@ def test_every_part_of_ours_has_a_name_of_its_own():
 
 
 @pytest.mark.parametrize(
-    "path", ["lightning_kd.losses.response.KDLoss", "lightning_kd.losses.KDLoss", "lightning_kd.any.where.KDLoss"]
+    "path", ["lightning_kd.losses.logits.kd.KDLoss", "lightning_kd.losses.KDLoss", "lightning_kd.any.where.KDLoss"]
 )
 def test_a_path_of_an_earlier_version_still_leads_to_its_class(path):
     assert type(restore({"class_path": path, "init_args": {"weight": 3.0}}, DistillationLoss)) is KDLoss

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from lightning_kd import random_state
+from lightning_kd.fit.resume import random_state
 
 
 def draw():

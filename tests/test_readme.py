@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightning_kd import losses
-from lightning_kd.strategy_type import DistillationStrategyType
+from lightning_kd.losses.strategies import DistillationStrategyType
 from tests import support
 
 ROOT = Path(__file__).parent.parent

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_kd import DistillationModule
-from lightning_kd.part_log import PartLog
+from lightning_kd.fit.lines import PartLog
 from tests import support
 
 DOORS = ["module", "callback"]

@@ -17,8 +17,8 @@ import yaml
 
 import lightning_kd
 from lightning_kd import DistillationModule
-from lightning_kd.cli import run
-from lightning_kd.safe_load import load_plain
+from lightning_kd.commands.main import run
+from lightning_kd.files.reading import load_plain
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 

@@ -12,8 +12,8 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from safetensors.torch import save_file
 
 from lightning_kd import DistillationCallback
+from lightning_kd.distributed.sharding import blocks, check_clips
 from lightning_kd.losses import KDLoss, OFDLoss
-from lightning_kd.sharding import blocks, check_clips
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.distributed_fit import ShardedModule

@@ -10,11 +10,11 @@ import yaml
 from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.cli import run
+from lightning_kd.commands.main import run
 from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.losses import HintLoss, KDLoss
+from lightning_kd.losses.strategies import DistillationStrategyType
 from lightning_kd.projectors import LinearProjector
-from lightning_kd.strategy_type import DistillationStrategyType
 from tests import support
 
 NAMES = [

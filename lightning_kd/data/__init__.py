@@ -1,6 +1,10 @@
-"""Data sets."""
+"""Data modules of the examples, and ``Indexed``, which gives each sample its row.
+
+May import nothing of this package but itself. Begin with ``indexed.py``.
+To add a data set, derive a data module from ``InMemoryDataModule`` or Lightning's own.
+"""
 
 from lightning_kd.data.cifar100 import CIFAR100DataModule as CIFAR100DataModule
 from lightning_kd.data.digits import DigitsDataModule as DigitsDataModule
-from lightning_kd.data.digits_models import DigitsConvNet as DigitsConvNet
 from lightning_kd.data.indexed import Indexed as Indexed
+from lightning_kd.data.networks.digits import DigitsConvNet as DigitsConvNet

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.configurable import Configurable
-from lightning_kd.losses.gather import gather
+from lightning_kd.distributed.gather import gather
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 

@@ -6,11 +6,11 @@ from typing import Literal, cast, final
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.distributed.gather import mean_over_processes
 from lightning_kd.losses.base import DistillationLoss, Shape, StepTensors
-from lightning_kd.losses.feature import HintLoss
-from lightning_kd.losses.gather import mean_over_processes
+from lightning_kd.losses.features.hint import HintLoss
+from lightning_kd.losses.logits.kd import KDLoss
 from lightning_kd.losses.naming import names_of
-from lightning_kd.losses.response import KDLoss
 from lightning_kd.schedules import Moment, Scalar
 
 Balance = Literal["none", "magnitude", "uncertainty"]

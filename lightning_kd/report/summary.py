@@ -2,10 +2,9 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_kd.callback import DistillationCallback
-from lightning_kd.distiller import num_parameters
-from lightning_kd.module import DistillationModule
-from lightning_kd.run import DistillationRun
+from lightning_kd.capture.networks import num_parameters
+from lightning_kd.fit.find import find_run
+from lightning_kd.fit.run import DistillationRun
 
 
 class DistillationSummary(Callback):
@@ -33,14 +32,6 @@ class DistillationSummary(Callback):
         run = find_run(trainer, pl_module)
         if self.enabled and run is not None and trainer.is_global_zero:
             print(f"\n{summary_table(run)}\n")
-
-
-def find_run(trainer: Trainer, pl_module: LightningModule) -> DistillationRun | None:
-    """Return the distillation run of a Trainer through whichever door, ``None`` if there is none."""
-    if isinstance(pl_module, DistillationModule):
-        return pl_module.run
-    callbacks = [c for c in trainer.callbacks if isinstance(c, DistillationCallback)]  # type: ignore[attr-defined]
-    return callbacks[0].run if callbacks else None
 
 
 def summary_table(run: DistillationRun) -> str:

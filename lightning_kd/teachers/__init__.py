@@ -1,8 +1,12 @@
-"""Teachers: frozen, in eval mode, and out of the checkpoint; some are made of the student itself."""
+"""Whoever teaches: frozen, in eval mode, and out of the checkpoint; some teachers are made of the student itself.
 
+May import ``files``, ``distributed``, ``capture`` and the losses. Begin with ``base.py``, then ``frozen.py``.
+To add a teacher, derive from ``Teacher`` and write ``answer``.
+"""
+
+from lightning_kd.files.weights import from_checkpoint as from_checkpoint
+from lightning_kd.files.weights import materialize as materialize
 from lightning_kd.teachers.born_again import BornAgain as BornAgain
-from lightning_kd.teachers.checkpoint import from_checkpoint as from_checkpoint
-from lightning_kd.teachers.checkpoint import materialize as materialize
 from lightning_kd.teachers.ema import EMATeacher as EMATeacher
 from lightning_kd.teachers.ensemble import Ensemble as Ensemble
 from lightning_kd.teachers.frozen import FrozenTeacher as FrozenTeacher

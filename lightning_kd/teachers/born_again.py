@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from lightning_kd.schedules import Moment
 from lightning_kd.teachers.ensemble import Ensemble
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
-
-if TYPE_CHECKING:
-    from lightning_kd.run import DistillationRun
 
 
 @final
@@ -76,35 +73,36 @@ class BornAgain(TeacherSource):
         self.ensemble = ensemble
         self.generation = 0
         """Generation that is being trained, 0 for the first."""
-        self._origin = Moment()
+        self.origin = Moment()
         self._length = 0
         self._losses: dict[str, Tensor] = {}
         self._kept: list[dict[str, Tensor]] = []
 
-    def begin(self, run: "DistillationRun", trainer: Trainer) -> None:
+    def begin(self, losses: nn.Module, trainer: Trainer) -> None:
         """Share the epochs among the generations, and remember how the losses' own parameters start."""
         student, teacher = self.pair()
         if self.make_student is None:
             _check_resettable(student)
-        self.generation, self._origin, self._kept, teacher.ready = 0, Moment(), [], False
+        self.generation, self.origin, self._kept, teacher.ready = 0, Moment(), [], False
         self._length = self.epochs or _share(trainer.max_epochs, self.generations)
         if trainer.max_epochs not in (None, -1, self._length * self.generations):
             raise MisconfigurationException(
                 f"BornAgain: {self.generations} generations of {self._length} epochs are "
                 f"{self._length * self.generations} epochs, but the Trainer has max_epochs={trainer.max_epochs}."
             )
-        self._losses = copy.deepcopy(run.distiller.losses.state_dict())
+        self._losses = copy.deepcopy(losses.state_dict())
 
-    def start_batch(self, run: "DistillationRun", trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
-        """Begin the next generation if it is due."""
+    def start_batch(self, losses: nn.Module, trainer: Trainer) -> bool:
+        """Begin the next generation if it is due, and return whether it was."""
         due = min(trainer.current_epoch // self._length, self.generations - 1)
-        if due > self.generation:
-            self.generation = due
-            self._origin = Moment(trainer.global_step, trainer.current_epoch)
-            self._give_birth(run, trainer)
-        run.origin = self._origin
+        if due <= self.generation:
+            return False
+        self.generation = due
+        self.origin = Moment(trainer.global_step, trainer.current_epoch)
+        self._give_birth(losses)
+        return True
 
-    def _give_birth(self, run: "DistillationRun", trainer: Trainer) -> None:
+    def _give_birth(self, losses: nn.Module) -> None:
         student, teacher = self.pair()
         teacher.module.load_state_dict(student.state_dict())
         same_everywhere(teacher.module, buffers_only=True)  # BatchNorm statistics are each process's own
@@ -112,13 +110,12 @@ class BornAgain(TeacherSource):
         if self.ensemble:
             self._kept.append(_on_cpu(student))
         if self.make_student is None:
-            reset_weights(student, but=run.distiller.losses.modules())
+            reset_weights(student, but=losses.modules())
         else:
             student.load_state_dict(self.make_student().state_dict())
         same_everywhere(student)
-        run.distiller.losses.load_state_dict(self._losses)
-        same_everywhere(run.distiller.losses)
-        run.restart_optimizers(trainer)
+        losses.load_state_dict(self._losses)
+        same_everywhere(losses)
         rank_zero_info(f"Generation {self.generation + 1} of {self.generations} begins, taught by the one before.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -145,7 +142,7 @@ class BornAgain(TeacherSource):
         """Return the generation, its teacher, and what is kept."""
         return {
             "generation": self.generation,
-            "origin": [self._origin.step, self._origin.epoch],
+            "origin": [self.origin.step, self.origin.epoch],
             "teacher": self.teacher.module.state_dict() if self.teacher is not None and self.teacher.ready else {},
             "losses": dict(self._losses),
             "kept": list(self._kept),
@@ -153,7 +150,7 @@ class BornAgain(TeacherSource):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up a saved generation."""
-        self.generation, self._origin = state_dict["generation"], Moment(*state_dict["origin"])
+        self.generation, self.origin = state_dict["generation"], Moment(*state_dict["origin"])
         self._losses, self._kept = state_dict["losses"], list(state_dict["kept"])
         if state_dict["teacher"]:
             _, teacher = self.pair()

@@ -1,16 +1,13 @@
 """The mean teacher: an exponential moving average of the student's own weights."""
 
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_kd.sharded_state import load_whole, placed_like, whole, whole_state
+from lightning_kd.distributed.whole_state import load_whole, placed_like, whole, whole_state
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
-
-if TYPE_CHECKING:
-    from lightning_kd.run import DistillationRun
 
 
 @final
@@ -67,12 +64,9 @@ class EMATeacher(TeacherSource):
         self._seen: int | None = None
         self._wide: dict[str, Tensor] = {}
 
-    def begin(self, run: "DistillationRun", trainer: Trainer) -> None:
+    def begin(self, losses: nn.Module, trainer: Trainer) -> None:
         """Count the Trainer's steps anew; the average of an earlier fit of the same student goes on."""
         self._seen = None
-
-    def start_batch(self, run: "DistillationRun", trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
-        """Nothing: the average is brought up to date after a step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin with one average for all processes, and make up for a step that was saved before it was in it."""

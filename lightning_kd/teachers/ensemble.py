@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.batches import logits_of
+from lightning_kd.capture.batch import logits_of
 
 Average = Literal["probabilities", "logits"]
 

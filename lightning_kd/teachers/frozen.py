@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from lightning_kd.precision import Precision, dtype_of
-from lightning_kd.sharded_state import on_meta
-from lightning_kd.teachers.checkpoint import materialize
+from lightning_kd.distributed.whole_state import on_meta
+from lightning_kd.files.precision import Precision, dtype_of
+from lightning_kd.files.weights import materialize
 
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 

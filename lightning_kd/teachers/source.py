@@ -2,18 +2,16 @@
 
 import copy
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lightning_kd.losses.gather import together
+from lightning_kd.distributed.gather import together
+from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
-
-if TYPE_CHECKING:
-    from lightning_kd.run import DistillationRun
 
 
 class TeacherSource(Callback, ABC):
@@ -24,6 +22,8 @@ class TeacherSource(Callback, ABC):
 
     shardable: ClassVar[bool] = False
     """Whether student and teacher may be split over processes by FSDP2."""
+    origin: Moment = Moment()
+    """Where schedules and stages count from: the beginning of the fit, or of a generation."""
     teacher: FrozenTeacher | None = None
     student: nn.Module | None = None
 
@@ -34,12 +34,16 @@ class TeacherSource(Callback, ABC):
         return self.teacher
 
     @abstractmethod
-    def begin(self, run: "DistillationRun", trainer: Trainer) -> None:
+    def begin(self, losses: nn.Module, trainer: Trainer) -> None:
         """Prepare for a fit, once its losses are built and before a checkpoint is loaded."""
 
-    @abstractmethod
-    def start_batch(self, run: "DistillationRun", trainer: Trainer, pl_module: LightningModule, batch_idx: int) -> None:
-        """Bring the teacher up to date before a training batch."""
+    def start_batch(self, losses: nn.Module, trainer: Trainer) -> bool:
+        """Bring the teacher up to date before a training batch.
+
+        Returns:
+            Whether student and losses begin anew, so that the optimizers must begin anew too; not by default.
+        """
+        return False
 
     def pair(self) -> tuple[nn.Module, FrozenTeacher]:
         """Return student and teacher, or raise a ``RuntimeError`` if no run has asked for the teacher yet."""

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
 from lightning_kd.data.cifar_models import resnet8, resnet20
-from lightning_kd.data.digits_models import DigitsConvNet
+from lightning_kd.data.networks.digits import DigitsConvNet
 from lightning_kd.functional import hint_loss, kd_loss
 from lightning_kd.losses import HintLoss, KDLoss
 from tests import support

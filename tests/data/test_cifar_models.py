@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_kd.data import cifar_models
-from lightning_kd.data.cifar_net import CifarNet
-from lightning_kd.data.cifar_resnet import WideResNet
+from lightning_kd.data.networks.cifar_net import CifarNet
+from lightning_kd.data.networks.cifar_resnet import WideResNet
 
 THIN = [(16, 32), (16, 32), (32, 16), (64, 8)]  # channels and side of the stem's map and of each stage's
 WIDE = [(32, 32), (64, 32), (128, 16), (256, 8)]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lightning_kd.configurable import describe, restore
 from lightning_kd.losses import DistillationLoss, HintLoss
-from lightning_kd.losses.feature import hint_loss
+from lightning_kd.losses.features.hint import hint_loss
 from lightning_kd.projectors import (
     ConvProjector,
     ConvRegressor,

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lightning_kd.losses.gather import gather
+from lightning_kd.distributed.gather import gather
 from tests.losses.case import random
 
 SAMPLES = random(5, 3, seed=1)

@@ -5,7 +5,7 @@ import torch
 
 from lightning_kd.functional import mmd_loss, moment_matching_loss, pkt_loss
 from lightning_kd.losses import PKTLoss
-from lightning_kd.losses.probabilistic import _neighbours
+from lightning_kd.losses.samples.pkt import _neighbours
 from tests.losses.case import check_float32, random, tight
 from tests.losses.golden import Golden, check_golden, golden
 

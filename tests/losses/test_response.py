@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.losses import KDLoss
 from lightning_kd.losses.base import LOGITS
-from lightning_kd.losses.response import kd_loss
+from lightning_kd.losses.logits.kd import kd_loss
 from tests.losses.case import random
 from tests.losses.golden import Golden, check_golden, golden
 

@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields, replace
 
-from lightning_kd.strategy_type import DistillationStrategyType
+from lightning_kd.losses.strategies import DistillationStrategyType
 from tests import support
 
 MODES = ("1 process", "DDP", "DDP, find unused", "FSDP2")

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_kd.data import Indexed
-from lightning_kd.sharded_state import whole
+from lightning_kd.distributed.whole_state import whole
 from tests import support
 
 BOUND = {"norm": 0.1, "value": 0.01}

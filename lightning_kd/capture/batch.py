@@ -1,0 +1,118 @@
+"""Default readings of a batch and of a model's output; both doors let users override them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from lightning_kd.capture.networks import first_tensor
+
+TARGET_KEYS = ("target", "labels", "label", "y")
+INDEX_KEYS = ("index", "idx")
+
+
+@dataclass(slots=True)
+class Batch:
+    """A batch taken apart.
+
+    Args:
+        args: Positional inputs of the model.
+        kwargs: Named inputs of the model.
+        target: Class ids or soft targets, ``None`` for unlabelled data.
+        index: Row of each sample in the data set, ``None`` if not given.
+    """
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    target: Tensor | None = None
+    index: Tensor | None = None
+
+
+class Hooks(Protocol):
+    """The questions that a door answers for the engine, and that its users may answer otherwise."""
+
+    def unpack_batch(self, batch: Any) -> Batch:
+        """Take a batch apart."""
+
+    def teacher_inputs(
+        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return what the teacher is called with, given the batch and what the student was called with."""
+
+    def logits_of(self, output: Any) -> Tensor | None:
+        """Find the logits in a model's output."""
+
+    def shard_teacher(self, teacher: nn.Module, mesh: DeviceMesh) -> None:
+        """Split the teacher over the processes of a ``ModelParallelStrategy``."""
+
+
+def unpack_batch(batch: Any) -> Batch:
+    """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
+
+    In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
+    ``idx``, and everything else is passed to the model by name. ``x`` may itself be a tuple of positional inputs or
+    a dictionary of named ones.
+
+    Args:
+        batch: One batch of the data loader.
+
+    Raises:
+        ValueError: If the batch has another form.
+
+    Example:
+        >>> import torch
+        >>> unpack_batch((torch.zeros(2, 3), torch.tensor([0, 1]))).target
+        tensor([0, 1])
+        >>> sorted(unpack_batch({"input_ids": torch.ones(2, 3), "labels": torch.tensor([0, 1])}).kwargs)
+        ['input_ids']
+    """
+    if not isinstance(batch, tuple | list | Tensor) and isinstance(batch, Mapping):
+        named = dict(batch)
+        target = _pop_first(named, TARGET_KEYS)
+        index = _pop_first(named, INDEX_KEYS)
+        return Batch(kwargs=named, target=target, index=index)
+    parts = (batch,) if isinstance(batch, Tensor) else batch
+    if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 3:
+        size = f" of {len(parts)} elements" if isinstance(parts, tuple | list) else ""
+        raise ValueError(
+            f"Cannot take apart a batch that is a {type(batch).__name__}{size}: expected x, (x, y), (x, y, index) "
+            "or a dictionary of named inputs. Override unpack_batch(batch) to return a lightning_kd.Batch."
+        )
+    x, target, index = (*parts, None, None)[:3]
+    if isinstance(x, Mapping):
+        return Batch(kwargs=dict(x), target=target, index=index)
+    return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """Find the logits: the tensor itself, ``output.logits``, ``output["logits"]``, or the first of a tuple.
+
+    Args:
+        output: What a model returned.
+
+    Returns:
+        The logits, or ``None`` if there are none.
+
+    Example:
+        >>> import torch
+        >>> logits_of({"logits": torch.tensor([1.0, 2.0]), "hidden": None})
+        tensor([1., 2.])
+    """
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        found = output.get("logits")
+    elif hasattr(output, "logits"):
+        found = output.logits
+    else:
+        found = first_tensor(output)
+    return found if isinstance(found, Tensor) else None
+
+
+def _pop_first(named: dict[str, Any], keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        if key in named:
+            return named.pop(key)
+    return None

@@ -1,0 +1,89 @@
+"""One call of a network: what it was given, what it returned, and the value of each named layer in it."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+UNKNOWN = -1
+"""In place of the version of a tensor that keeps none: in compiled code, and in inference mode."""
+
+
+@dataclass(slots=True)
+class Record:
+    """What one recorded step held: the first call of the module, and the value of each named layer in it.
+
+    A version is how often a tensor has been changed in place; it tells later whether that has happened again.
+    """
+
+    called: bool = False
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: Any = None
+    features: dict[str, Tensor] = field(default_factory=dict)
+    versions: list[int] = field(default_factory=list)
+    """Of the features, in their order."""
+    inputs: Sequence[tuple[Tensor, int]] = ()
+    """The tensors that the module was called with, with their versions then."""
+    outputs: Sequence[tuple[Tensor, int]] = ()
+    """The tensors that the module returned, with their versions then."""
+    odd: Sequence[tuple[str, str]] = ()
+    """Layers that returned no tensor, with the name of what they returned."""
+    repeated: Sequence[str] = ()
+    """Layers that ran more than once in the call."""
+    gradless: Sequence[str] = ()
+    """Layers that ran while gradients were switched off, ``""`` for the module itself."""
+
+    def changed_layers(self) -> list[str]:
+        """Return the layers whose value was changed in place after they had returned it."""
+        versions = self.versions
+        if UNKNOWN not in versions and [value._version for value in self.features.values()] == versions:
+            return []
+        pairs = zip(self.features.items(), versions, strict=True)
+        return [layer for (layer, value), version in pairs if _is_changed(value, version)]
+
+    @property
+    def empty(self) -> bool:
+        """Whether the module was called with no samples: the first axis of its first tensor has no rows."""
+        for one in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
+            if isinstance(one, Tensor):
+                return one.ndim > 0 and one.shape[0] == 0
+        return False
+
+    @property
+    def changed_input(self) -> bool:
+        """Whether the module's input was changed in place since it was called."""
+        return any(_is_changed(*one) for one in self.inputs)
+
+    @property
+    def changed_output(self) -> bool:
+        """Whether the module's output was changed in place since it was returned."""
+        return any(_is_changed(*one) for one in self.outputs)
+
+
+def describe_call(record: Record) -> str:
+    """Return a call's arguments as ``(float32[8, 3, 32, 32], mask=bool[8])``."""
+    named = (f"{name}={_show(value)}" for name, value in record.kwargs.items())
+    return f"({', '.join([*map(_show, record.args), *named])})"
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place, ``UNKNOWN`` where tensors keep no count."""
+    return UNKNOWN if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
+    """Return the tensors among some values, each with its version."""
+    return [(one, version_of(one)) for one in values if isinstance(one, Tensor)]
+
+
+def _is_changed(tensor: Tensor, version: int) -> bool:
+    return version != UNKNOWN and tensor._version != version
+
+
+def _show(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__

@@ -1,0 +1,311 @@
+"""Named layers -> tensors: forward hooks that record the value of each in the first call of a module in a step."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_kd.capture.call import Record, version_of, with_versions
+from lightning_kd.capture.networks import first_tensor, is_compiled, original
+
+Calls = Literal["one", "first", "last", "each"]
+"""Which calls of the student in a step count: its only one, or of several the first, the last, or all of them."""
+
+_NOTHING = Record()
+"""The record of no step, into which nothing is written."""
+
+
+class Capture:
+    """Records calls of a module in a step and what named layers return, by forward hooks.
+
+    The hooks survive copying and ``torch.compile(fullgraph=True)``. Values are recorded between :meth:`start` and
+    :meth:`stop` only, within a call of the module (activation checkpointing runs a layer again in the backward
+    pass), and dropped when the step ends. In a step with gradients a call without them does not count if there is
+    another. A layer that returns a tuple or list counts with its first element.
+    What changes a recorded value in place afterwards is found by the version counters of tensors, which compiled
+    code does not have.
+
+    Args:
+        module: The module that is read; a compiled one is read through to the original.
+        layers: Dotted names as in ``module.named_modules()``.
+        role: ``"student"`` or ``"teacher"``, used in messages.
+        with_call: Whether to record the module's own call besides its layers.
+        calls: Which calls count, if there are several in a step.
+
+    Raises:
+        ValueError: If there is no layer of that name; the message shows the nearest names.
+
+    Example:
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU())
+        >>> capture = Capture(net, ["1"], role="student")
+        >>> capture.attach()
+        >>> with capture.recording() as record:
+        ...     output = net(torch.ones(2, 2, 2))
+        ...     record.features["1"].shape, record.output is output
+        (torch.Size([2, 3]), True)
+        >>> capture.detach()
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layers: Iterable[str],
+        role: str,
+        *,
+        with_call: bool = True,
+        calls: Calls = "one",
+    ) -> None:
+        self.module = module
+        self.with_call = with_call
+        self.layers = tuple(dict.fromkeys(layers))
+        self.role = role
+        self._store = _Store(calls)
+        self._handles: list[RemovableHandle] = []
+        self.attached = False
+        inner = original(module)
+        names = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
+        for layer in self.layers:
+            if layer not in names:
+                raise ValueError(_unknown_layer(layer, names, role, type(inner).__name__))
+
+    def attach(self) -> None:
+        """Put the hooks on; a second call changes nothing.
+
+        A graph that was compiled before its module had hooks runs without them, so compiled code is dropped here
+        and made again at the next call.
+        """
+        if self.attached:
+            return
+        self.attached = True
+        if self.with_call:
+            self._attach_call()
+        for layer in self.layers:
+            put_layer = partial(_put_layer, self._store, layer)
+            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put_layer))
+        if self._handles and is_compiled(self.module):
+            torch.compiler.reset()
+
+    def _attach_call(self) -> None:
+        # a module compiled in place runs its own hooks beside its graph, each compiled alone: these need not be
+        in_place = self.module._compiled_call_impl is not None
+        put_input, put_call = (
+            partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (_put_input, _put_call)
+        )
+        self._handles.append(self.module.register_forward_pre_hook(put_input, with_kwargs=True))
+        self._handles.append(self.module.register_forward_hook(put_call, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Take the hooks off and leave the module as it was."""
+        self.stop()
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.attached = False
+
+    def start(self) -> Record:
+        """Begin a step with an empty record, which fills as the module and its layers run."""
+        store = self._store
+        store.record = Record()
+        store.records = [store.record]
+        store.later = 0
+        store.with_grad = torch.is_grad_enabled()
+        store.active = True
+        return store.record
+
+    def stop(self) -> None:
+        """End the step and let go of what was recorded."""
+        self._store.active = False
+        self._store.record = _NOTHING
+        self._store.records = []
+
+    def counted(self) -> list[Record]:
+        """Return the calls of this step that count.
+
+        Raises:
+            RuntimeError: If the module was not called, or several times where one call is expected.
+        """
+        store = self._store
+        if not store.records[0].called:
+            raise RuntimeError(f"The step did not call the {self.role}, so there is nothing to compare.")
+        if store.later and store.calls == "one":
+            raise RuntimeError(
+                f"The step called the {self.role} {1 + store.later} times. Say which calls the losses compare: "
+                f"DistillationCallback(..., {self.role}_calls='first', 'last', or 'each', whose mean is taken). A call "
+                "under torch.no_grad() in a training step does not count."
+            )
+        return list(store.records)
+
+    def recording(self) -> "Recording":
+        """Record inside the block."""
+        return Recording(self)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module and record the call, for a capture without hooks on the call itself."""
+        _put_input(self._store, self.module, args, kwargs)
+        output = self.module(*args, **kwargs)
+        _put_call(self._store, self.module, args, kwargs, output)
+        return output
+
+    def copy_changed(self, record: Record) -> None:
+        """Copy from now on what those layers return whose value was changed in place after they had returned it."""
+        self._store.copied.update(record.changed_layers())
+
+    def check_ran(self, record: Record) -> None:
+        """See that every layer ran once in the recorded call, and returned a tensor.
+
+        Raises:
+            RuntimeError: If a layer did not run, or more than once; names it and the remedy.
+            TypeError: If a layer returned something else.
+        """
+        for layer, value in record.odd:
+            kind = type(original(self.module).get_submodule(layer)).__name__
+            raise TypeError(
+                f"The {self.role} layer {layer!r} ({kind}) returned a {value}, not a tensor; name an inner layer that "
+                "returns one."
+            )
+        if len(record.features) != len(self.layers):
+            raise RuntimeError(self._missing([layer for layer in self.layers if layer not in record.features]))
+        if record.repeated:
+            raise RuntimeError(
+                f"The {self.role} layer(s) {list(dict.fromkeys(record.repeated))} ran more than once in one forward "
+                "pass, so there is no one value to read. Name a layer around or inside that runs once, or call an "
+                "nn.Identity() at the place in forward that you mean, and name that."
+            )
+
+    def check_unchanged(self, record: Record, *, with_output: bool) -> None:
+        """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
+
+        Args:
+            record: The recorded step.
+            with_output: Whether to look at the module's output besides its layers.
+        """
+        layers = record.changed_layers()
+        if layers or (with_output and record.changed_output):
+            raise RuntimeError(
+                f"What the {self.role}{f' layer(s) {layers}' if layers else ''} returned was changed in place "
+                "afterwards, so a loss would read something else. Set inplace=False in what follows, or write "
+                "x = x + y in place of x += y."
+            )
+
+    def check_gradients(self, record: Record) -> None:
+        """Raise a ``RuntimeError`` that names what ran without gradients in a step that computes them."""
+        if record.gradless and torch.is_grad_enabled():
+            layers = [layer for layer in record.gradless if layer]
+            raise RuntimeError(
+                f"The {self.role}{f' layer(s) {layers}' if layers else ''} ran without gradients, so no loss there "
+                "could teach it. Use checkpoint(..., use_reentrant=False) for activation checkpointing, and in a "
+                f"training step call the {self.role} with gradients first."
+            )
+
+    def _missing(self, layers: list[str]) -> str:
+        message = (
+            f"The {self.role} layer(s) {layers} did not run in this step. Name layers that every forward pass calls"
+        )
+        for name in layers:
+            layer = original(self.module).get_submodule(name)
+            if isinstance(layer, nn.ModuleList | nn.ModuleDict) and len(layer):
+                inner = ", ".join(f"{name}.{key}" for key in list(layer._modules)[:3])
+                return f"{message}; {name!r} is a {type(layer).__name__}, which is never called itself: name {inner}."
+        return f"{message}, such as one around them."
+
+
+class Recording:
+    """A block in which a :class:`Capture` records; a generator would cost several times as much a step."""
+
+    def __init__(self, capture: Capture) -> None:
+        self.capture = capture
+
+    def __enter__(self) -> Record:
+        return self.capture.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.capture.stop()
+
+
+def without_captures(copy: nn.Module) -> None:
+    """Take the hooks of every :class:`Capture` off a copy of a module, of which no capture knows; others stay."""
+    for part in copy.modules():
+        for hooks in (part._forward_hooks, part._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, partial) and isinstance(hook.args[0], _Store):
+                    for table in (hooks, part._forward_hooks_with_kwargs, part._forward_pre_hooks_with_kwargs):
+                        table.pop(key, None)
+
+
+class _Store:
+    """What the hooks write to; an object of its own so that copies of a module write to copies of it."""
+
+    def __init__(self, calls: Calls) -> None:
+        self.calls = calls
+        self.active = False
+        self.record = _NOTHING
+        self.records: list[Record] = []
+        self.later = 0
+        """Calls after the first that count."""
+        self.with_grad = False
+        self.copied: set[str] = set()
+
+
+def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not store.active:
+        return
+    if store.record.called:
+        _begin_another(store)
+    record = store.record
+    if not record.called:
+        record.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
+
+
+def _begin_another(store: _Store) -> None:
+    """Record one more call, if it counts."""
+    if store.with_grad and not torch.is_grad_enabled():
+        return
+    replaced = store.with_grad and "" in store.record.gradless
+    store.later += not replaced
+    if replaced or store.calls == "last":
+        store.records.pop()
+    elif store.calls != "each":
+        return
+    store.record = Record()
+    store.records.append(store.record)
+
+
+def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    record = store.record
+    if not store.active or record.called:
+        return
+    record.called = True
+    record.args, record.kwargs, record.output = args, kwargs, output
+    if not torch.is_grad_enabled():
+        record.gradless = (*record.gradless, "")
+    if isinstance(output, Tensor):
+        record.outputs = [(output, version_of(output))]
+    elif isinstance(output, Mapping | Sequence):
+        record.outputs = with_versions(output.values() if isinstance(output, Mapping) else output)
+
+
+def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    record = store.record
+    if not store.active or record.called:
+        return
+    if layer in record.features:
+        record.repeated = (*record.repeated, layer)
+        return
+    tensor = first_tensor(output)
+    if tensor is None:
+        record.odd = (*record.odd, (layer, type(output).__name__))
+        return
+    if not torch.is_grad_enabled():
+        record.gradless = (*record.gradless, layer)
+    record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
+    record.versions.append(version_of(tensor))
+
+
+def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:
+    nearest = difflib.get_close_matches(layer, names, n=5, cutoff=0.4)
+    known = f"Nearest: {', '.join(nearest)}" if nearest else f"It has: {', '.join(names[:20]) or 'no layers'}"
+    return f"The {role} {model} has no layer {layer!r}. {known}."

@@ -1,0 +1,78 @@
+"""Networks as they are: compiled or not, on which device, and called without a trace of the call."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+
+def original(module: nn.Module) -> nn.Module:
+    """Return the module that ``torch.compile(module)`` was given, or the module itself."""
+    inner = getattr(module, "_orig_mod", module)
+    assert isinstance(inner, nn.Module)
+    return inner
+
+
+def plain_name(key: str) -> str:
+    """Return the name that a weight of a compiled module has in the plain one."""
+    return key.replace("_orig_mod.", "")
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether the module or a part of it was compiled in place by ``module.compile()``."""
+    return module is not original(module) or any(part._compiled_call_impl is not None for part in module.modules())
+
+
+def first_tensor(output: object) -> Tensor | None:
+    """Return the tensor that stands for a layer's output: itself, or the first element of a tuple or list."""
+    if isinstance(output, Tensor):
+        return output
+    inner = output[0] if isinstance(output, Sequence) and not isinstance(output, str) and output else None
+    return inner if isinstance(inner, Tensor) else None
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter, the CPU if it has none."""
+    tensor = next(module.parameters(), None)
+    return torch.device("cpu") if tensor is None else tensor.device
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Return the number of a module's parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Run eagerly in eval mode without gradients, and restore every mode and random state."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with isolate_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+@contextmanager
+def taking_any_device(module: nn.Module) -> Iterator[None]:
+    """Let a module on the meta device, and one behind it, be called with what they can take: shapes are all we need."""
+
+    def bring(_: nn.Module, args: Any, kwargs: Any) -> Any:
+        device = device_of(module)
+        return tree_map_only(
+            Tensor,
+            lambda t: torch.zeros_like(t, device=device) if t.is_meta and device.type != "meta" else t.to(device),
+            (args, kwargs),
+        )
+
+    handle = module.register_forward_pre_hook(bring, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,91 @@
+"""The command ``lightning-kd export``: the student inside a checkpoint as a file of its own."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ArgumentParser
+from torch import nn
+
+from lightning_kd.capture.example import zeros_for
+from lightning_kd.export.student import Format, choose_format, export_student, write_weights
+from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.files.class_paths import check_value
+from lightning_kd.files.precision import Precision, dtype_of
+from lightning_kd.files.reading import check_class_names, load_plain
+from lightning_kd.files.weights import from_checkpoint, read_weights
+
+
+def export_checkpoint(
+    checkpoint: str,
+    output: str,
+    format: Format | None = None,  # noqa: A002  the word for it
+    dtype: Precision | None = None,
+    config: str | None = None,
+    prefix: str = "student.",
+) -> None:
+    """Write the student inside a Lightning checkpoint as a file of its own.
+
+    Weights alone (.safetensors, .pt, .pth) need nothing but the checkpoint. For a program (.pt2, .onnx) the student is
+    built: as the checkpoint says, if the command line has written it, or as the configuration of the fit says. A
+    checkpoint that was written from Python does not say how its student is built; there, call
+    module.export("student.onnx").
+
+    Args:
+        checkpoint: The checkpoint that a fit has written.
+        output: File to write; the ending tells the format.
+        format: What to write, if the ending does not tell: state_dict (.pt, .pth), safetensors, torch.export (.pt2)
+            or onnx.
+        dtype: Format of the weights, and of a program's floating inputs; by default that of the checkpoint.
+        config: YAML file of the fit, to build the student of a program as it says; a student of your own module is
+            built only so, since a checkpoint may not import code.
+        prefix: What the student's keys begin with; for a LightningModule of your own, the name of the student in it.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint or configuration.
+        ValueError: If no key begins with the prefix, the format is not told, or the student cannot be built.
+    """
+    path, chosen = Path(output), choose_format(Path(output), format)
+    if chosen in ("state_dict", "safetensors"):
+        write_weights(read_weights(checkpoint, prefix), path, chosen, dtype=dtype_of(dtype))
+        return
+    content = load_plain(checkpoint)
+    content = content if isinstance(content, Mapping) else {}
+    inputs = content.get(CHECKPOINT_KEY, {}).get("inputs")
+    if inputs is None:
+        raise ValueError(
+            f"{checkpoint!r} does not say what its student is called with, which {chosen} needs; in Python, call "
+            "lightning_kd.export_student(student, path, example=...)."
+        )
+    student = _build(_described(content, checkpoint) if config is None else _configured(config))
+    export_student(from_checkpoint(student, checkpoint, prefix), path, chosen, dtype=dtype, example=zeros_for(inputs))
+
+
+def _described(content: Mapping[str, Any], checkpoint: str) -> object:
+    """Return how a checkpoint says that its student is made."""
+    described = content.get("hyper_parameters", {}).get("student")
+    if described is None:
+        raise ValueError(
+            f"{checkpoint!r} does not say how its student is made; give the YAML file of its fit by --config, or call "
+            "module.export in Python."
+        )
+    check_class_names({"hyper_parameters": {"student": described}}, checkpoint)
+    return described
+
+
+def _configured(config: str) -> object:
+    """Return how a configuration says that the student is made."""
+    content = yaml.safe_load(Path(config).read_text())
+    model = content.get("model") if isinstance(content, Mapping) else None
+    if not isinstance(model, Mapping) or "student" not in model:
+        raise ValueError(f"{config!r} has no model.student; give the YAML file of the fit.")
+    return model["student"]
+
+
+def _build(described: object) -> nn.Module:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)  # as LightningCLI does
+    parsed = parser.parse_object({"student": described})
+    check_value(parsed.student, nn.Module, "student")
+    return cast(nn.Module, parser.instantiate_classes(parsed).student)

@@ -1,0 +1,89 @@
+"""What is checked of the networks' parameters and outputs, and the words for what is wrong with them."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_kd.capture.call import Record
+from lightning_kd.capture.networks import original
+from lightning_kd.losses.base import DistillationLoss, StepTensors
+
+
+def check_has_logits(name: str, loss: DistillationLoss, step: StepTensors) -> None:
+    """Raise a ``ValueError`` with the remedy if a step lacks logits that a loss reads."""
+    reads_students = not loss.student_layers or loss.needs_student_logits
+    for role, reads, logits in (
+        ("student", reads_students, step.student_logits),
+        ("teacher", loss.needs_teacher_logits, step.teacher_logits),
+    ):
+        if reads and logits is None:
+            raise ValueError(
+                f"Part {name!r} reads the {role}'s logits, but its output has none; override logits_of(output)."
+            )
+
+
+def check_has(name: str, loss: DistillationLoss, step: StepTensors) -> None:
+    """Raise a ``ValueError`` with the remedy if a step lacks logits, a target or rows that a loss needs."""
+    check_has_logits(name, loss, step)
+    if loss.needs_target and step.target is None:
+        raise ValueError(f"Part {name!r} needs a target, but the batch has none; give (x, y) or override unpack_batch.")
+    if loss.needs_index and step.index is None:
+        raise ValueError(
+            f"Part {name!r} needs each sample's row in the data set, but the batch has none; "
+            "give (x, y, index) or override unpack_batch."
+        )
+
+
+def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:
+    """Raise a ``ValueError`` with the remedy if another module has parameters of the student."""
+    shared = {id(p) for p in student.parameters()} & {id(p) for p in other.parameters()}
+    if shared:
+        raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
+
+
+def check_learns(student: nn.Module) -> None:
+    """Raise a ``ValueError`` if no parameter of the student can be trained."""
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise ValueError(
+            f"Nothing in the student {type(original(student)).__name__} can be trained: all of its parameters are "
+            "frozen, or it has none. Call student.requires_grad_(True), or freeze only a part."
+        )
+
+
+def only_frozen(loss: DistillationLoss, step: StepTensors) -> bool:
+    """Whether no gradient of a loss reaches the student through what the loss reads of it."""
+    read: list[Tensor | None] = [step.student_features[layer] for layer in loss.student_layers]
+    if not read or loss.needs_student_logits:
+        read.append(step.student_logits)
+    return not any(one is not None and one.requires_grad for one in read)
+
+
+def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Record | None = None) -> list[str]:
+    """Name what is not finite of the tensors that losses read, each with how many of its numbers are not.
+
+    Args:
+        step: The tensors.
+        losses: The losses.
+        record: The student's call, to look at its input too.
+    """
+    read: dict[str, object] = {}
+    if record is not None:
+        read |= {f"input {i}": value for i, value in enumerate(record.args)}
+        read |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+    if any(loss.needs_teacher_logits for loss in losses):
+        read["the teacher's logits"] = step.teacher_logits
+    read |= {f"the teacher's layer {layer!r}": value for layer, value in step.teacher_features.items()}
+    read |= {f"the student's layer {layer!r}": value for layer, value in step.student_features.items()}
+    if any(not loss.student_layers or loss.needs_student_logits for loss in losses):
+        read["the student's logits"] = step.student_logits
+    return _counted(read)
+
+
+def _counted(values: Mapping[str, object]) -> list[str]:
+    named = []
+    for name, value in values.items():
+        if isinstance(value, Tensor) and not value.is_meta:
+            bad = value.numel() - int(value.isfinite().sum())
+            if bad:
+                named.append(f"{name} ({bad} of {value.numel()} values)")
+    return named

@@ -1,0 +1,217 @@
+"""The student alone, as a file that needs nothing of this package: no hooks, no projectors, no teacher."""
+
+import io
+import itertools
+import os
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_kd.capture.example import Example
+from lightning_kd.capture.networks import original, plain_name
+from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.whole_state import is_sharded, whole_state
+from lightning_kd.export.program import make_program, onnx_bytes
+from lightning_kd.files.atomic import whole_file
+from lightning_kd.files.precision import Precision, dtype_of
+from lightning_kd.files.reading import load_plain
+
+Format = Literal["state_dict", "safetensors", "torch.export", "onnx"]
+ENDINGS: dict[str, Format] = {
+    ".pt": "state_dict",
+    ".pth": "state_dict",
+    ".safetensors": "safetensors",
+    ".pt2": "torch.export",
+    ".onnx": "onnx",
+}
+_LONGEST = timedelta(minutes=30)
+_exports = itertools.count()
+
+
+def export_student(
+    student: nn.Module,
+    path: str | os.PathLike[str],
+    format: Format | None = None,  # noqa: A002  the word for it
+    *,
+    dtype: Precision | torch.dtype | None = None,
+    example: Example | None = None,
+    dynamic_batch: bool = True,
+) -> None:
+    """Write a module as a file of its own, as it is in eval mode; the module itself is not changed.
+
+    ============== ==================== ============================================================
+    format         ending               read by
+    ============== ==================== ============================================================
+    state_dict     .pt, .pth            ``model.load_state_dict(torch.load(path, weights_only=True))``
+    safetensors    .safetensors         ``model.load_state_dict(safetensors.torch.load_file(path))``
+    torch.export   .pt2                 ``torch.export.load(path).module()``, without the model's code
+    onnx           .onnx                any ONNX runtime; takes ``pip install "lightning_kd[onnx]"``
+    ============== ==================== ============================================================
+
+    Weights have the keys of the plain module, strictly, whether it is compiled or not. A program takes any batch size,
+    the other sizes are those of the example; what the module returns as an object of its own is a dictionary of the
+    object's fields there, and it names no path of the machine and no line of the source. The file has its name only
+    when it is whole. In a distributed run every process may call this: the first one writes, the others wait for it.
+
+    Args:
+        student: The module, on any device, in any mode, compiled or not.
+        path: File to write.
+        format: What to write; by default told by the ending of the path.
+        dtype: Format of the weights, and of a program's floating inputs; by default the module's own.
+        example: Inputs to make a program with: a tensor, a tuple of positional inputs, a dictionary of named ones, or
+            a Batch for both. A ``.pt2`` keeps their values.
+        dynamic_batch: Whether a program takes any batch size, counted by the first size of the first tensor.
+
+    Raises:
+        ValueError: If the format is not told or contradicts the ending, or a program lacks an example or cannot be
+            made.
+        ImportError: If ONNX is asked for and not installed.
+
+    Example:
+        >>> import tempfile
+        >>> student = nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     export_student(student, f"{folder}/student.pt2", example=torch.zeros(2, 2))
+        ...     program = torch.export.load(f"{folder}/student.pt2").module()
+        >>> torch.equal(program(torch.ones(5, 2)), student(torch.ones(5, 2)))
+        True
+    """
+    path, number = Path(path), dtype_of(dtype)
+    chosen = choose_format(path, format)
+    if chosen in ("state_dict", "safetensors"):
+        write_weights(whole_state(original(student)), path, chosen, dtype=number)
+        return
+    if example is None:
+        raise ValueError(
+            f"Cannot make {str(path)!r} without inputs of the student: pass example=, one batch of them: a tensor, a "
+            "tuple of positional inputs or a dictionary of named ones."
+        )
+    if is_sharded(student):
+        raise ValueError(
+            f"Cannot make {str(path)!r} of a student that is spread over processes; write its weights, and make the "
+            "program of a plain student that has loaded them."
+        )
+    _in_first_process(partial(_write_program, student, path, chosen, number, example, dynamic_batch))
+
+
+def choose_format(path: Path, asked: str | None) -> Format:
+    """Return the format that was asked for, or that the ending of the path tells.
+
+    Raises:
+        ValueError: If neither tells it, or they contradict each other.
+    """
+    known = f"{', '.join(list(ENDINGS)[:-1])} or {list(ENDINGS)[-1]}"
+    told = ENDINGS.get(path.suffix)
+    if asked is None:
+        if told is None:
+            raise ValueError(f"Cannot tell the format of {str(path)!r}; end it in {known}, or pass format=.")
+        return told
+    if asked not in ENDINGS.values():
+        raise ValueError(f"Expected format to be one of {', '.join(dict.fromkeys(ENDINGS.values()))}, got {asked!r}.")
+    chosen = cast(Format, asked)
+    if told is not None and told != chosen:
+        fitting = " or ".join(ending for ending, of in ENDINGS.items() if of == chosen)
+        raise ValueError(
+            f"{str(path)!r} ends as a file of the format {told}, but format is {chosen!r}; end it in {fitting}, or "
+            "leave format out."
+        )
+    return chosen
+
+
+def write_weights(state: Mapping[str, Any], path: Path, chosen: Format, *, dtype: torch.dtype | None = None) -> None:
+    """Write a state dict as a file, under the names of the plain module.
+
+    Args:
+        state: The state dict, of a compiled module or not.
+        path: File to write.
+        chosen: ``"safetensors"``, or ``"state_dict"`` for ``torch.save``.
+        dtype: Format to cast floating values to.
+
+    Raises:
+        ValueError: If the format cannot hold a value.
+    """
+    _in_first_process(partial(_write_weights, state, path, chosen, dtype))
+
+
+def _write_weights(state: Mapping[str, Any], path: Path, chosen: Format, dtype: torch.dtype | None) -> None:
+    copies: dict[object, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for key, value in state.items():
+        name = plain_name(key)
+        if not isinstance(value, Tensor):
+            _check_extra(name, value, chosen)
+            plain[name] = value
+            continue
+        if is_lazy(value) or value.is_meta:
+            raise ValueError(f"The student's {name!r} has no values yet; call the student once before it is exported.")
+        # in a state dict, tied weights are one tensor under two names; safetensors has no such thing
+        same = name if chosen == "safetensors" else (value.data_ptr(), value.shape, value.stride(), value.dtype)
+        if same not in copies:
+            to = dtype if value.is_floating_point() else None
+            copies[same] = value.detach().to("cpu", to, copy=True).contiguous()
+        plain[name] = copies[same]
+    with whole_file(path) as file:
+        if chosen == "safetensors":
+            file.write(safetensors.torch.save(plain, metadata={"format": "pt"}))
+        else:
+            torch.save(plain, file)
+
+
+def _check_extra(name: str, value: object, chosen: Format) -> None:
+    """See that something beside tensors, which ``get_extra_state`` has returned, can be read back."""
+    if chosen == "safetensors":
+        raise ValueError(f"The student's {name!r} is no tensor, which safetensors cannot hold; write a .pt file.")
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    try:
+        load_plain(file)
+    except ValueError as error:
+        raise ValueError(
+            f"The student's {name!r} is not plain data, so weights_only=True would not load it; return plain data from "
+            "get_extra_state."
+        ) from error
+
+
+def _write_program(
+    student: nn.Module, path: Path, chosen: Format, dtype: torch.dtype | None, example: Example, dynamic_batch: bool
+) -> None:
+    program = make_program(student, example, dtype=dtype, dynamic_batch=dynamic_batch)
+    with whole_file(path) as file:
+        if chosen == "onnx":
+            file.write(onnx_bytes(program))
+        else:
+            torch.export.save(program, file)
+
+
+def _in_first_process(write: Callable[[], None]) -> None:
+    """Let the first process of a run write, and the others wait for it.
+
+    Not by a collective call, in which the first process would wait for ever where it alone exports.
+    """
+    if not together():
+        write()
+        return
+    store, key = dist.distributed_c10d._get_default_store(), f"lightning_kd/export/{next(_exports)}"
+    if dist.get_rank() > 0:
+        store.wait([key], _LONGEST)
+        if failure := store.get(key).decode():
+            raise RuntimeError(f"The first process could not export the student. {failure}")
+        return
+    failure = "It was interrupted."
+    try:
+        write()
+        failure = ""
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        store.set(key, failure)

@@ -1,0 +1,62 @@
+"""Checkpoints that are on the disk as a whole or not at all, and that run no code when they are read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from lightning_kd.files.atomic import whole_file
+from lightning_kd.files.checkpoint import reading
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its target and renames it when it is whole.
+
+    Lightning writes it into the folder for temporary files and moves it from there; where that folder is on another
+    disk, moving is copying, and a process that is killed meanwhile leaves half a checkpoint under the final name,
+    which ``ckpt_path="last"`` takes for the newest. Renaming within a folder cannot be seen half done. What a killed
+    process leaves is a hidden file ``.NAME.part``, which no search for checkpoints takes up and the next checkpoint of
+    that name overwrites. Where the path is a URL, Lightning writes.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint."""
+        if storage_options is not None or "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = lambda storage, _: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint, by default as tensors and plain data only.
+
+        Lightning leaves that default to torch, which has it for files since 2.6, but unpickles what a URL gives.
+
+        Raises:
+            ValueError: If the file breaks off in the middle, or holds anything else; nothing of it has run.
+        """
+        with reading(path):
+            return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
+
+
+def write_whole_checkpoints(trainer: Trainer) -> None:
+    """Let a Trainer write and read checkpoints so, unless it was given another way of writing them."""
+    wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
+    while isinstance(io, _WrappingCheckpointIO):
+        wrapper, io = io, io.checkpoint_io
+    if type(io) is not TorchCheckpointIO:
+        return
+    if wrapper is None:
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+    else:
+        wrapper._checkpoint_io = AtomicCheckpointIO()

@@ -1,0 +1,147 @@
+"""A teacher from a file: safetensors, a plain state dict, or the student inside a Lightning checkpoint."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from lightning_kd.capture.networks import plain_name
+from lightning_kd.distributed.whole_state import placed_like
+from lightning_kd.files.checkpoint import reading
+from lightning_kd.files.reading import load_plain
+
+
+def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> nn.Module:
+    """Load weights from a file into a model, strictly, without running code from the file.
+
+    Args:
+        model: The model that the weights belong to.
+        path: A ``.safetensors`` file, a state dict saved by ``torch.save``, or a Lightning ``.ckpt``.
+        prefix: Part of the key names to cut off, such as ``"student."`` for a checkpoint of a
+            ``DistillationModule``; keys that do not begin with it are left out.
+
+    Returns:
+        The same model, with the weights of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (it is named, and has
+            not run), no key begins with ``prefix``, or the weights do not fit.
+
+    Example:
+        >>> import tempfile, torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"net.weight": torch.ones(1, 2), "net.bias": torch.zeros(1)}, f"{folder}/teacher.pt")
+        ...     from_checkpoint(nn.Linear(2, 1), f"{folder}/teacher.pt", prefix="net.").weight
+        Parameter containing:
+        tensor([[1., 1.]], requires_grad=True)
+    """
+    state = read_weights(path, prefix)
+    names = {plain_name(key): key for key in model.state_dict()}  # of a compiled model, others
+    try:
+        model.load_state_dict({names.get(key, key): value for key, value in state.items()})
+    except RuntimeError as error:
+        raise ValueError(
+            f"The weights in {os.fspath(path)!r} do not fit {type(model).__name__}; build the architecture that they "
+            f"were saved from{'' if prefix else ', or give the prefix of its keys'}. {error}"
+        ) from error
+    return model
+
+
+def read_weights(path: str | os.PathLike[str], prefix: str = "") -> dict[str, Tensor]:
+    """Read the weights whose names begin with a prefix, which is cut off, under the names of a plain model.
+
+    Args:
+        path: As for :func:`from_checkpoint`.
+        prefix: As for :func:`from_checkpoint`.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file breaks off in the middle, holds no state dict, or no name begins with ``prefix``.
+    """
+    state = {plain_name(key[len(prefix) :]): value for key, value in _read(Path(path)) if key.startswith(prefix)}
+    if not state:
+        raise ValueError(f"No weight in {str(path)!r} has a name that begins with {prefix!r}.")
+    return state
+
+
+def materialize(
+    model: nn.Module, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], device: torch.device | str
+) -> None:
+    """Give a model on the meta device storage, and the weights of files, strictly, one tensor at a time.
+
+    A parameter that is sharded over processes takes its own part only, so no process ever holds the whole model.
+
+    Args:
+        model: The model on the meta device, sharded or not.
+        paths: File or files as for :func:`from_checkpoint`; together they hold all weights. Safetensors are read one
+            tensor at a time.
+        device: Where the model is to be.
+
+    Example:
+        >>> import tempfile
+        >>> with torch.device("meta"):
+        ...     model = nn.Linear(2, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"weight": torch.ones(1, 2), "bias": torch.zeros(1)}, f"{folder}/teacher.pt")
+        ...     materialize(model, f"{folder}/teacher.pt", "cpu")
+        >>> model.weight
+        Parameter containing:
+        tensor([[1., 1.]], requires_grad=True)
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a weight has another shape, or is missing (buffers too) or unknown.
+    """
+    before = list(_named_tensors(model))
+    waiting = {name for name, tensor in before if tensor.is_meta}
+    storage = {
+        tensor: torch.empty_like(tensor, device=device) for _, tensor in before if tensor.is_meta
+    }  # once if tied
+    model._apply(lambda t: storage[t] if t in storage else t.to(device))
+    original, wanted = dict(before), dict(_named_tensors(model))
+    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    for path in files:
+        for name, value in _read(Path(path)):
+            target = wanted.get(name)
+            if target is None or target.shape != value.shape:
+                found = "no such weight" if target is None else f"the shape {tuple(target.shape)}"
+                raise ValueError(
+                    f"{os.fspath(path)!r} has {name!r} of shape {tuple(value.shape)}, but {type(model).__name__} has "
+                    f"{found}; build the architecture that was saved."
+                )
+            with torch.no_grad():
+                target.copy_(placed_like(value, target))
+            waiting -= {other for other, tensor in before if tensor is original[name]}
+    if waiting:
+        missing = sorted(waiting)
+        named = ", ".join(str(Path(path)) for path in files)
+        raise ValueError(
+            f"{named}: no weights for {missing[:5]}{' and others' if missing[5:] else ''} of {type(model).__name__}; "
+            "give all files. A buffer that no file holds must not be on the meta device: make it with device='cpu'."
+        )
+
+
+def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and weights of a file, each read when it is asked for where the format allows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {str(path)!r} (looked from {str(Path.cwd())!r}).")
+    if path.suffix == ".safetensors":
+        with reading(path), safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  it is no dictionary
+                yield name, file.get_tensor(name)
+        return
+    content = load_plain(path)
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise ValueError(f"{str(path)!r} holds no state dict, but a {type(content).__name__}.")
+    yield from content.items()

@@ -1,0 +1,121 @@
+"""What Lightning leaves open when a fit goes on from a checkpoint: the end of a batch or an epoch, and the data."""
+
+import warnings
+from typing import Any
+
+from lightning.fabric.utilities.types import _Stateful
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops import evaluation_loop, training_epoch_loop
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+
+def go_on(trainer: Trainer) -> bool:
+    """Let the Trainer go on where the checkpoint was written; called in ``on_train_start``, before the first batch.
+
+    Lightning forgets what was due after the batch with which a checkpoint was written: a validation, and after the
+    last batch of an epoch the hooks of its end. It forgets the step of a schedule that waits for a metric, both after
+    the hooks of an epoch's end and in an epoch in which a run is resumed. If the run ends by ``max_steps`` it comes to
+    the end of a finished epoch once more. And it begins the data of an epoch before the hooks of its start, not after.
+
+    Args:
+        trainer: The Trainer, whose ``callback_metrics`` are those that the interrupted run had.
+
+    Returns:
+        Whether the run goes on within an epoch.
+    """
+    fit: Any = trainer.fit_loop
+    if fit.resumed_on_epoch_end:  # which Lightning has counted as completed
+        fit.epoch_progress.current.completed -= 1
+        fit.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        fit.epoch_progress.current.completed += 1
+    elif fit.restarted_on_epoch_end:
+        fit.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        fit.epoch_progress.increment_completed()
+        fit.reset_restart_stage()
+        for loop in (fit, fit.epoch_loop, fit.epoch_loop.val_loop):
+            loop._restarting = False
+    if not fit.restarted_mid_epoch:
+        fit._resuming_from_checkpoint = False  # so that the data of the epoch is begun in its place
+        return False
+    fit._restarting = False  # only says that schedules must not ask for a metric
+    if fit.epoch_loop.restarted_on_train_batch_end:
+        _end_batch(fit)
+    return True
+
+
+def find_place(trainer: Trainer, *, anew: bool) -> None:
+    """Pass over the batches of the epoch that the interrupted run has had, unless the data finds its place itself.
+
+    The random state must be that with which the interrupted run has begun the epoch's data.
+
+    Args:
+        trainer: The Trainer.
+        anew: Whether to begin the data; otherwise the Trainer has just begun it with that random state.
+    """
+    fit: Any = trainer.fit_loop
+    fetcher: Any = fit._data_fetcher
+    done = fit.epoch_loop.batch_progress.current.processed  # a batch that an exception broke off is not among them
+    if done >= trainer.num_training_batches or isinstance(fetcher, _DataLoaderIterDataFetcher):
+        return
+    _reset_without_warning(fit.epoch_loop)
+    if _finds_its_place(fetcher.combined_loader.flattened):
+        return
+    if anew:
+        iter(fetcher)
+    for _ in range(done):
+        next(fetcher)
+    fetcher.fetched -= done  # Lightning adds them
+
+
+def unfinished_gradients(trainer: Trainer) -> dict[str, Tensor]:
+    """Return this process's gradients by name if more batches are to be added to them before the optimizer steps."""
+    if not trainer.fit_loop._should_accumulate():
+        return {}
+    named = trainer.lightning_module.named_parameters()
+    gradients = {name: p.grad.detach() for name, p in named if p.grad is not None}
+    if any(isinstance(gradient, DTensor) for gradient in gradients.values()):
+        rank_zero_warn(
+            "This checkpoint is written between two batches whose gradients are accumulated, and sharded gradients are "
+            "not kept in it; a run that goes on from it will step with those of the later batches only. Write "
+            "checkpoints after optimizer steps: ModelCheckpoint(every_n_train_steps=...)."
+        )
+        return {}
+    return {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
+def _reset_without_warning(epoch_loop: Any) -> None:
+    """Keep Lightning 2.6 from warning of a loader that is not resumable: the batches that it has given are skipped."""
+    reset = epoch_loop.reset
+
+    def reset_once() -> None:
+        del epoch_loop.reset
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
+            reset()
+
+    epoch_loop.reset = reset_once
+
+
+def _finds_its_place(loaders: list[Any]) -> bool:
+    samplers = [getattr(getattr(loader, "batch_sampler", None), "sampler", None) for loader in loaders]
+    by_sampler = any(getattr(sampler, "finds_its_place", False) for sampler in samplers)
+    return by_sampler or all(isinstance(loader, _Stateful) for loader in loaders)
+
+
+def _end_batch(fit: Any) -> None:
+    """Make the epoch loop begin with what comes after its last batch."""
+    epoch, validation = fit.epoch_loop, fit.epoch_loop.val_loop
+    if epoch.batch_progress.is_last_batch:  # Lightning has counted the epoch as ended
+        for counts in (fit.epoch_progress.total, fit.epoch_progress.current):
+            counts.processed -= 1
+            counts.completed -= 1
+    epoch.batch_progress.increment_completed()
+    epoch._restart_stage = training_epoch_loop.RestartStage.RESTARTED_ON_LAST
+    if epoch._should_check_val_fx(fit._data_fetcher):
+        validation.batch_progress.current.reset()
+        validation._restart_stage = evaluation_loop.RestartStage.RESTARTED_MID_EVALUATION
+    else:
+        epoch._should_check_val_fx = lambda _: vars(epoch).pop("_should_check_val_fx") is not None  # yes, but once

@@ -1,0 +1,1 @@
+"""Losses that compare the samples of a batch with one another. To add one, follow ``losses/README.md``."""

@@ -1,0 +1,508 @@
+"""Contrastive representation distillation (CRD): tell the own sample from thousands of others, by memory banks."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, cast, final
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lightning_kd.distributed.gather import gather, together
+from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast
+from lightning_kd.losses.samples.embedding import embeddings
+from lightning_kd.schedules import Scalar
+
+EPS = 1e-7
+PRODUCT_RATIO = 16  # rows of the bank per negative up to which one product with the whole bank is the faster way
+NegativesFrom = Literal["other_classes", "any"]
+
+
+def crd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    student_bank: Tensor,
+    teacher_bank: Tensor,
+    contrast_index: Tensor,
+    *,
+    log_normalizers: Tensor | None = None,
+    temperature: float = 0.07,
+) -> Tensor:
+    r"""Noise contrast of each sample's own row with :math:`K` others in the bank of the other network (CRD).
+
+    .. math::
+        L = \frac{1}{B} \sum_b \Big( \ell(s_b, M^t, Z_s) + \ell(t_b, M^s, Z_t) \Big), \quad
+        \ell(v, M, Z) = -\log \frac{P_0}{P_0 + c + \epsilon} - \sum_{k=1}^{K} \log \frac{c}{P_k + c + \epsilon}, \quad
+        P_k = \frac{\exp(\langle M_{i_k}, v \rangle / \tau)}{Z}
+
+    with :math:`c = K / n` for banks of :math:`n` rows, :math:`i_0` the sample's own row and
+    :math:`\epsilon = 10^{-7}`. Follows the authors' code (RepDistiller); the paper's Eq. 18 has neither :math:`Z` nor
+    :math:`\epsilon`. It is computed with logarithms, so that it is finite at any temperature.
+
+    The gradient is computed along with the value, in blocks: the banks may be overwritten before ``backward``, and the
+    :math:`B (K + 1)` vectors that are compared are never in memory at once.
+
+    Shape:
+        - student, teacher: :math:`(B, d)`; banks: :math:`(n, d)`; contrast_index: :math:`(B, K + 1)`, integers.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student: Embeddings of the student, of length one.
+        teacher: Embeddings of the teacher, of length one. They come out of a trained layer, so a gradient reaches
+            them; detach what that layer reads.
+        student_bank: Remembered embedding of the student for each row of the data set.
+        teacher_bank: Remembered embedding of the teacher for each row of the data set.
+        contrast_index: Rows of the banks to compare each sample with, the sample's own in column 0.
+        log_normalizers: Logarithms of :math:`Z_s` and :math:`Z_t`, shape (2,); by default those of this batch: the
+            mean of the exponentials, times :math:`n`.
+        temperature: Divides the similarities, > 0.
+
+    Raises:
+        ValueError: If shapes do not fit together, or the temperature is not positive.
+
+    Example:
+        >>> one, bank = torch.tensor([[1.0]]), torch.tensor([[1.0], [-1.0]])
+        >>> rows, zero = torch.tensor([[0, 1]]), torch.zeros(2)
+        >>> crd_loss(one, one, bank, bank, rows, log_normalizers=zero, temperature=1.0)
+        tensor(1.4406)
+
+        Each side is ln((e + 1/2) / e) + ln((1/e + 1/2) / (1/2)) = 0.1689 + 0.5514.
+
+    Reference:
+        Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
+    """
+    check_positive("crd_loss", temperature=temperature)
+    _check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
+    mine, its = _suited(student, teacher_bank), _suited(teacher, student_bank)
+    if len(mine) == 0:
+        return (mine.sum() + its.sum()) * 0.0
+    with torch.autocast(device_type=student.device.type, enabled=False):
+        if log_normalizers is None:
+            sums = _log_sums(mine, its, student_bank, teacher_bank, contrast_index, temperature)
+            log_normalizers = _log_normalizers(sums, len(student_bank), contrast_index.shape[1])
+        return _one_side(mine, teacher_bank, contrast_index, log_normalizers[0], temperature) + _one_side(
+            its, student_bank, contrast_index, log_normalizers[1], temperature
+        )
+
+
+@final
+class CRDLoss(DistillationLoss):
+    """Make the student tell samples apart as the teacher does (contrastive representation distillation, CRD).
+
+    A linear layer on each side, both trained, embeds the features on a sphere. Two banks remember the embeddings of
+    all rows of the data set; each sample is compared with its own row and with ``negatives`` others in the bank of the
+    other network, then its rows move towards the new embeddings. Banks and normalisers are part of the state; they
+    stay in float32 whatever the precision of the module, and are equal in all processes unless ``gather`` is false:
+    every process writes the rows of all, and if two hold the same row (a distributed sampler fills up its last batch
+    so) that of the first counts. They change in training only.
+
+    Best for features before the logits, with many classes; of the published methods the one that gains most over soft
+    targets alone. The batch must tell each sample's row (see ``Indexed``), every row once a batch. Costs two banks of
+    rows times ``dim`` numbers.
+
+    Negatives are drawn with replacement from torch's random numbers, uniformly; RepDistiller draws without, as long as
+    there are enough rows. A row whose class id is negative counts as a class of its own.
+
+    Args:
+        student: Dotted name of the student layer to read; by default the last features before the logits.
+        teacher: Dotted name of the teacher layer to read.
+        dim: Width of the embeddings, >= 1.
+        negatives: Rows to compare each sample with beside its own, >= 1.
+        temperature: Divides the similarities, > 0.
+        momentum: Part of a remembered embedding that stays when its row is seen, in [0, 1).
+        negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
+        gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
+            the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 0.8.
+
+    Raises:
+        ValueError: If a number is out of its range, the layers do not pair up, or the weight is negative or not finite.
+    """
+
+    reads = "embedding"
+    needs_index = True
+    replicated_buffers = (
+        "student_bank",
+        "teacher_bank",
+        "log_normalizers",
+        "row_classes",
+        "sorted_classes",
+        "rows_by_class",
+    )
+
+    student_bank: Tensor
+    teacher_bank: Tensor
+    log_normalizers: Tensor
+    row_classes: Tensor
+    sorted_classes: Tensor
+    rows_by_class: Tensor
+
+    def __init__(
+        self,
+        student: str | None = None,
+        teacher: str | None = None,
+        *,
+        dim: int = 128,
+        negatives: int = 16384,
+        temperature: Scalar = 0.07,
+        momentum: float = 0.5,
+        negatives_from: NegativesFrom = "other_classes",
+        gather: bool = True,
+        weight: Scalar = 1.0,
+    ) -> None:
+        super().__init__(student, teacher, weight=weight)
+        check_positive("CRDLoss", temperature=temperature)
+        if dim < 1 or negatives < 1:
+            raise ValueError(f"CRDLoss: expected dim and negatives >= 1, got {dim} and {negatives}.")
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"CRDLoss: expected momentum in [0, 1), got {momentum}.")
+        if negatives_from not in ("other_classes", "any"):
+            raise ValueError(f"CRDLoss: expected negatives_from 'other_classes' or 'any', got {negatives_from!r}.")
+        self.dim = dim
+        self.negatives = negatives
+        self.temperature = temperature
+        self.momentum = momentum
+        self.negatives_from: NegativesFrom = negatives_from
+        self.gather = gather
+        self.num_samples = 0
+        self._calibrated = False
+        self._began = False
+        self._largest_class = 0
+        self._watch = _Watch()
+
+    @property
+    def local_buffers(self) -> tuple[str, ...]:
+        """Banks and normalisers, if they remember the samples of their own process only."""
+        return () if self.gather else ("student_bank", "teacher_bank", "log_normalizers")
+
+    def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
+        """Learn how many rows to remember, and their classes.
+
+        Args:
+            num_samples: Number of rows, so that every index is below it.
+            targets: Class id of every row, ``None`` if the data set does not tell.
+
+        Raises:
+            ValueError: If there are no rows, or classes are needed and not there.
+        """
+        if num_samples < 1:
+            raise ValueError(f"CRDLoss: expected a data set with at least one row, got {num_samples}.")
+        self.num_samples = num_samples
+        if self.negatives_from == "any":
+            return
+        if targets is None:
+            raise ValueError(
+                "CRDLoss: negatives come from other classes, but the data set does not tell its classes; wrap one "
+                "that has `targets` or `labels` in lightning_kd.data.Indexed, or choose negatives_from='any'."
+            )
+        if targets.shape != (num_samples,) or targets.is_floating_point():
+            raise ValueError(
+                f"CRDLoss: expected one class id for each of {num_samples} rows, got {targets.dtype} of shape "
+                f"{tuple(targets.shape)}; choose negatives_from='any' for targets that are no classes."
+            )
+        classes = targets.detach().long().cpu()
+        alone = -1 - torch.arange(num_samples)
+        self.register_buffer("row_classes", torch.where(classes < 0, alone, classes))
+        self.register_buffer("sorted_classes", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("rows_by_class", torch.empty(0, dtype=torch.long), persistent=False)
+        self._derive()
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Make the embeddings and the banks.
+
+        Args:
+            student_shapes: Shape of the named student layer.
+            teacher_shapes: Shape of the named teacher layer.
+
+        Raises:
+            RuntimeError: If the data set is not known yet.
+            ValueError: If features have no axis beside the batch, or several layers are named.
+        """
+        if not self.num_samples:
+            raise RuntimeError("CRDLoss: the data set is not known yet; call set_dataset(num_samples, targets) first.")
+        self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
+        bound = 1.0 / math.sqrt(self.dim / 3)
+        for name in ("student_bank", "teacher_bank"):
+            self.register_buffer(
+                name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+            )
+        self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32))
+
+    def draw(self, index: Tensor) -> Tensor:
+        """Draw the rows to compare each sample with.
+
+        Args:
+            index: Row of each sample in the data set, shape (B,).
+
+        Returns:
+            Rows of shape (B, 1 + negatives), the sample's own in column 0.
+        """
+        size = (len(index), self.negatives)
+        if self.negatives_from == "any":
+            drawn = torch.randint(self.num_samples, size, device=index.device)
+            return torch.cat((index.unsqueeze(1), drawn), dim=1)
+        if self._largest_class == self.num_samples:
+            raise ValueError(
+                "CRDLoss: all rows of the data set are of one class, so there are no negatives of other classes; "
+                "choose negatives_from='any'."
+            )
+        own = self.row_classes[index]
+        first = torch.searchsorted(self.sorted_classes, own).unsqueeze(1)
+        count = torch.searchsorted(self.sorted_classes, own, right=True).unsqueeze(1) - first
+        dtype = torch.float32 if index.device.type == "mps" else torch.float64  # that device has no float64
+        drawn = torch.rand(size, dtype=dtype, device=index.device).mul_(self.num_samples - count).long()
+        drawn += (drawn >= first) * count
+        return torch.cat((index.unsqueeze(1), self.rows_by_class[drawn]), dim=1)
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, *, index: Tensor, contrast_index: Tensor | None = None
+    ) -> Tensor:
+        """Compute the unweighted loss of one pair of features, and in training bring the banks up to date.
+
+        Args:
+            student: Features of the student.
+            teacher: Features of the teacher.
+            index: Row of each sample in the data set, shape (B,).
+            contrast_index: Rows to compare each sample with, its own in column 0; drawn if not given.
+        """
+        if "student_bank" not in self._buffers:
+            raise RuntimeError("CRDLoss: not built yet; call set_dataset, then build.")
+        index = self._checked(index, len(student))
+        mine, its = self.student_embedding(student), self.teacher_embedding(teacher.detach())
+        learns = self.training and torch.is_grad_enabled()
+        temperature = self.now(self.temperature)
+        if contrast_index is None:
+            contrast_index = self.draw(index)
+        if learns and not self._calibrated:
+            self._calibrate(mine.detach(), its.detach(), contrast_index, temperature)
+        banks = self.student_bank, self.teacher_bank
+        normalizers = self.log_normalizers if self._calibrated else None
+        value = crd_loss(mine, its, *banks, contrast_index, log_normalizers=normalizers, temperature=temperature)
+        if learns:
+            self._remember(mine.detach(), its.detach(), index)
+        return value
+
+    @torch.no_grad()
+    def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
+        """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
+        if together() and not self._began:
+            dist.broadcast(self.student_bank, src=0)
+            dist.broadcast(self.teacher_bank, src=0)
+        self._began = True  # a process whose first batch is empty comes here again, alone
+        mine, its = _suited(mine, self.teacher_bank), _suited(its, self.student_bank)
+        sums = _log_sums(mine, its, self.student_bank, self.teacher_bank, contrast_index, temperature)
+        sums = gather(sums) if self.gather else sums
+        if len(sums):
+            self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
+            self._calibrated = True
+
+    @torch.no_grad()
+    def _remember(self, mine: Tensor, its: Tensor, index: Tensor) -> None:
+        """Move the rows of the samples, gathered in every process alike or not, towards their new embeddings."""
+        both = torch.cat((mine, its), dim=1)
+        if self.gather:
+            index, both = gather(index), gather(both)
+        first = _first_of_equals(index)
+        for bank, new in ((self.student_bank, both[:, : self.dim]), (self.teacher_bank, both[:, self.dim :])):
+            moved = F.normalize(bank[index] * self.momentum + new.to(bank.dtype) * (1.0 - self.momentum), dim=1)
+            bank.index_copy_(0, index, moved[first])
+
+    def _checked(self, index: Tensor, size: int) -> Tensor:
+        """Return the index as int64, after a check that costs a device no wait."""
+        if index.shape != (size,) or index.is_floating_point():
+            raise ValueError(
+                f"CRDLoss: expected one row index for each of {size} samples, got {index.dtype} of shape "
+                f"{tuple(index.shape)}."
+            )
+        index = index.to(self.student_bank.device, torch.long)
+        if torch.compiler.is_compiling():
+            return index
+        outside = ((index < 0) | (index >= self.num_samples)).any()
+        twice = (_first_of_equals(index) != torch.arange(size, device=index.device)).any()
+        if self._watch.must_look(outside, twice, free=index.device.type == "cpu"):
+            self._watch.look(self.num_samples)
+        return index if index.device.type == "cpu" else index.clamp(0, self.num_samples - 1)
+
+    def _derive(self) -> None:
+        """Bring what follows from the buffers up to date."""
+        if "row_classes" in self._buffers and not self.row_classes.is_meta:
+            self.sorted_classes, self.rows_by_class = torch.sort(self.row_classes, stable=True)
+            self._largest_class = int(self.sorted_classes.unique_consecutive(return_counts=True)[1].max())
+        if "log_normalizers" in self._buffers and not self.log_normalizers.is_meta:
+            self._calibrated = bool(self.log_normalizers.isfinite().all())
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._derive()
+
+
+class _Watch:
+    """Collects what is wrong with the rows of the batches, and reads it when that is cheap."""
+
+    every = 50
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.outside: Tensor | None = None
+        self.twice: Tensor | None = None
+
+    def must_look(self, outside: Tensor, twice: Tensor, *, free: bool) -> bool:
+        """Take note of a step; where it is free, at the first step and then now and again it is time to look."""
+        self.outside = outside if self.outside is None else self.outside | outside.to(self.outside.device)
+        self.twice = twice if self.twice is None else self.twice | twice.to(self.twice.device)
+        self.steps += 1
+        return free or self.steps % self.every == 1
+
+    def look(self, num_samples: int) -> None:
+        """Raise a ``ValueError`` if something is wrong."""
+        outside, twice = self.outside, self.twice
+        self.outside = self.twice = None
+        if outside is not None and outside:
+            raise ValueError(
+                f"CRDLoss: expected row indices from 0 to {num_samples - 1}, and a batch had others; they must count "
+                "the rows of the training set itself: wrap it last, Indexed(Subset(...))."
+            )
+        if twice is not None and twice:
+            raise ValueError(
+                "CRDLoss: two samples of a batch have the same row index, so what its row should remember is not "
+                "defined; use a sampler without replacement."
+            )
+
+
+class _WithGradient(torch.autograd.Function):
+    """Gives a value the gradient that was computed along with it."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (gradient,) = ctx.saved_tensors
+        return grad * gradient, None, None
+
+
+def _one_side(
+    anchor: Tensor, bank: Tensor, contrast_index: Tensor, log_normalizer: Tensor, temperature: float
+) -> Tensor:
+    """Compare the embeddings of one network with the bank of the other."""
+    wanted = torch.is_grad_enabled() and anchor.requires_grad
+    with torch.no_grad():
+        value, gradient = _value_and_gradient(
+            anchor.detach(), bank, contrast_index, log_normalizer, temperature, wanted
+        )
+    if not wanted:
+        return value
+    result: Tensor = cast(Any, _WithGradient).apply(anchor, value, gradient)
+    return result
+
+
+def _value_and_gradient(
+    anchor: Tensor, bank: Tensor, contrast_index: Tensor, log_normalizer: Tensor, temperature: float, wanted: bool
+) -> tuple[Tensor, Tensor]:
+    negatives = contrast_index.shape[1] - 1
+    share = negatives / len(bank)
+    # With u = log P - log(c + eps), a positive costs softplus(-u), a negative softplus(u) + log((c + eps) / c).
+    offset = log_normalizer.to(anchor.dtype) + math.log(share + EPS)
+    by_product = _by_product(bank, contrast_index)
+    total, gradient = anchor.new_zeros(()), torch.zeros_like(anchor)
+    for rows, columns in _blocks(anchor, bank, contrast_index):
+        index = contrast_index[rows, columns]
+        scores, kept = _scores(anchor[rows], bank, index, by_product)
+        scores.div_(temperature).sub_(offset)
+        if columns.start == 0:
+            scores[:, 0].neg_()
+        total += F.softplus(scores, threshold=40.0).sum()
+        if wanted:
+            slopes = scores.sigmoid_()
+            if columns.start == 0:
+                slopes[:, 0].neg_()
+            gradient[rows] += _pull(slopes, kept, bank, index)
+    value = total / len(anchor) + negatives * math.log1p(EPS / share)
+    return value, gradient.div_(len(anchor) * temperature)
+
+
+def _log_sums(
+    mine: Tensor,
+    its: Tensor,
+    student_bank: Tensor,
+    teacher_bank: Tensor,
+    contrast_index: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Return log sum exp of each sample's scores, (B, 2): of the student with the teacher's bank, and vice versa."""
+    sides = []
+    with torch.no_grad():
+        for anchor, bank in ((mine, teacher_bank), (its, student_bank)):
+            scores = anchor.new_empty(contrast_index.shape)
+            by_product = _by_product(bank, contrast_index)
+            for rows, columns in _blocks(anchor, bank, contrast_index):
+                scores[rows, columns] = _scores(anchor[rows], bank, contrast_index[rows, columns], by_product)[0]
+            sides.append((scores / temperature).logsumexp(dim=1))
+        return torch.stack(sides, dim=1)
+
+
+def _log_normalizers(log_sums: Tensor, num_samples: int, width: int) -> Tensor:
+    return log_sums.logsumexp(dim=0) + math.log(num_samples / (len(log_sums) * width))
+
+
+def _by_product(bank: Tensor, contrast_index: Tensor) -> bool:
+    return len(bank) <= PRODUCT_RATIO * contrast_index.shape[1]
+
+
+def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Split the comparisons so that what is computed of a block stays small: on a CPU in its caches if it can."""
+    on_cpu = anchor.device.type == "cpu"
+    batch, width = contrast_index.shape
+    if _by_product(bank, contrast_index):
+        height = max(1, (2**21 if on_cpu else 2**26) // len(bank))
+    else:
+        budget = 2**19 if on_cpu else 2**26
+        height = max(1, budget // (width * bank.shape[1]))
+        width = max(1, min(width, budget // bank.shape[1]))
+    for top in range(0, batch, height):
+        for left in range(0, contrast_index.shape[1], width):
+            yield slice(top, top + height), slice(left, left + width)
+
+
+def _scores(anchor: Tensor, bank: Tensor, index: Tensor, by_product: bool) -> tuple[Tensor, Tensor]:
+    """Return the products of each anchor with its rows of the bank, and what :func:`_pull` can use again."""
+    if by_product:
+        products = anchor @ bank.to(anchor.dtype).T
+        return products.gather(1, index), products
+    picked = bank.index_select(0, index.flatten()).view(*index.shape, -1).to(anchor.dtype)  # faster than bank[index]
+    return (picked @ anchor.unsqueeze(2)).squeeze(2), picked
+
+
+def _pull(slopes: Tensor, kept: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+    """Return the sum of each anchor's rows of the bank, weighted by the slopes."""
+    if kept.ndim == 2:
+        return kept.zero_().scatter_add_(1, index, slopes) @ bank.to(slopes.dtype)
+    return (slopes.unsqueeze(1) @ kept).squeeze(1)
+
+
+def _first_of_equals(index: Tensor) -> Tensor:
+    """Return for each element the position of the first that equals it."""
+    return (index.unsqueeze(1) == index).byte().argmax(dim=1) if len(index) else index
+
+
+def _suited(embedding: Tensor, bank: Tensor) -> Tensor:
+    return upcast(embedding).to(torch.promote_types(bank.dtype, torch.float32))
+
+
+def _check_shapes(student: Tensor, teacher: Tensor, mine: Tensor, its: Tensor, contrast_index: Tensor) -> None:
+    check_same_shape("crd_loss", student, teacher, "embed both in the same width")
+    if student.ndim != 2 or mine.ndim != 2 or mine.shape != its.shape or mine.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"crd_loss: expected embeddings (B, d) and banks (n, d), got student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}, student_bank {tuple(mine.shape)} and teacher_bank {tuple(its.shape)}."
+        )
+    if contrast_index.ndim != 2 or len(contrast_index) != len(student) or contrast_index.shape[1] < 2:
+        raise ValueError(
+            f"crd_loss: expected contrast_index (B, K + 1) with the own row first and K >= 1 others, got "
+            f"{tuple(contrast_index.shape)} for embeddings {tuple(student.shape)}."
+        )
