@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.call import Record
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
@@ -94,7 +94,7 @@ class DistillationCallback(Callback):
         self.student = student
         self.student_calls: Calls = student_calls
         self._run: DistillationRun | None = None
-        self._record: Record | None = None
+        self._record: Call | None = None
         self._handles: list[Any] = []
         self._replaced: dict[str, Any] = {}
 
@@ -398,7 +398,7 @@ class DistillationCallback(Callback):
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                total = run.training_loss(pl_module, batch, read, run.distiller.capture.counted(), task)
+                total = run.training_loss(pl_module, batch, read, run.distiller.capture.counting_calls(), task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
@@ -433,7 +433,7 @@ class DistillationCallback(Callback):
         except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
             target = None
         with trainer.precision_plugin.forward_context():
-            for call in self.run.distiller.capture.counted():
+            for call in self.run.distiller.capture.counting_calls():
                 self.run.evaluate(pl_module, batch, call, target, prefix=prefix, loader=loader, with_student=False)
         self.run.distiller.capture.stop()
 

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_kd.export.student import student as export
+from lightning_kd.export import student as export
 from tests import support
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))

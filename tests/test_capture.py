@@ -91,7 +91,7 @@ def test_every_call_that_counts_has_its_own_input_output_and_layers(calls, scale
         outputs = {scale: net(torch.full((1, 2), scale)) for scale in (2.0, 3.0, 4.0)}
         with torch.no_grad():
             net(torch.zeros(1, 2))
-        records = capture.counted()
+        records = capture.counting_calls()
     assert [float(record.features["0"][0, 0]) for record in records] == scales
     assert [float(record.args[0][0, 0]) for record in records] == scales
     assert all(record.output is outputs[scale] for record, scale in zip(records, scales, strict=True))
@@ -102,13 +102,13 @@ def test_several_calls_are_refused_and_without_gradients_each_counts():
     capture = Capture(net, [], "student")
     capture.attach()
     with capture.recording(), pytest.raises(RuntimeError, match="did not call the student"):
-        capture.counted()
+        capture.counting_calls()
     with torch.no_grad(), capture.recording():
         net(torch.ones(1, 2))
-        assert len(capture.counted()) == 1
+        assert len(capture.counting_calls()) == 1
         net(torch.ones(1, 2))
         with pytest.raises(RuntimeError, match=r"called the student 2 times.*student_calls='first'"):
-            capture.counted()
+            capture.counting_calls()
 
 
 def test_a_stage_without_the_student_takes_what_it_would_be_called_with_for_training():

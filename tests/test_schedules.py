@@ -177,11 +177,11 @@ def test_a_loss_with_schedules_is_plain_data_and_comes_back(case: Case) -> None:
 @EACH
 def test_weight_and_temperature_follow_the_moment(case: Case) -> None:
     loss = KDLoss(temperature=case.schedule, weight=case.schedule)
-    assert loss.follows_time
+    assert loss.changes_over_time
     for count in case.values:
         loss.moment = Moment(step=count, epoch=count)
         assert loss.weight_now == loss.now(loss.temperature) == case.schedule.at(loss.moment)
-    assert not KDLoss(temperature=2.0, weight=0.5).follows_time
+    assert not KDLoss(temperature=2.0, weight=0.5).changes_over_time
 
 
 def with_value(value: float) -> list[Schedule]:

@@ -12,7 +12,7 @@ UNKNOWN = -1
 
 
 @dataclass(slots=True)
-class Record:
+class Call:
     """What one recorded step held: the first call of the module, and the value of each named layer in it.
 
     A version is how often a tensor has been changed in place; it tells later whether that has happened again.
@@ -29,11 +29,11 @@ class Record:
     """The tensors that the module was called with, with their versions then."""
     outputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module returned, with their versions then."""
-    odd: Sequence[tuple[str, str]] = ()
+    no_tensor: Sequence[tuple[str, str]] = ()
     """Layers that returned no tensor, with the name of what they returned."""
-    repeated: Sequence[str] = ()
+    ran_twice: Sequence[str] = ()
     """Layers that ran more than once in the call."""
-    gradless: Sequence[str] = ()
+    without_grad: Sequence[str] = ()
     """Layers that ran while gradients were switched off, ``""`` for the module itself."""
 
     def changed_layers(self) -> list[str]:
@@ -63,7 +63,7 @@ class Record:
         return any(_is_changed(*one) for one in self.outputs)
 
 
-def describe_call(record: Record) -> str:
+def describe_call(record: Call) -> str:
     """Return a call's arguments as ``(float32[8, 3, 32, 32], mask=bool[8])``."""
     named = (f"{name}={_show(value)}" for name, value in record.kwargs.items())
     return f"({', '.join([*map(_show, record.args), *named])})"

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_kd.capture.call import Record, version_of, with_versions
+from lightning_kd.capture.call import Call, version_of, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original
 
 Calls = Literal["one", "first", "last", "each"]
 """Which calls of the student in a step count: its only one, or of several the first, the last, or all of them."""
 
-_NOTHING = Record()
+_NOTHING = Call()
 """The record of no step, into which nothing is written."""
 
 
@@ -106,12 +106,12 @@ class Capture:
         self._handles.clear()
         self.attached = False
 
-    def start(self) -> Record:
+    def start(self) -> Call:
         """Begin a step with an empty record, which fills as the module and its layers run."""
         store = self._store
-        store.record = Record()
+        store.record = Call()
         store.records = [store.record]
-        store.later = 0
+        store.more_calls = 0
         store.with_grad = torch.is_grad_enabled()
         store.active = True
         return store.record
@@ -122,7 +122,7 @@ class Capture:
         self._store.record = _NOTHING
         self._store.records = []
 
-    def counted(self) -> list[Record]:
+    def counting_calls(self) -> list[Call]:
         """Return the calls of this step that count.
 
         Raises:
@@ -131,9 +131,9 @@ class Capture:
         store = self._store
         if not store.records[0].called:
             raise RuntimeError(f"The step did not call the {self.role}, so there is nothing to compare.")
-        if store.later and store.calls == "one":
+        if store.more_calls and store.calls == "one":
             raise RuntimeError(
-                f"The step called the {self.role} {1 + store.later} times. Say which calls the losses compare: "
+                f"The step called the {self.role} {1 + store.more_calls} times. Say which calls the losses compare: "
                 f"DistillationCallback(..., {self.role}_calls='first', 'last', or 'each', whose mean is taken). A call "
                 "under torch.no_grad() in a training step does not count."
             )
@@ -150,18 +150,18 @@ class Capture:
         _put_call(self._store, self.module, args, kwargs, output)
         return output
 
-    def copy_changed(self, record: Record) -> None:
+    def copy_changed(self, record: Call) -> None:
         """Copy from now on what those layers return whose value was changed in place after they had returned it."""
         self._store.copied.update(record.changed_layers())
 
-    def check_ran(self, record: Record) -> None:
+    def check_ran(self, record: Call) -> None:
         """See that every layer ran once in the recorded call, and returned a tensor.
 
         Raises:
             RuntimeError: If a layer did not run, or more than once; names it and the remedy.
             TypeError: If a layer returned something else.
         """
-        for layer, value in record.odd:
+        for layer, value in record.no_tensor:
             kind = type(original(self.module).get_submodule(layer)).__name__
             raise TypeError(
                 f"The {self.role} layer {layer!r} ({kind}) returned a {value}, not a tensor; name an inner layer that "
@@ -169,14 +169,14 @@ class Capture:
             )
         if len(record.features) != len(self.layers):
             raise RuntimeError(self._missing([layer for layer in self.layers if layer not in record.features]))
-        if record.repeated:
+        if record.ran_twice:
             raise RuntimeError(
-                f"The {self.role} layer(s) {list(dict.fromkeys(record.repeated))} ran more than once in one forward "
+                f"The {self.role} layer(s) {list(dict.fromkeys(record.ran_twice))} ran more than once in one forward "
                 "pass, so there is no one value to read. Name a layer around or inside that runs once, or call an "
                 "nn.Identity() at the place in forward that you mean, and name that."
             )
 
-    def check_unchanged(self, record: Record, *, with_output: bool) -> None:
+    def check_unchanged(self, record: Call, *, with_output: bool) -> None:
         """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
 
         Args:
@@ -191,10 +191,10 @@ class Capture:
                 "x = x + y in place of x += y."
             )
 
-    def check_gradients(self, record: Record) -> None:
+    def check_gradients(self, record: Call) -> None:
         """Raise a ``RuntimeError`` that names what ran without gradients in a step that computes them."""
-        if record.gradless and torch.is_grad_enabled():
-            layers = [layer for layer in record.gradless if layer]
+        if record.without_grad and torch.is_grad_enabled():
+            layers = [layer for layer in record.without_grad if layer]
             raise RuntimeError(
                 f"The {self.role}{f' layer(s) {layers}' if layers else ''} ran without gradients, so no loss there "
                 "could teach it. Use checkpoint(..., use_reentrant=False) for activation checkpointing, and in a "
@@ -219,7 +219,7 @@ class Recording:
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
 
-    def __enter__(self) -> Record:
+    def __enter__(self) -> Call:
         return self.capture.start()
 
     def __exit__(self, *_: object) -> None:
@@ -243,8 +243,8 @@ class _Store:
         self.calls = calls
         self.active = False
         self.record = _NOTHING
-        self.records: list[Record] = []
-        self.later = 0
+        self.records: list[Call] = []
+        self.more_calls = 0
         """Calls after the first that count."""
         self.with_grad = False
         self.copied: set[str] = set()
@@ -264,13 +264,13 @@ def _begin_another(store: _Store) -> None:
     """Record one more call, if it counts."""
     if store.with_grad and not torch.is_grad_enabled():
         return
-    replaced = store.with_grad and "" in store.record.gradless
-    store.later += not replaced
+    replaced = store.with_grad and "" in store.record.without_grad
+    store.more_calls += not replaced
     if replaced or store.calls == "last":
         store.records.pop()
     elif store.calls != "each":
         return
-    store.record = Record()
+    store.record = Call()
     store.records.append(store.record)
 
 
@@ -281,7 +281,7 @@ def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: d
     record.called = True
     record.args, record.kwargs, record.output = args, kwargs, output
     if not torch.is_grad_enabled():
-        record.gradless = (*record.gradless, "")
+        record.without_grad = (*record.without_grad, "")
     if isinstance(output, Tensor):
         record.outputs = [(output, version_of(output))]
     elif isinstance(output, Mapping | Sequence):
@@ -293,14 +293,14 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
     if not store.active or record.called:
         return
     if layer in record.features:
-        record.repeated = (*record.repeated, layer)
+        record.ran_twice = (*record.ran_twice, layer)
         return
     tensor = first_tensor(output)
     if tensor is None:
-        record.odd = (*record.odd, (layer, type(output).__name__))
+        record.no_tensor = (*record.no_tensor, (layer, type(output).__name__))
         return
     if not torch.is_grad_enabled():
-        record.gradless = (*record.gradless, layer)
+        record.without_grad = (*record.without_grad, layer)
     record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
     record.versions.append(version_of(tensor))
 

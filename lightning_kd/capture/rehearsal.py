@@ -11,9 +11,9 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import nn
 
-from lightning_kd.capture.call import Record
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import device_of
-from lightning_kd.capture.traceless import traceless
+from lightning_kd.capture.no_trace import leaving_no_trace
 
 _FAILED = (
     "To learn the sizes, DistillationCallback runs {}.training_step on two samples before the fit, up to the student, "
@@ -81,13 +81,13 @@ def _not_called(pl_module: LightningModule, student: nn.Module, called: list[nn.
     return f"{message}. Modules must be called as in self(x): self.forward(x) passes what watches the call by."
 
 
-def student_call(pl_module: LightningModule, student: nn.Module, batch: Any) -> Record:
+def student_call(pl_module: LightningModule, student: nn.Module, batch: Any) -> Call:
     """Return what a module's training step calls the student with, without calling it; nothing is logged."""
     with _muted(pl_module), torch.enable_grad():
         return inputs_of(student, lambda: _step(pl_module, batch))
 
 
-def inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
+def inputs_of(student: nn.Module, step: Callable[[], object]) -> Call:
     """Return what a step first calls the student with, without calling it.
 
     Args:
@@ -97,11 +97,11 @@ def inputs_of(student: nn.Module, step: Callable[[], object]) -> Record:
     Raises:
         ValueError: If the step does not reach the student.
     """
-    found: list[Record] = []
+    found: list[Call] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if torch.is_grad_enabled():
-            found.append(Record(args=args, kwargs=kwargs))
+            found.append(Call(args=args, kwargs=kwargs))
             raise _StudentReachedError
 
     handle = student.register_forward_pre_hook(torch.compiler.disable(stop), with_kwargs=True)
@@ -134,7 +134,7 @@ def _muted(pl_module: LightningModule) -> Iterator[None]:
     trainer = pl_module.trainer
     loggers, trainer.loggers = trainer.loggers, [DummyLogger() for _ in trainer.loggers]
     try:
-        with traceless(pl_module):
+        with leaving_no_trace(pl_module):
             vars(pl_module).update(dict.fromkeys(("log", "log_dict", "print"), _ignore))
             yield
     finally:

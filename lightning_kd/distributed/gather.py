@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether several processes train together."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
@@ -24,7 +24,7 @@ def gather(tensor: Tensor) -> Tensor:
     Args:
         tensor: Samples along the first axis; the other axes are equal in all processes.
     """
-    if not together():
+    if not is_distributed():
         return tensor
     gathered: Tensor = cast(Any, _Gather).apply(tensor)
     return gathered
@@ -32,7 +32,7 @@ def gather(tensor: Tensor) -> Tensor:
 
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor without gradient over all processes."""
-    if not together():
+    if not is_distributed():
         return tensor
     total = tensor.clone()
     dist.all_reduce(total)

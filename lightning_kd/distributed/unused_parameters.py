@@ -9,7 +9,7 @@ from torch.distributed.tensor import DTensor
 from lightning_kd.distributed.whole_state import whole
 
 
-def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+def unused_by(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Return the parameters that the gradient of a loss does not reach.
 
     Args:
@@ -18,7 +18,7 @@ def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
 
     Example:
         >>> used, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
-        >>> unreached(used.sum(), [used, idle])
+        >>> unused_by(used.sum(), [used, idle])
         [Parameter containing:
         tensor([0., 0.], requires_grad=True)]
     """
@@ -36,14 +36,14 @@ def unreached(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
     return [p for p in parameters if p.requires_grad and id(p) not in reached and p is not loss]
 
 
-def touch(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+def keep_in_graph(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the loss with parameters in its graph that do not change it, so that DDP does not wait for them."""
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()
     return loss
 
 
-def without_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+def zero_gradients(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     """Return the parameters whose gradient is zero, as a compiled or sharded network gives those that are not reached.
 
     Every process must call this if they are split.
@@ -54,7 +54,7 @@ def without_gradient(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     Example:
         >>> moved, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
         >>> (moved + 0.0 * idle.sum()).sum().backward()
-        >>> without_gradient([moved, idle])
+        >>> zero_gradients([moved, idle])
         [Parameter containing:
         tensor([0., 0.], requires_grad=True)]
     """

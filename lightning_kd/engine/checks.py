@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lightning_kd.capture.call import Record
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 
@@ -58,7 +58,7 @@ def only_frozen(loss: DistillationLoss, step: StepTensors) -> bool:
     return not any(one is not None and one.requires_grad for one in read)
 
 
-def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Record | None = None) -> list[str]:
+def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Call | None = None) -> list[str]:
     """Name what is not finite of the tensors that losses read, each with how many of its numbers are not.
 
     Args:

@@ -11,7 +11,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
-from lightning_kd.capture.call import Record, describe_call
+from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.hooks import Calls, Capture, Recording
 from lightning_kd.capture.networks import device_of, original, taking_any_device, undisturbed
@@ -88,7 +88,7 @@ class Distiller:
             for name, loss in self._named.items()
             for inner, leaf in loss.leaves()
         ]
-        self._timed = [loss for loss in self._named.values() if loss.follows_time]
+        self._timed = [loss for loss in self._named.values() if loss.changes_over_time]
         self._staged = [(name, leaf) for name, leaf in self._leaves if leaf.stage is not None]
         self._reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
         self._needs_target = any(loss.needs_target for loss in self.components)
@@ -118,7 +118,7 @@ class Distiller:
         return [loss for _, loss in self._leaves]
 
     @property
-    def follows_time(self) -> bool:
+    def changes_over_time(self) -> bool:
         """Whether a loss has a schedule or a stage."""
         return bool(self._timed)
 
@@ -136,7 +136,9 @@ class Distiller:
         return [
             (name, loss)
             for name, loss in self._staged
-            if loss.stage is not None and loss.stage.includes(moment) and (self._taught or not loss.needs_teacher)
+            if loss.stage is not None
+            and loss.stage.includes(moment)
+            and (self._teacher_ready or not loss.needs_teacher)
         ]
 
     def _make_captures(self) -> None:
@@ -175,7 +177,7 @@ class Distiller:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
         self.check_teacher()
-        if any(loss.awaits_layers for loss in self.components):
+        if any(loss.needs_layers for loss in self.components):
             self._choose_layers(batch, call_student, module)
         if self.shapes is None:
             self._show_layers()
@@ -184,7 +186,7 @@ class Distiller:
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
-        waiting = [(name, loss) for name, loss in self._leaves if loss.awaits_layers and name in chosen]
+        waiting = [(name, loss) for name, loss in self._leaves if loss.needs_layers and name in chosen]
         if not waiting:
             return
         attached = self.capture.attached
@@ -211,10 +213,10 @@ class Distiller:
         """Record the student's call inside the block."""
         return self.capture.recording()
 
-    def run_teacher(self, batch: Any, record: Record) -> Record:
+    def run_teacher(self, batch: Any, record: Call) -> Call:
         """Run the teacher on its view of the batch, and return what its layers gave."""
         if self.teacher is None or self.teacher_capture is None or not self.teacher.ready:
-            return Record()
+            return Call()
         if record.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("student"))
         args, kwargs = self.hooks.teacher_inputs(batch, record.args, record.kwargs)
@@ -225,7 +227,7 @@ class Distiller:
         seen.called, seen.args, seen.kwargs, seen.output = True, args, kwargs, output
         return seen
 
-    def parts(self, batch: Any, read: Callable[[], Batch], records: Sequence[Record]) -> dict[str, Tensor]:
+    def parts(self, batch: Any, read: Callable[[], Batch], records: Sequence[Call]) -> dict[str, Tensor]:
         """Evaluate every loss of the main training on a recorded step.
 
         Args:
@@ -249,14 +251,14 @@ class Distiller:
         self._plans.clear()
 
     def _plan(self) -> "_Plan":
-        taught = self._taught
-        if taught not in self._plans:
-            active = [(name, loss) for name, loss in self._leaves if loss.takes_part(taught)]
-            added = {name: loss.evaluate for name, loss in self._named.items() if loss.takes_part(taught)}
-            self._plans[taught] = _Plan(active, added, any(loss.needs_teacher for _, loss in active))
-        return self._plans[taught]
+        teacher_ready = self._teacher_ready
+        if teacher_ready not in self._plans:
+            active = [(name, loss) for name, loss in self._leaves if loss.trains_now(teacher_ready)]
+            added = {name: loss.evaluate for name, loss in self._named.items() if loss.trains_now(teacher_ready)}
+            self._plans[teacher_ready] = _Plan(active, added, any(loss.needs_teacher for _, loss in active))
+        return self._plans[teacher_ready]
 
-    def _parts(self, batch: Any, read: Callable[[], Batch], record: Record) -> dict[str, Tensor]:
+    def _parts(self, batch: Any, read: Callable[[], Batch], record: Call) -> dict[str, Tensor]:
         plan = self._plan()
         active = plan.active
         step = self._step(batch, read, record, with_teacher=plan.with_teacher)
@@ -271,14 +273,14 @@ class Distiller:
         self,
         batch: Any,
         read: Callable[[], Batch],
-        records: Sequence[Record],
+        records: Sequence[Call],
         active: Sequence[tuple[str, DistillationLoss]],
     ) -> dict[str, Tensor]:
         """Evaluate the losses whose stage is going on; the other arguments and errors are those of :meth:`parts`."""
         return _mean([self._stage_parts(batch, read, record, active) for record in records])
 
     def _stage_parts(
-        self, batch: Any, read: Callable[[], Batch], record: Record, active: Sequence[tuple[str, DistillationLoss]]
+        self, batch: Any, read: Callable[[], Batch], record: Call, active: Sequence[tuple[str, DistillationLoss]]
     ) -> dict[str, Tensor]:
         step = self._step(batch, read, record, with_teacher=any(loss.needs_teacher for _, loss in active))
         return self._evaluate({name: loss.evaluate_stage for name, loss in active}, step)
@@ -290,7 +292,7 @@ class Distiller:
         return parts
 
     @property
-    def _taught(self) -> bool:
+    def _teacher_ready(self) -> bool:
         """Whether there is a teacher that has something to teach, or no loss needs one."""
         return self.teacher is None or self.teacher.ready
 
@@ -300,12 +302,12 @@ class Distiller:
         lacks_target = self._needs_target and step.target is None
         return lacks_logits or lacks_target or (self._needs_index and step.index is None)
 
-    def _step(self, batch: Any, read: Callable[[], Batch], record: Record, *, with_teacher: bool) -> StepTensors:
+    def _step(self, batch: Any, read: Callable[[], Batch], record: Call, *, with_teacher: bool) -> StepTensors:
         if record.called:
             self.capture.check_ran(record)
             self.capture.check_unchanged(record, with_output=self._reads_logits)
             self.capture.check_gradients(record)
-        seen = self.run_teacher(batch, record) if with_teacher else Record()
+        seen = self.run_teacher(batch, record) if with_teacher else Call()
         if self.teacher_capture is not None and seen.called:
             self.teacher_capture.check_ran(seen)
             self.teacher_capture.check_unchanged(seen, with_output=False)
@@ -314,7 +316,7 @@ class Distiller:
         self.step = self._tensors(record, seen, unpacked)
         return self.step
 
-    def _tensors(self, record: Record, seen: Record, unpacked: Batch) -> StepTensors:
+    def _tensors(self, record: Call, seen: Call, unpacked: Batch) -> StepTensors:
         logits_of = self.hooks.logits_of
         return StepTensors(
             student_logits=logits_of(record.output) if record.called else None,
@@ -323,7 +325,7 @@ class Distiller:
             teacher_features=seen.features,
             target=unpacked.target,
             index=unpacked.index,
-            taught=self._taught,
+            teacher_ready=self._teacher_ready,
             call=lambda network: logits_of(network(*record.args, **record.kwargs)),
         )
 
@@ -337,9 +339,9 @@ class Distiller:
                 "a layer at or before those, or name later ones."
             )
 
-    def where_not_finite(self, record: Record) -> str:
+    def where_not_finite(self, record: Call) -> str:
         """Return a sentence that names what is not finite in this step: input, layers, logits; for an error."""
-        bad = not_finite(self.step or self._tensors(record, Record(), _NO_BATCH), self.components, record)
+        bad = not_finite(self.step or self._tensors(record, Call(), _NO_BATCH), self.components, record)
         if not bad:
             return "What the losses read in this step is finite, so the loss itself overflows."
         return f"Not finite in this step: {', '.join(bad)}."
@@ -375,7 +377,7 @@ class Distiller:
     def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
         with self._probing(module), self.recording():
             call_student(batch)
-            (record,) = self.capture.counted()
+            (record,) = self.capture.counting_calls()
             self.inputs = remember_call(record.args, record.kwargs)
             self.capture.check_ran(record)
             self.capture.copy_changed(record)
@@ -391,12 +393,12 @@ class Distiller:
         self.capture.attach()
         with self._probing(module), self.recording(), Trace(self.student) as student:
             call_student(batch)
-            (record,) = self.capture.counted()
+            (record,) = self.capture.counting_calls()
             mine = student.before(self.hooks.logits_of(record.output))
             its = self._trace_teacher(batch, record)
         self.detach()
         for name, loss in self._leaves:
-            if loss.awaits_layers:
+            if loss.needs_layers:
                 choose_layers(loss, mine, its)
                 rank_zero_info(f"Part {name!r} reads student {loss.student!r} and teacher {loss.teacher!r}.")
         self._make_captures()
@@ -421,7 +423,7 @@ class Distiller:
         finally:
             teacher.ready = ready
 
-    def _try_teacher(self, batch: Any, record: Record) -> Record:
+    def _try_teacher(self, batch: Any, record: Call) -> Call:
         """Run the teacher for the first time, and say what to do if it cannot be called like the student."""
         try:
             return self.run_teacher(batch, record)
@@ -435,7 +437,7 @@ class Distiller:
                 "another format than the student's, pass teacher_dtype."
             ) from error
 
-    def _check_first(self, record: Record, seen: Record) -> None:
+    def _check_first(self, record: Call, seen: Call) -> None:
         """See that the outputs on the first samples have what the losses read, and that it is finite."""
         step = self._tensors(record, seen, Batch())
         for name, loss in self._leaves:
@@ -447,14 +449,14 @@ class Distiller:
                 "model, the format that it computes in, and these samples."
             )
 
-    def _trace_teacher(self, batch: Any, record: Record) -> list[Seen]:
+    def _trace_teacher(self, batch: Any, record: Call) -> list[Seen]:
         if self.teacher is None:
             return []
         with Trace(self.teacher.module) as trace:
             seen = self._try_teacher(batch, record)
         return trace.before(self.hooks.logits_of(seen.output))
 
-    def _shapes_of(self, record: Record) -> dict[str, Shape]:
+    def _shapes_of(self, record: Call) -> dict[str, Shape]:
         shapes = {name: tuple(tensor.shape) for name, tensor in record.features.items()}
         logits = self.hooks.logits_of(record.output) if record.called else None
         return shapes if logits is None else {**shapes, LOGITS: tuple(logits.shape)}

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
-from lightning_kd.capture.call import Record, describe_call
+from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import Example, as_call, batch_size, on_cpu
 from lightning_kd.capture.hooks import without_captures
 from lightning_kd.capture.networks import original
@@ -45,7 +45,7 @@ def make_program(
         if dtype is not None:
             net.to(dtype)
         call = on_cpu(as_call(example), dtype or _dtype_of(net))
-        name, shown = type(original(student)).__name__, describe_call(Record(args=call.args, kwargs=call.kwargs))
+        name, shown = type(original(student)).__name__, describe_call(Call(args=call.args, kwargs=call.kwargs))
         try:
             inputs = inspect.signature(net.forward).bind(*call.args, **call.kwargs).arguments
             output = net(*call.args, **call.kwargs)

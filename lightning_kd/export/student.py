@@ -17,10 +17,10 @@ from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.networks import original, plain_name
-from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.distributed.whole_state import is_sharded, whole_state
 from lightning_kd.export.program import make_program, onnx_bytes
-from lightning_kd.files.atomic import whole_file
+from lightning_kd.files.atomic import atomic_write
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.reading import load_plain
 
@@ -158,7 +158,7 @@ def _write_weights(state: Mapping[str, Any], path: Path, chosen: Format, dtype: 
             to = dtype if value.is_floating_point() else None
             copies[same] = value.detach().to("cpu", to, copy=True).contiguous()
         plain[name] = copies[same]
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         if chosen == "safetensors":
             file.write(safetensors.torch.save(plain, metadata={"format": "pt"}))
         else:
@@ -185,7 +185,7 @@ def _write_program(
     student: nn.Module, path: Path, chosen: Format, dtype: torch.dtype | None, example: Example, dynamic_batch: bool
 ) -> None:
     program = make_program(student, example, dtype=dtype, dynamic_batch=dynamic_batch)
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         if chosen == "onnx":
             file.write(onnx_bytes(program))
         else:
@@ -197,7 +197,7 @@ def _in_first_process(write: Callable[[], None]) -> None:
 
     Not by a collective call, in which the first process would wait for ever where it alone exports.
     """
-    if not together():
+    if not is_distributed():
         write()
         return
     store, key = dist.distributed_c10d._get_default_store(), f"lightning_kd/export/{next(_exports)}"

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[BinaryIO]:
+def atomic_write(target: Path) -> Iterator[BinaryIO]:
     """Open a file to write to that takes the place of ``target`` when the block ends, in one step.
 
     If the block fails, nothing has changed. What a killed process leaves is a hidden file ``.NAME.part``, which the
@@ -21,7 +21,7 @@ def whole_file(target: Path) -> Iterator[BinaryIO]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "new" / "a.txt"
-        ...     with whole_file(path) as file:
+        ...     with atomic_write(path) as file:
         ...         number = file.write(b"text")
         ...         before = path.exists()
         ...     before, path.read_bytes()

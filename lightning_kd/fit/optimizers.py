@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 
 
-class OptimizerStart:
+class OptimizerSnapshot:
     """Remembers the options of all optimizers and the state of all learning rate schedules.
 
     Args:

@@ -15,12 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.call import Record
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.networks import device_of, is_compiled, num_parameters, original
-from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.distributed.sharding import check_clips, check_not_one_graph, mesh_of, reach
-from lightning_kd.distributed.unused_parameters import touch, unreached, without_gradient
+from lightning_kd.distributed.unused_parameters import keep_in_graph, unused_by, zero_gradients
 from lightning_kd.distributed.whole_state import is_sharded, on_meta
 from lightning_kd.engine.checks import check_learns
 from lightning_kd.engine.distiller import Distiller, Shapes, weighted_sum
@@ -28,10 +28,9 @@ from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.first_batch import rows_and_targets
 from lightning_kd.fit.lines import PartLog
-from lightning_kd.fit.optimizers import OptimizerStart
-from lightning_kd.fit.resume import processes as per_process
-from lightning_kd.fit.resume import random_state
-from lightning_kd.fit.resume.loops import find_place, go_on, unfinished_gradients
+from lightning_kd.fit.optimizers import OptimizerSnapshot
+from lightning_kd.fit.resume import processes, random_state
+from lightning_kd.fit.resume.loops import continue_loops, skip_seen_batches, unfinished_gradients
 from lightning_kd.fit.stages import settle_stages
 from lightning_kd.losses.base import DistillationLoss, add_up
 from lightning_kd.metrics import Comparison
@@ -50,7 +49,7 @@ class DistillationRun:
     def __init__(self, distiller: Distiller, task_weight: Scalar = 1.0) -> None:
         self.distiller = distiller
         self.task_weight = task_weight
-        self.follows_time = distiller.follows_time or isinstance(task_weight, Schedule)
+        self.changes_over_time = distiller.changes_over_time or isinstance(task_weight, Schedule)
         """Whether a weight or a loss changes over the run."""
         self._task_weight_now = value_at(task_weight, Moment())
         self.steps = 0
@@ -68,7 +67,7 @@ class DistillationRun:
         self._processes: list[dict[str, Any]] = []
         self._data_start: dict[str, Any] = {}
         self._source: TeacherSource | None = None
-        self._start: OptimizerStart | None = None
+        self._start: OptimizerSnapshot | None = None
         self._staged: list[tuple[str, DistillationLoss]] = []
         self._sometimes_idle = False
         self._sharded = False
@@ -210,10 +209,10 @@ class DistillationRun:
         """Bring the teacher to the student's device, and note how the run begins."""
         self.place_teacher()
         self._maybe_idle = self._sharded or is_compiled(self.distiller.student)
-        self._start = OptimizerStart(module.trainer)
+        self._start = OptimizerSnapshot(module.trainer)
         self.begun = True
         check_learns(self.distiller.student)
-        mine = per_process.own(self._processes)
+        mine = processes.mine(self._processes)
         if mine is not None:  # the Trainer is about to begin the data
             random_state.restore(mine["data_start"])
         self._data_start = random_state.current()
@@ -241,11 +240,11 @@ class DistillationRun:
             buffer.copy_(mine["memory"][name])
         self._data_start = mine["data_start"]
         trainer.callback_metrics.update(mine["metrics"])
-        if go_on(trainer):
+        if continue_loops(trainer):
             anew = trainer.current_epoch > 0 or trainer.strategy.restore_checkpoint_after_setup
             if anew:
                 random_state.restore(self._data_start)
-            find_place(trainer, anew=anew)
+            skip_seen_batches(trainer, anew=anew)
         random_state.restore(mine["random_state"])
         for name, parameter in module.named_parameters():
             if name in mine["gradients"]:
@@ -259,7 +258,7 @@ class DistillationRun:
 
     def _take_up_process(self) -> dict[str, Any] | None:
         states, self._processes = self._processes, []
-        mine = per_process.own(states)
+        mine = processes.mine(states)
         if states and mine is None:
             rank_zero_warn(
                 f"The checkpoint was written by {len(states)} process(es); another number of them goes on from it, so "
@@ -282,13 +281,13 @@ class DistillationRun:
             if self._source.start_batch(self.distiller.losses, trainer):
                 self.restart_optimizers(trainer)
             self.origin = self._source.origin
-        if not self.follows_time:
+        if not self.changes_over_time:
             return
         moment = self.moment(module)
         self.set_moment(moment)
         for _, loss in self._staged:
             if loss.stage is not None and loss.stage.lr is not None:
-                OptimizerStart.set_lr(trainer, loss.stage.lr)
+                OptimizerSnapshot.set_lr(trainer, loss.stage.lr)
         if not self._staged and self._leaves_stages(moment, batch_idx):
             self.restart_optimizers(trainer)
 
@@ -311,7 +310,7 @@ class DistillationRun:
 
     def was_in_stage(self, module: LightningModule) -> bool:
         """Whether the last step belonged to a stage before the main training."""
-        return self.begun and self.follows_time and bool(self.distiller.stage_at(self.moment(module, steps_ago=1)))
+        return self.begun and self.changes_over_time and bool(self.distiller.stage_at(self.moment(module, steps_ago=1)))
 
     @property
     def leaves_out_student(self) -> bool:
@@ -334,7 +333,7 @@ class DistillationRun:
         module: LightningModule,
         batch: Any,
         read: Callable[[], Batch],
-        records: Sequence[Record],
+        records: Sequence[Call],
         task: Tensor | None,
     ) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
@@ -386,24 +385,24 @@ class DistillationRun:
 
     def _with_idle(self, module: LightningModule, total: Tensor, *, empty: bool) -> Tensor:
         """Name the parameters that this step leaves out, which DDP would wait for."""
-        if not (self._sometimes_idle or empty) or not together():
+        if not (self._sometimes_idle or empty) or not is_distributed():
             return total
-        idle = unreached(total, module.parameters())
+        idle = unused_by(total, module.parameters())
         if empty:  # the other processes may reach what this one does not: the averaged gradient will tell
             self._idle, self._doubtful = [], idle if self._sometimes_idle else []
-            return touch(total, idle)
+            return keep_in_graph(total, idle)
         self._idle, self._doubtful = idle, []
         varies = self._source is not None or bool(self.distiller.stages())
         self._sometimes_idle = varies or bool(self._idle)
-        return touch(total, self._idle)
+        return keep_in_graph(total, self._idle)
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Hand the means to the Trainer if this step writes a log line."""
         idle = self._idle
         if self._staged or self._maybe_idle:
-            idle = [*idle, *without_gradient(module.parameters())]
+            idle = [*idle, *zero_gradients(module.parameters())]
         elif self._doubtful:
-            idle = without_gradient(self._doubtful)
+            idle = zero_gradients(self._doubtful)
         if not self._staged:
             self._maybe_idle = self._maybe_idle and bool(idle)
         for parameter in idle:  # an optimizer must not even decay what the step left out
@@ -468,7 +467,7 @@ class DistillationRun:
         self,
         module: LightningModule,
         batch: Any,
-        record: Record,
+        record: Call,
         target: Tensor | None,
         *,
         prefix: str,
@@ -528,12 +527,12 @@ class DistillationRun:
             "layers": {
                 name: {"student": loss.student, "teacher": loss.teacher}
                 for name, loss in self.distiller.named_leaves()
-                if loss.reads != "logits" and not loss.awaits_layers
+                if loss.reads != "logits" and not loss.needs_layers
             },
             "stages": [[stage.length, stage.unit] for stage in self.distiller.stages()],
             "dataset": self._dataset,
             "teacher_accuracy": self.teacher_accuracy,
-            "processes": per_process.collect(self._process_state(trainer)),
+            "processes": processes.gather(self._process_state(trainer)),
         }
 
     def _process_state(self, trainer: Trainer) -> dict[str, Any]:

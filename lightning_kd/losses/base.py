@@ -36,7 +36,7 @@ class StepTensors:
         teacher_features: Captured teacher tensors by dotted layer name.
         target: The batch's target, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if the batch has none.
-        taught: Whether there is a teacher that has something to teach, or no loss needs one.
+        teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
         call: Calls another network with what the student was called with, and returns its logits.
     """
 
@@ -46,7 +46,7 @@ class StepTensors:
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
-    taught: bool = True
+    teacher_ready: bool = True
     call: Callable[[nn.Module], Tensor | None] | None = None
 
 
@@ -139,7 +139,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return self.needs_teacher_logits or (self.reads != "logits" and self.pairs_layers) or bool(self.teacher_layers)
 
     @property
-    def awaits_layers(self) -> bool:
+    def needs_layers(self) -> bool:
         """Whether the layers to read are yet to be chosen."""
         return self.reads != "logits" and not self._student_layers
 
@@ -159,7 +159,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return value_at(scalar, self.moment)
 
     @property
-    def follows_time(self) -> bool:
+    def changes_over_time(self) -> bool:
         """Whether the loss must be told how far the run has come, as ``moment``."""
         return self.stage is not None or any(isinstance(value, Schedule) for value in vars(self).values())
 
@@ -171,10 +171,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Tell the loss how far the run has come."""
         self.moment = moment
 
-    def takes_part(self, taught: bool) -> bool:
+    def trains_now(self, teacher_ready: bool) -> bool:
         """Whether the loss belongs to the main training, not to its stage alone, and has the teacher that it needs."""
         only_stage = self.stage is not None and self.stage.then_stops and bool(self.stage.length)
-        return not only_stage and (taught or not self.needs_teacher)
+        return not only_stage and (teacher_ready or not self.needs_teacher)
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
         """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.

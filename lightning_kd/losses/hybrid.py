@@ -132,9 +132,9 @@ class HybridLoss(DistillationLoss):
         return any(loss.needs_teacher for loss in self.losses)
 
     @property
-    def follows_time(self) -> bool:
+    def changes_over_time(self) -> bool:
         """Whether one of the losses, or the hybrid's own weight, changes over the run."""
-        return super().follows_time or any(loss.follows_time for loss in self.losses)
+        return super().changes_over_time or any(loss.changes_over_time for loss in self.losses)
 
     def leaves(self) -> Iterator[tuple[str, DistillationLoss]]:
         """Yield the losses that read layers or logits themselves, with their dotted names within this one."""
@@ -148,9 +148,9 @@ class HybridLoss(DistillationLoss):
         for loss in self.losses:
             loss.set_moment(moment)
 
-    def takes_part(self, taught: bool) -> bool:
+    def trains_now(self, teacher_ready: bool) -> bool:
         """Whether any of the losses takes part."""
-        return any(loss.takes_part(taught) for loss in self.losses)
+        return any(loss.trains_now(teacher_ready) for loss in self.losses)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Build every loss.
@@ -172,7 +172,7 @@ class HybridLoss(DistillationLoss):
 
     def forward(self, step: StepTensors) -> Tensor:
         """Compute the weighted sum of a step's losses, see ``hybrid_loss``."""
-        active = [i for i, loss in enumerate(self.losses) if loss.takes_part(step.taught)]
+        active = [i for i, loss in enumerate(self.losses) if loss.trains_now(step.teacher_ready)]
         values = [self.losses[i].evaluate(step) for i in active]
         self.details = {self.names[i]: value.detach() for i, value in zip(active, values, strict=True)}
         weights = [self.losses[i].weight_now for i in active]

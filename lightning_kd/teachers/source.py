@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.schedules import Moment
 from lightning_kd.teachers.frozen import FrozenTeacher
 
@@ -57,7 +57,7 @@ class TeacherSource(Callback, ABC):
 
 def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:
     """Give every process the first process's weights."""
-    if not together():
+    if not is_distributed():
         return
     tensors = list(module.buffers()) if buffers_only else [*module.parameters(), *module.buffers()]
     for tensor in tensors:

@@ -122,7 +122,7 @@ def test_a_network_without_class_scores_is_refused() -> None:
 def test_it_needs_no_teacher() -> None:
     loss = BYOTLoss()
     assert not loss.needs_teacher
-    assert loss.awaits_layers
+    assert loss.needs_layers
 
 
 def test_it_trains_the_early_layers_without_a_teacher() -> None:

@@ -111,7 +111,7 @@ def test_a_loss_or_function_without_a_case_is_reported() -> None:
 
 
 def test_every_concrete_loss_of_the_package_is_exported() -> None:
-    for module in pkgutil.iter_modules(lightning_kd.losses.__path__, "lightning_kd.losses."):
+    for module in pkgutil.walk_packages(lightning_kd.losses.__path__, "lightning_kd.losses."):
         for name, thing in vars(importlib.import_module(module.name)).items():
             if _is_concrete_loss(thing):
                 assert getattr(lightning_kd.losses, name, None) is thing, f"{name} is not exported"

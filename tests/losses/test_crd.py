@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
-from lightning_kd.losses import crd as family
+from lightning_kd.losses.samples import crd as family
 from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
 

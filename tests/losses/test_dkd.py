@@ -158,7 +158,7 @@ def test_a_factor_out_of_range_is_refused(option: dict[str, float]) -> None:
 def test_every_factor_may_follow_a_schedule() -> None:
     schedule = LinearSchedule(1.0, 3.0, length=2)
     loss = DKDLoss(alpha=schedule, beta=schedule, temperature=schedule, weight=WarmUpSchedule(1.0, length=20))
-    assert loss.follows_time
+    assert loss.changes_over_time
     loss.moment = Moment(epoch=1)
     student, teacher, target = random(4, 5, seed=1), random(4, 5, seed=2), torch.tensor([0, 1, 2, 3])
     expected = dkd_loss(student, teacher, target, alpha=2.0, beta=2.0, temperature=2.0)

@@ -42,8 +42,8 @@ def test_uncertainty_finds_the_variance_that_weighs_every_loss_alike() -> None:
 
 def test_a_child_that_waits_is_left_out() -> None:
     hybrid = HybridLoss([KDLoss(1.0), KDLoss(2.0)])
-    assert not hybrid.takes_part(taught=False)
-    assert hybrid.takes_part(taught=True)
+    assert not hybrid.trains_now(teacher_ready=False)
+    assert hybrid.trains_now(teacher_ready=True)
     assert hybrid.needs_teacher
 
 

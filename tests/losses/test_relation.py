@@ -62,7 +62,7 @@ def test_rkd_equals_loops_over_all_tuples_value_and_gradient() -> None:
 
 
 def test_rkd_does_not_depend_on_how_many_samples_a_block_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning_kd.losses import relation
+    from lightning_kd.losses.samples import rkd as relation
 
     values = []
     for corners in (7, 3, 1):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
-def go_on(trainer: Trainer) -> bool:
+def continue_loops(trainer: Trainer) -> bool:
     """Let the Trainer go on where the checkpoint was written; called in ``on_train_start``, before the first batch.
 
     Lightning forgets what was due after the batch with which a checkpoint was written: a validation, and after the
@@ -46,7 +46,7 @@ def go_on(trainer: Trainer) -> bool:
     return True
 
 
-def find_place(trainer: Trainer, *, anew: bool) -> None:
+def skip_seen_batches(trainer: Trainer, *, anew: bool) -> None:
     """Pass over the batches of the epoch that the interrupted run has had, unless the data finds its place itself.
 
     The random state must be that with which the interrupted run has begun the epoch's data.

@@ -5,25 +5,25 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.gather import is_distributed
 
 T = TypeVar("T")
 
 
-def collect(mine: T) -> list[T]:
+def gather(state: T) -> list[T]:
     """Return the state of each process, in order; every process must call this.
 
     Args:
-        mine: The state of this process, as plain data.
+        state: The state of this process, as plain data.
     """
-    if not together():
-        return [mine]
+    if not is_distributed():
+        return [state]
     states: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(states, mine)
+    dist.all_gather_object(states, state)
     return states
 
 
-def own(states: Sequence[T]) -> T | None:
+def mine(states: Sequence[T]) -> T | None:
     """Return this process's state, ``None`` if the states are of another number of processes."""
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if together() else (0, 1)
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if is_distributed() else (0, 1)
     return states[rank] if len(states) == world_size else None

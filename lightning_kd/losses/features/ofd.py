@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from lightning_kd.distributed.gather import together
+from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.losses.base import (
     DistillationLoss,
     Layers,
@@ -147,7 +147,7 @@ class OFDLoss(DistillationLoss):
             if name not in self._known:
                 total += upcast(features).clamp_max(0.0).sum((0, 2, 3))
                 number += (features < 0).sum((0, 2, 3))
-        if together():
+        if is_distributed():
             dist.all_reduce(sums)
             dist.all_reduce(counts)
         self.count += counts

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_kd.distributed.gather import gather, together
+from lightning_kd.distributed.gather import gather, is_distributed
 from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.schedules import Scalar
@@ -287,7 +287,7 @@ class CRDLoss(DistillationLoss):
     @torch.no_grad()
     def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
-        if together() and not self._began:
+        if is_distributed() and not self._began:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
         self._began = True  # a process whose first batch is empty comes here again, alone

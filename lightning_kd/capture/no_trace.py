@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
-def traceless(module: nn.Module) -> Iterator[None]:
+def leaving_no_trace(module: nn.Module) -> Iterator[None]:
     """Give a module's attributes, parameters and buffers back the values that they had before the block.
 
     Only what the block writes to is copied. What a lazy layer learns of its sizes is kept.
@@ -25,7 +25,7 @@ def traceless(module: nn.Module) -> Iterator[None]:
     Example:
         >>> layer = nn.Linear(1, 1)
         >>> _ = nn.init.constant_(layer.weight, 2.0)
-        >>> with traceless(layer), torch.no_grad():
+        >>> with leaving_no_trace(layer), torch.no_grad():
         ...     layer.seen = 1
         ...     _ = layer.weight.mul_(3.0)
         >>> layer.weight.item(), hasattr(layer, "seen")
