@@ -2,17 +2,16 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.optim import Optimizer
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
@@ -22,12 +21,13 @@ from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
-from lightning_kd.engine.distiller import Distiller
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.files.precision import Precision
 from lightning_kd.fit.first_batch import probe_batch
+from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
+from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
@@ -37,7 +37,7 @@ ATTRIBUTE = "_kd"
 """Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""
 
 
-class DistillationCallback(Callback):
+class DistillationCallback(FitHooks):
     r"""Add distillation losses to what the user's own ``training_step`` returns.
 
     .. math::
@@ -93,17 +93,8 @@ class DistillationCallback(Callback):
         self.losses = name_losses(losses)
         self.student = student
         self.student_calls: Calls = student_calls
-        self._run: DistillationRun | None = None
-        self._record: Call | None = None
-        self._handles: list[Any] = []
-        self._replaced: dict[str, Any] = {}
-
-    @property
-    def run(self) -> DistillationRun:
-        """The run, once the Trainer has set this callback up."""
-        if self._run is None:
-            raise RuntimeError("The callback has no run yet; pass it to a Trainer and call fit.")
-        return self._run
+        self._call: Call | None = None
+        self._patches = Patches()
 
     # What users override
 
@@ -145,66 +136,40 @@ class DistillationCallback(Callback):
             )
         build = functools.partial(self._build, trainer, pl_module, stage)
         if is_overridden("configure_model", pl_module):
-            build = functools.partial(self._after, pl_module, "configure_model", build)
-        self._after(pl_module, "setup", build)
+            build = functools.partial(self._patches.after, pl_module, "configure_model", build)
+        self._patches.after(pl_module, "setup", build)
 
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
-        distiller = Distiller(self._student_in(pl_module), self.teacher, self.losses, self, calls=self.student_calls)
-        earlier, self._run = self._run, DistillationRun(distiller)
+        student = self._student_in(pl_module)
+        earlier, run = self._run, DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls)
+        self._run = run
         if earlier is not None:
-            self._run.go_on_from(earlier)
-        self._run.join(trainer)
-        distiller.attach()
+            run.setup.go_on_from(earlier.setup)
+        run.join(trainer)
+        run.step.attach()
         if stage != "fit":
-            self._run.split(trainer)
+            run.split(trainer)
             return
-        asked = [callback for loss in distiller.components for callback in loss.configure_callbacks()]
-        if asked:
-            raise MisconfigurationException(
-                f"The losses ask for the callbacks {[type(callback).__name__ for callback in asked]}, which only "
-                "DistillationModule can hand to the Trainer; give them to the Trainer yourself, or use the module."
-            )
         if mesh_of(trainer) is None:
             self._wrap_state(pl_module)
         batch = probe_batch(trainer, pl_module)
-        call_student = functools.partial(call_until_student, pl_module, distiller.student)
-        self._run.prepare(trainer, pl_module, batch, call_student)
+        call_student = functools.partial(call_until_student, pl_module, student)
+        run.prepare(trainer, pl_module, batch, call_student)
         pl_module.add_module(ATTRIBUTE, self.losses)
-        self._run.keep_from_ddp(pl_module, ATTRIBUTE)
-        self._run.copy_again(trainer, pl_module)
-        self._replace(pl_module, "training_step", self._wrap(pl_module.training_step, pl_module))
-        self._run.split(trainer)
-        if distiller.stages():
+        run.attach_losses(trainer, pl_module, ATTRIBUTE)
+        self._patches.replace(pl_module, "training_step", self._wrap(pl_module.training_step, pl_module))
+        run.split(trainer)
+        if run.objective.stages:
             move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
-            self._replace(pl_module, "lr_scheduler_step", move_on)
+            self._patches.replace(pl_module, "lr_scheduler_step", move_on)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
         named = {f"{ATTRIBUTE}.{name}": p for name, p in self.losses.named_parameters() if p.requires_grad}
         join_optimizer(trainer.optimizers, named)
         self._place_teacher(trainer)
-        self.run.fit_start(pl_module)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up a run that was stopped within an epoch."""
-        self.run.train_start(pl_module)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the epoch's means."""
-        self.run.epoch_start(pl_module)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tell the losses how far the run has come."""
-        self.run.start_batch(pl_module, batch_idx)
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Write a log line every ``log_every_n_steps``."""
-        self.run.before_optimizer_step(pl_module)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the steps that no log line has told yet."""
-        self.run.epoch_end(pl_module)
+        super().on_fit_start(trainer, pl_module)
 
     # Evaluation
 
@@ -216,15 +181,11 @@ class DistillationCallback(Callback):
         """Bring the teacher to the student's device."""
         self._place_teacher(trainer)
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to compare student and teacher."""
-        self.run.start_evaluation(pl_module)
-
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record the student's call."""
-        self._record = self.run.distiller.capture.start()
+        self._call = self.run.step.capture.start()
 
     def on_validation_batch_end(
         self,
@@ -238,19 +199,11 @@ class DistillationCallback(Callback):
         """Log val/agreement, and once val/teacher_accuracy, of what the student was called with."""
         self._evaluate(trainer, pl_module, batch, "val", dataloader_idx)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what the validation gave."""
-        self.run.end_evaluation(pl_module)
-
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin to compare student and teacher."""
-        self.run.start_evaluation(pl_module)
-
     def on_test_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Record the student's call."""
-        self._record = self.run.distiller.capture.start()
+        self._call = self.run.step.capture.start()
 
     def on_test_batch_end(
         self,
@@ -263,10 +216,6 @@ class DistillationCallback(Callback):
     ) -> None:
         """Log test/agreement and test/teacher_accuracy of what the student was called with."""
         self._evaluate(trainer, pl_module, batch, "test", dataloader_idx)
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what the test gave."""
-        self.run.end_evaluation(pl_module)
 
     # State
 
@@ -293,7 +242,7 @@ class DistillationCallback(Callback):
             RuntimeError: If no Trainer has set this callback up.
             ValueError: As :func:`lightning_kd.export_student` does.
         """
-        student = self.run.distiller.student
+        student = self.run.student
         losses = student._modules.pop(ATTRIBUTE, None)  # there if the student is the whole module
         try:
             given = self.run.example() if example is None else example
@@ -330,37 +279,10 @@ class DistillationCallback(Callback):
         self._restore(pl_module)
 
     def _restore(self, pl_module: LightningModule) -> None:
-        for name in list(self._replaced):
-            self._put_back(pl_module, name)
+        self._patches.undo_all()
         pl_module._modules.pop(ATTRIBUTE, None)
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
         if self._run is not None:
-            self._run.distiller.detach()
-
-    def _replace(self, pl_module: LightningModule, name: str, method: Any) -> None:
-        """Give the module a method of this fit, in place of its class's or one that somebody else gave it."""
-        self._replaced[name] = vars(pl_module).get(name)
-        vars(pl_module)[name] = method
-
-    def _put_back(self, pl_module: LightningModule, name: str) -> None:
-        before = self._replaced.pop(name, None)
-        if before is None:
-            vars(pl_module).pop(name, None)
-        else:
-            vars(pl_module)[name] = before
-
-    def _after(self, pl_module: LightningModule, name: str, then: Callable[[], object]) -> None:
-        """Do something once, after the module's next call of a hook."""
-        hook = getattr(pl_module, name)
-
-        def hook_then(*args: Any, **kwargs: Any) -> None:
-            hook(*args, **kwargs)
-            self._put_back(pl_module, name)
-            then()
-
-        self._replace(pl_module, name, hook_then)
+            self._run.leave()
 
     def _student_in(self, pl_module: LightningModule) -> nn.Module:
         if self.student is not None:
@@ -386,19 +308,20 @@ class DistillationCallback(Callback):
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
-            if not run.begun:  # a tuner's trial comes before on_fit_start
+            if run.clock.tuning:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
             # read once a step, and only if a loss asks: an unpack_batch may draw
             read = functools.cache(functools.partial(self.unpack_batch, batch))
-            if run.leaves_out_student:
-                record = inputs_of(run.distiller.student, functools.partial(step, *args, **kwargs))
-                return run.training_loss(pl_module, batch, read, [record], None)
-            with run.distiller.recording():
+            if not run.clock.goal.runs_student:
+                call = inputs_of(run.student, functools.partial(step, *args, **kwargs))
+                return run.loss(pl_module, batch, read, [call], None)
+            capture = run.step.capture
+            with capture.recording():
                 output = step(*args, **kwargs)
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                total = run.training_loss(pl_module, batch, read, run.distiller.capture.counting_calls(), task)
+                total = run.loss(pl_module, batch, read, capture.counting_calls(), task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
@@ -406,36 +329,38 @@ class DistillationCallback(Callback):
     def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
         @functools.wraps(move_on)
         def lr_scheduler_step(*args: Any, **kwargs: Any) -> None:
-            if not self.run.was_in_stage(pl_module):
+            if not self.run.clock.was_in_stage(pl_module):
                 move_on(*args, **kwargs)
 
         return lr_scheduler_step
 
     def _wrap_state(self, pl_module: LightningModule) -> None:
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
-        self._handles += [
+        self._patches.add(
             pl_module.register_state_dict_post_hook(_drop_losses),
             pl_module.register_load_state_dict_pre_hook(_fill_losses),
-        ]
+        )
 
     def _place_teacher(self, trainer: Trainer) -> None:
         self.run.place_teacher()
-        teacher = self.run.distiller.teacher
-        if teacher is not None and teacher.dtype is None:
+        teacher = self.run.teacher
+        if isinstance(teacher, FrozenTeacher) and teacher.dtype is None:
             teacher.module = trainer.precision_plugin.convert_module(teacher.module)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prefix: str, loader: int) -> None:
-        record, self._record = self._record, None
-        if record is None or not record.called:
+        call, self._call = self._call, None
+        if call is None or not call.called:
             return
         try:
             target = self.unpack_batch(batch).target
         except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
             target = None
         with trainer.precision_plugin.forward_context():
-            for call in self.run.distiller.capture.counting_calls():
-                self.run.evaluate(pl_module, batch, call, target, prefix=prefix, loader=loader, with_student=False)
-        self.run.distiller.capture.stop()
+            for one in self.run.step.capture.counting_calls():
+                self.run.evaluation.compare(
+                    pl_module, batch, one, target, prefix=prefix, loader=loader, with_student=False
+                )
+        self.run.step.capture.stop()
 
 
 def _check_alone(trainer: Trainer) -> None:

@@ -12,28 +12,27 @@ from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
 from lightning.pytorch.utilities.types import LRSchedulerTypeUnion, OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.optim import Optimizer
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.networks import device_of
 from lightning_kd.configurable import describe, restore
-from lightning_kd.distributed.sharding import after_configure_model, mesh_of, restore_configure_model, shard
+from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
-from lightning_kd.engine.distiller import Distiller
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.reading import check_class_names, load_plain
 from lightning_kd.fit.first_batch import probe_batch
+from lightning_kd.fit.hooks import ModuleHooks, already_saved
+from lightning_kd.fit.neighbours import keep_from_ddp
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
@@ -118,14 +117,13 @@ class DistillationModule(LightningModule):
         """Learning rate in place of the optimizer's own; a learning rate finder sets it, and so may you."""
         self._lr_at_setup: float | None = None
         held = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
-        self.distiller = Distiller(student, held, self.losses, self)
-        self.run = DistillationRun(self.distiller, task_weight)
+        self.run = DistillationRun(student, held, self.losses, self, task_weight)
         self._remember_options(dtype_of(teacher_dtype))
 
     @property
     def teacher(self) -> nn.Module | None:
         """The frozen teacher, or ``None``."""
-        return None if self.distiller.teacher is None else self.distiller.teacher.module
+        return None if self.run.teacher is None else self.run.teacher.module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the student."""
@@ -220,15 +218,16 @@ class DistillationModule(LightningModule):
             >>> list(module.run.log.flush())  # the means since the last call
             ['loss', 'task', 'kd']
         """
-        open_ended = [name for name, loss in self.distiller.named_leaves() if loss.stage and loss.stage.length is None]
+        leaves = self.run.objective.leaves
+        open_ended = [name for name, loss in leaves if loss.stage and loss.stage.length is None]
         if open_ended:
             raise ValueError(
                 f"The first stage of {open_ended} is by default a tenth of the Trainer's run, but there is no Trainer; "
                 "give stage_length."
             )
         batch = move_data_to_device(batch, device_of(self.student))
-        self.distiller.prepare(batch, self._call_student, self)
-        self.run.keep_from_ddp(self, "losses")
+        self.run.setup.prepare(batch, self._call_student, self)
+        keep_from_ddp(self, "losses", self.losses)
 
     def set_moment(self, step: int, epoch: int = 0) -> None:
         """Tell schedules and stages how far a loop of your own has come; a Trainer tells them itself.
@@ -237,33 +236,31 @@ class DistillationModule(LightningModule):
             step: Number of optimizer steps done.
             epoch: Number of epochs done.
         """
-        self.run.set_moment(Moment(step, epoch))
+        self.run.clock.set_moment(Moment(step, epoch))
 
     # Training
 
     def setup(self, stage: str) -> None:
         """Learn the sizes from one small batch and build the losses."""
+        self.run.leave()
         self._lr_at_setup = self.lr
+        ModuleHooks(self.run, self._take_up_lr).join(self.trainer)
         self.run.join(self.trainer)
         if mesh_of(self.trainer) is not None:
-            after_configure_model(self, partial(self.run.split, self.trainer, self.shard_student))
+            split = partial(self.run.split, self.trainer, self.shard_student)
+            self.run.patches.after(self, "configure_model", split)
         if stage != "fit":
-            self.distiller.attach()
+            self.run.step.attach()
             return
         example = self.example_input_array
         batch = probe_batch(self.trainer, self) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, self._call_student)
-        self.run.keep_from_ddp(self, "losses")
-        self.run.copy_again(self.trainer, self)
+        self.run.attach_losses(self.trainer, self, "losses")
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
             raise ValueError(
                 "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, "
                 "or drop task_loss."
             )
-
-    def configure_callbacks(self) -> list[Callback]:
-        """Hand the Trainer the callbacks that the losses ask for."""
-        return [callback for loss in self.distiller.components for callback in loss.configure_callbacks()]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
@@ -286,73 +283,33 @@ class DistillationModule(LightningModule):
             config["monitor"] = scheduler.monitor
         return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
 
-    def on_fit_start(self) -> None:
-        """Take up a resumed run where it stopped, with the learning rate that a finder has set since set-up."""
-        if self.lr != self._lr_at_setup:  # a scheduler knows the rates that it was made with
-            self.trainer.strategy.setup_optimizers(self.trainer)
-        self.run.fit_start(self)
-
-    def on_train_start(self) -> None:
-        """Take up a run that was stopped within an epoch."""
-        self.run.train_start(self)
-
-    def on_train_epoch_start(self) -> None:
-        """Begin the epoch's means."""
-        self.run.epoch_start(self)
-
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Tell the losses how far the run has come."""
-        self.run.start_batch(self, batch_idx)
-
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""
         # read once a step: an unpack_batch that draws (mixup, cropping) must give student and losses the same draw
-        with self.distiller.recording() as record:
-            unpacked = self.unpack_batch(batch)
-            if self.run.leaves_out_student:
-                record.args, record.kwargs = unpacked.args, unpacked.kwargs
-                return self.run.training_loss(self, batch, lambda: unpacked, [record], None)
-            task = self._task(self.distiller.capture.call(*unpacked.args, **unpacked.kwargs), unpacked.target)
-            return self.run.training_loss(self, batch, lambda: unpacked, [record], task)
+        read = self.unpack_batch(batch)
+        capture = self.run.step.capture
+        with capture.recording() as call:
+            task = None
+            if self.run.clock.goal.runs_student:
+                task = self._task(capture.call(*read.args, **read.kwargs), read.target)
+            else:  # a first stage without the student reads its inputs alone
+                call.args, call.kwargs = read.args, read.kwargs
+            return self.run.loss(self, batch, lambda: read, [call], task)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""
-        if not self.run.was_in_stage(self):
+        if not self.run.clock.was_in_stage(self):
             super().lr_scheduler_step(scheduler, metric)
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Write a log line every ``log_every_n_steps``."""
-        self.run.before_optimizer_step(self)
-
-    def on_train_epoch_end(self) -> None:
-        """Log the steps that no log line has told yet."""
-        self.run.epoch_end(self)
-
     # Evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin to compare student and teacher."""
-        self.run.start_evaluation(self)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log val/loss, val/accuracy, val/agreement, and once val/teacher_accuracy."""
         self._evaluate(batch, "val", dataloader_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        """Keep what the validation gave."""
-        self.run.end_evaluation(self)
-
-    def on_test_epoch_start(self) -> None:
-        """Begin to compare student and teacher."""
-        self.run.start_evaluation(self)
-
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log test/loss, test/accuracy, test/agreement and test/teacher_accuracy."""
         self._evaluate(batch, "test", dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        """Keep what the test gave."""
-        self.run.end_evaluation(self)
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
         """Return the student's logits, or its whole output if it has none."""
@@ -422,14 +379,10 @@ class DistillationModule(LightningModule):
             checkpoint_path, map_location, hparams_file, strict, weights_only=weights_only, **kwargs
         )
 
-    def teardown(self, stage: str) -> None:
-        """Take the hooks off student and teacher."""
-        self.distiller.detach()
-        restore_configure_model(self)
-
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what resuming needs beside weights."""
-        self.run.save(self.trainer, checkpoint)
+        """Add what resuming needs beside weights, to a checkpoint of weights alone too."""
+        if not already_saved(checkpoint):
+            self.run.save(self.trainer, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and build the losses for its sizes."""
@@ -439,13 +392,18 @@ class DistillationModule(LightningModule):
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.distiller.teacher is not None:
-            self.distiller.teacher.apply(fn)
+        if isinstance(self.run.teacher, FrozenTeacher):
+            self.run.teacher.apply(fn)
         return self
 
+    def _take_up_lr(self) -> None:
+        """Make optimizer and scheduler anew if a finder has set the learning rate since set-up."""
+        if self.lr != self._lr_at_setup:  # a scheduler knows the rates that it was made with
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
     def _call_student(self, batch: Any) -> Any:
-        unpacked = self.unpack_batch(batch)
-        return self.distiller.capture.call(*unpacked.args, **unpacked.kwargs)
+        read = self.unpack_batch(batch)
+        return self.run.step.capture.call(*read.args, **read.kwargs)
 
     def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
         task_loss = self.task_loss
@@ -468,16 +426,17 @@ class DistillationModule(LightningModule):
         return value.mul(labelled)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
-        with self.distiller.recording() as record:
-            unpacked = self.unpack_batch(batch)
-            output = self.distiller.capture.call(*unpacked.args, **unpacked.kwargs)
-            self.run.evaluate(self, batch, record, unpacked.target, prefix=prefix, loader=loader, with_student=True)
-            if self.task_loss is not None and unpacked.target is not None:
-                task = self._task(output, unpacked.target)
-                if task is not None and record.empty:  # weighs nothing, but the mean of nothing is NaN
+        read = self.unpack_batch(batch)
+        capture = self.run.step.capture
+        with capture.recording() as call:
+            output = capture.call(*read.args, **read.kwargs)
+            self.run.evaluation.compare(self, batch, call, read.target, prefix=prefix, loader=loader, with_student=True)
+            if self.task_loss is not None and read.target is not None:
+                task = self._task(output, read.target)
+                if task is not None and call.empty:  # weighs nothing, but the mean of nothing is NaN
                     task = task.nan_to_num(0.0, 0.0, 0.0)
                 if task is not None and not self.trainer.barebones:
-                    self.log(f"{prefix}/loss", task, batch_size=len(unpacked.target), sync_dist=True)
+                    self.log(f"{prefix}/loss", task, batch_size=len(read.target), sync_dist=True)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         if _given_hyperparameters.get() is not None:  # LightningCLI has the class paths of every module
@@ -491,5 +450,5 @@ class DistillationModule(LightningModule):
         if dtype is not None:
             options["teacher_dtype"] = str(dtype).removeprefix("torch.")
         with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading
-            options["losses"] = [describe(loss) for loss in self.distiller.named_losses().values()] or None
+            options["losses"] = [describe(loss) for loss in self.run.objective.named.values()] or None
         self.save_hyperparameters(options)

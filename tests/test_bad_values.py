@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
-from lightning_kd.fit.lines import PartLog
+from lightning_kd.fit.part_log import PartLog
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.schedules import StepSchedule
 from tests import support
@@ -41,13 +41,14 @@ def step(request):
     torch.manual_seed(5)
     made = support.module(learner, teacher=guide, losses=[support.default_loss(request.param)])
     support.fit(made, train=rows(), max_steps=2, max_epochs=-1, limit_val_batches=0)
-    distiller, batch = made.distiller, next(iter(rows()))
-    distiller.attach()
-    with distiller.recording() as record:
-        distiller.capture.call(batch[0])
-        tensors = distiller._step(batch, record, with_teacher=True)
-    (loss,) = distiller.named_losses().values()
-    return request.param, loss, tensors, distiller.components
+    step, batch = made.run.step, next(iter(rows()))
+    goal = replace(step.objective.main(True), needs_teacher=True)
+    step.attach()
+    with step.capture.recording() as call:
+        step.capture.call(batch[0])
+        tensors = step.look(goal, batch, lambda: made.unpack_batch(batch), call)
+    (loss,) = step.objective.named.values()
+    return request.param, loss, tensors, step.objective.components
 
 
 def read_by(components, tensors):

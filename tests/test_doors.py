@@ -2,13 +2,10 @@
 
 import pytest
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
-from lightning_kd.losses import DistillationLoss, KDLoss
+from lightning_kd.losses import KDLoss
 from tests import support
 
 
@@ -205,21 +202,3 @@ def test_test_stage_compares_through_both_doors():
     (by_callback,) = support.trainer(callbacks=[callback]).test(user, support.loader(), verbose=False)
     assert by_module["test/agreement"] == by_callback["test/agreement"]
     assert by_module["test/teacher_accuracy"] == by_callback["test/teacher_accuracy"]
-
-
-def test_callbacks_that_a_loss_asks_for_reach_the_trainer_or_are_refused(tmp_path):
-    class Watching(DistillationLoss):
-        needs_teacher_logits = True
-
-        def forward(self, student, teacher):
-            return (student - teacher).square().mean()
-
-        def configure_callbacks(self):
-            return [LearningRateMonitor()]
-
-    module = support.module(losses=[Watching()])
-    trainer = support.fit(module, max_epochs=1, logger=CSVLogger(tmp_path))
-    assert any(isinstance(callback, LearningRateMonitor) for callback in trainer.callbacks)
-    made, callbacks = support.through("callback", losses=[Watching()])
-    with pytest.raises(MisconfigurationException, match=r"\['LearningRateMonitor'\].*to the Trainer yourself"):
-        support.fit(made, callbacks=callbacks)

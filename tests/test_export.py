@@ -144,7 +144,7 @@ def test_the_exported_student_gives_the_same_outputs_at_any_time(door, tmp_path)
 
 def test_there_is_nothing_of_the_distillation_in_the_files(tmp_path):
     made = support.module()
-    made.distiller.attach()
+    made.run.step.attach()
     for suffix in FORMATS:
         made.export(tmp_path / f"a.{suffix}", example=X)
     plain = support.ConvNet(3)
@@ -373,7 +373,7 @@ def test_hooks_of_ones_own_stay_and_those_of_the_distillation_go():
     net.register_forward_pre_hook(add_one, with_kwargs=True)
     net.features.register_forward_hook(double)
     made = support.module(net)
-    made.distiller.attach()
+    made.run.step.attach()
     assert len(net.features._forward_hooks) == 2
     copied = standalone(net)
     hooks = [h for part in copied.modules() for h in (*part._forward_pre_hooks.values(), *part._forward_hooks.values())]

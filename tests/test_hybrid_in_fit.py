@@ -43,7 +43,7 @@ def test_the_networks_are_read_once_for_the_union_of_the_layers():
     hybrid = HybridLoss([HintLoss("features", "features"), ATLoss(["features"], ["features"]), KDLoss()])
     assert (hybrid.student_layers, hybrid.teacher_layers) == (("features",), ("features",))
     module = support.module(losses=[hybrid])
-    assert module.distiller.capture.layers == ("features",)
+    assert module.run.step.capture.layers == ("features",)
 
 
 def test_layers_are_chosen_for_the_losses_inside_and_come_back_from_a_checkpoint(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from lightning_kd.fit.lines import PartLog
+from lightning_kd.fit.part_log import PartLog
 from lightning_kd.report import DistillationSummary
 from tests import support
 

@@ -136,7 +136,7 @@ def test_the_probe_disturbs_neither_batchnorm_nor_modes_nor_random_state():
     before = support.snapshot(net)
     batch = next(iter(support.loader()))
     torch.manual_seed(5)
-    module.distiller.prepare(batch, module._call_student, module)
+    module.run.setup.prepare(batch, module._call_student, module)
     support.assert_unchanged(net, before)
     assert net.training
     assert not net.features[1].training
@@ -146,10 +146,10 @@ def test_the_probe_disturbs_neither_batchnorm_nor_modes_nor_random_state():
 
 def test_a_copy_of_the_module_records_into_its_own_store_and_shares_the_teacher():
     module = support.module()
-    module.distiller.attach()
+    module.run.step.attach()
     twin = copy.deepcopy(module)
     assert twin.teacher is module.teacher
-    with module.distiller.recording() as mine, twin.distiller.recording() as its:
+    with module.run.step.capture.recording() as mine, twin.run.step.capture.recording() as its:
         twin(support.data().tensors[0])
     assert its.features.keys() == {"features"}
     assert not mine.called
@@ -157,7 +157,7 @@ def test_a_copy_of_the_module_records_into_its_own_store_and_shares_the_teacher(
 
 def test_the_module_pickles():
     module = support.module()
-    module.distiller.attach()
+    module.run.step.attach()
     twin = pickle.loads(pickle.dumps(module))
     support.assert_same_weights(module, twin)
     support.assert_same_weights(module.teacher, twin.teacher)

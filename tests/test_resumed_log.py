@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_kd import DistillationModule
-from lightning_kd.fit.lines import PartLog
+from lightning_kd.fit.part_log import PartLog
 from tests import support
 
 DOORS = ["module", "callback"]
@@ -88,7 +88,7 @@ class Begun(support.Callback):
     def on_train_start(self, trainer, pl_module):
         self.state, self.run = (
             torch.get_rng_state(),
-            (pl_module.run.log.state()["rows"], pl_module.run.teacher_accuracy),
+            (pl_module.run.log.state()["rows"], pl_module.run.evaluation.teacher_accuracy),
         )
 
 

@@ -312,7 +312,7 @@ def test_a_schedule_is_written_in_yaml(case: Case, tmp_path: Path, monkeypatch: 
         f"        temperature: {{class_path: {type(case.schedule).__name__}, init_args: {init_args}}}\n",
         tmp_path,
     )
-    (loss,) = cli.model.distiller.components
+    (loss,) = cli.model.run.objective.components
     assert repr(loss.weight) == repr(loss.temperature) == case.text
 
 
@@ -334,7 +334,7 @@ def test_a_plain_number_is_written_in_yaml_and_either_is_loaded_from_a_checkpoin
     )
     path = cli.trainer.checkpoint_callback.best_model_path
     for module in (cli.model, DistillationModule.load_from_checkpoint(path, weights_only=True)):
-        (loss,) = module.distiller.components
+        (loss,) = module.run.objective.components
         assert loss.weight == 0.75
         assert loss.temperature.options() == {"start": 8.0, "end": 1.5, "length": 3, "unit": "step", "delay": 0}
 

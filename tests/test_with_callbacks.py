@@ -31,7 +31,7 @@ def through(door):
     learner = support.student()
     made, callbacks = support.through(door, learner)
     owner = callbacks[0] if callbacks else made
-    return made, learner, owner.losses, lambda: owner.run.distiller, callbacks
+    return made, learner, owner.losses, lambda: owner.run.step, callbacks
 
 
 def agreement(net):

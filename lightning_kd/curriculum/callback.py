@@ -213,7 +213,7 @@ class Curriculum(Callback):
         if isinstance(self.scorer, Tensor):
             return check_scores(self.scorer.detach().cpu().float(), "the scorer tensor")
         run = find_run(trainer, pl_module)
-        if run is None or run.distiller.teacher is None:
+        if run is None or run.teacher is None:
             raise ValueError(
                 "Curriculum: there is no teacher to score the samples. Give DistillationModule a teacher or the "
                 "Trainer a DistillationCallback, or give Curriculum the scores: scorer=tensor."

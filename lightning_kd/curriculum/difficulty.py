@@ -161,11 +161,9 @@ def _score_batch(
     batch = trainer.precision_plugin.convert_input(batch)
     batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-    teacher, hooks = run.distiller.teacher, run.distiller.hooks
-    assert teacher is not None
-    call = student_call(pl_module, run.distiller.student, batch)
-    args, kwargs = hooks.teacher_inputs(batch, call.args, call.kwargs)
-    logits = hooks.logits_of(teacher(*args, **kwargs))
+    hooks = run.step.hooks
+    call = student_call(pl_module, run.student, batch)
+    logits = hooks.logits_of(run.step.ask(batch, call).output)
     if logits is None:
         raise ValueError("Curriculum: the teacher's output has no logits; override logits_of.")
     target = None

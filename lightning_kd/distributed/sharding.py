@@ -1,12 +1,11 @@
 """FSDP2: how student, teacher and losses are split over the processes, and when."""
 
 import inspect
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -74,22 +73,6 @@ def mesh_of(trainer: Trainer) -> DeviceMesh | None:
             "tensor_parallel_size=1)."
         )
     return mesh
-
-
-def after_configure_model(module: LightningModule, then: Callable[[], None]) -> None:
-    """Run something after a module's own ``configure_model``; take it back by :func:`restore_configure_model`."""
-    theirs = module.configure_model
-
-    def configure_model() -> None:
-        theirs()
-        then()
-
-    module.configure_model = configure_model  # type: ignore[method-assign]
-
-
-def restore_configure_model(module: LightningModule) -> None:
-    """Leave a module's ``configure_model`` as it was."""
-    vars(module).pop("configure_model", None)
 
 
 def check_not_one_graph(network: nn.Module, role: str) -> None:

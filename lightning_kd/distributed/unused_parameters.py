@@ -1,12 +1,86 @@
 """Parameters that a step does not use: DDP waits for their gradients, and an optimizer must leave them alone."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from lightning_kd.distributed.gather import is_distributed
+from lightning_kd.distributed.sharding import reach
 from lightning_kd.distributed.whole_state import whole
+
+
+class UnusedParameters:
+    """Finds in each step the parameters that the loss does not use, so that nobody waits for them or changes them.
+
+    DDP waits for the gradient of every parameter, so unused ones are kept in the graph with a factor of 0. They then
+    have a gradient of zero, which an optimizer would still decay or move by its momentum, so that it is taken away.
+
+    ============================  =================================  =================================================
+    strategy                      in the graph                       gradient taken away
+    ============================  =================================  =================================================
+    one process, eager            nothing: torch gives no gradient   nothing
+    DDP                           the unused ones of this process    the same ones
+    DDP, a batch without samples  all that this process leaves out   those of them whose averaged gradient is zero
+    FSDP2                         every output of the student        those whose gradient is zero
+    compiled                      as without ``torch.compile``       those whose gradient is zero: torch 2.10 to 2.14
+                                                                     give unused parameters one
+    a first stage                 as in the main training            those whose gradient is zero
+    ============================  =================================  =================================================
+
+    Which parameters are unused is found by walking through the graph of the loss, once if nothing can change it.
+    """
+
+    def __init__(self) -> None:
+        self.sharded = False
+        """Whether FSDP2 has split the student."""
+        self._may_change = False
+        self._zero_may_mean_unused = False
+        self._unused: list[nn.Parameter] = []
+        self._used_elsewhere_or_not: list[nn.Parameter] = []
+
+    def begin(self) -> None:
+        """Look for unused parameters in the first step of a fit."""
+        self._may_change = True
+
+    def start(self, *, compiled: bool) -> None:
+        """Begin the training itself."""
+        self._zero_may_mean_unused = self.sharded or compiled
+
+    def keep(self, total: Tensor, module: nn.Module, outputs: Sequence[object], *, empty: bool, varies: bool) -> Tensor:
+        """Return the loss of a step, with what it does not use in its graph where a strategy needs that.
+
+        Args:
+            total: The loss.
+            module: The module that trains.
+            outputs: What the student returned in this step.
+            empty: Whether this process has a batch without samples.
+            varies: Whether another step may use other parameters.
+        """
+        if self.sharded:
+            return reach(total, outputs)
+        if not (self._may_change or empty) or not is_distributed():
+            return total
+        unused = unused_by(total, module.parameters())
+        if empty:  # the other processes may use them: the averaged gradient shows whether they do
+            self._unused, self._used_elsewhere_or_not = [], unused if self._may_change else []
+        else:
+            self._unused, self._used_elsewhere_or_not = unused, []
+            self._may_change = varies or bool(unused)
+        return keep_in_graph(total, unused)
+
+    def before_optimizer_step(self, module: nn.Module, *, in_stage: bool) -> None:
+        """Take the gradient of unused parameters away."""
+        unused = self._unused
+        if in_stage or self._zero_may_mean_unused:
+            unused = [*unused, *zero_gradients(module.parameters())]
+        elif self._used_elsewhere_or_not:
+            unused = zero_gradients(self._used_elsewhere_or_not)
+        if not in_stage:
+            self._zero_may_mean_unused = self._zero_may_mean_unused and bool(unused)
+        for parameter in unused:
+            parameter.grad = None
 
 
 def unused_by(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

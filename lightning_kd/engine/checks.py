@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
+from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 
 
@@ -39,6 +40,16 @@ def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: st
     shared = {id(p) for p in student.parameters()} & {id(p) for p in other.parameters()}
     if shared:
         raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
+
+
+def check_has_weights(student: nn.Module) -> None:
+    """Raise a ``ValueError`` with the remedy if the student is on the meta device."""
+    if on_meta(student):
+        raise ValueError(
+            f"The student {type(student).__name__} is on the meta device, so it has no weights; build it with its "
+            "weights, or, under a ModelParallelStrategy, override shard_student to shard it and then "
+            "materialize(student, files, self.trainer.strategy.root_device)."
+        )
 
 
 def check_learns(student: nn.Module) -> None:

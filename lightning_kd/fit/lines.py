@@ -1,153 +1,99 @@
-"""Means of the loss and its parts between two log lines, at almost no cost a step."""
+"""What a run writes: a line every ``log_every_n_steps``, and the means of an epoch for callbacks."""
 
-import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 
-_WAIT = 64
-"""Steps that are kept before they are added up."""
+from lightning_kd.engine.objective import Objective
+from lightning_kd.fit.part_log import PartLog
+
+if TYPE_CHECKING:
+    from lightning_kd.engine.step import Terms
 
 
-class PartLog:
-    """Adds up the total loss and each part, hands out means, and stops a run whose loss is no longer finite.
+class Lines:
+    """Collects the terms of each step, and hands their means to loggers, progress bar and callbacks.
 
-    Logging five values a step through the Trainer costs several times a small training step; here a step
-    only keeps its values, and they are added up once in a while. On the CPU a loss that is not finite is reported
-    in the step where it occurs; on an accelerator, where looking at a value would stall the queue, when the values
-    are next added up, with the number of the first such step.
-
-    Example:
-        >>> log = PartLog()
-        >>> log.add(torch.tensor(3.0), {"task": torch.tensor(1.0), "kd": torch.tensor(2.0)}, step=0)
-        >>> log.add(torch.tensor(5.0), {"task": torch.tensor(1.0), "kd": torch.tensor(4.0)}, step=1)
-        >>> log.flush()
-        {'loss': 4.0, 'task': 1.0, 'kd': 3.0}
-        >>> log.epoch_means
-        {'loss': 4.0, 'task': 1.0, 'kd': 3.0}
+    Args:
+        objective: The losses, which know their weights.
     """
 
-    def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
-        self._rows: list[list[float]] = []
-        self._waiting: list[Tensor] = []
-        self._steps: list[int] = []
-        self._window = _Sum()
-        self._epoch = _Sum()
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        self.log = PartLog()
+        self.steps = 0
+        """Optimizer steps done; the Trainer's own count is slow to ask for."""
 
-    def add(self, total: Tensor, parts: Mapping[str, Tensor], step: int) -> None:
-        """Count one step.
+    def begin(self) -> None:
+        """Forget what an earlier fit, or one that was broken off, has collected."""
+        self.log = PartLog()
 
-        Args:
-            total: The whole loss.
-            parts: The unweighted parts by name; each is averaged over the steps that have it.
-            step: Number of the step, for the error.
+    def add(self, terms: "Terms") -> None:
+        """Collect the terms of a step.
 
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
-        names = ("loss", *parts)
-        if names != self._names:
-            self._add_up()
-            self._names = names
-        self._steps.append(step)
-        if self._waits(total):
-            with torch.no_grad():
-                self._waiting.append(torch.stack([total, *parts.values()]))
-        else:
-            self._rows.append([total.item(), *[value.item() for value in parts.values()]])
-        if len(self._steps) == _WAIT or not (self._waiting or math.isfinite(self._rows[-1][0])):
-            self._add_up()
+        self.log.add(terms.total, terms.parts, self.steps)
 
-    def flush(self) -> dict[str, float]:
-        """Return the means since the last call, empty if there was no step, and begin anew.
+    def before_optimizer_step(self, module: LightningModule) -> None:
+        """Count the step, and write a line if one is due."""
+        self.steps = module.global_step + 1
+        every = module.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and self.steps % every == 0:
+            self._write_line(module)
 
-        Raises:
-            FloatingPointError: If the loss of one of these steps was not finite.
+    def _write_line(self, module: LightningModule) -> None:
+        """Write the means since the last line to the loggers, and show the loss.
+
+        Loggers, progress bar and callbacks get the line directly: once a value is in the Trainer's own collection,
+        Lightning 2.6 goes through that collection in every step.
         """
-        self._add_up()
-        means = self._window.means()
-        self._window = _Sum()
-        return means
-
-    def start_epoch(self) -> None:
-        """Begin the means of a new epoch."""
-        self._epoch = _Sum()
-
-    @property
-    def epoch_means(self) -> dict[str, float]:
-        """Means of the steps of this epoch, by name."""
-        self._add_up()
-        return self._epoch.means()
-
-    def state(self) -> dict[str, Any]:
-        """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it.
-
-        Raises:
-            FloatingPointError: If the loss of a step was not finite: what it left of the weights is not worth keeping.
-        """
-        rows = self._table()
-        self._check(rows, self._steps)
-        return {
-            "names": list(self._names),
-            "rows": rows,
-            "steps": list(self._steps),
-            "sums": [[dict(total.values), dict(total.counts)] for total in (self._window, self._epoch)],
-        }
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a :meth:`state`: the means will be those of a log that was never interrupted, to the last bit."""
-        self._names, self._steps = tuple(state["names"]), list(state["steps"])
-        self._rows, self._waiting = [list(row) for row in state["rows"]], []
-        self._window, self._epoch = (_Sum(values, counts) for values, counts in state["sums"])
-
-    def _waits(self, value: Tensor) -> bool:
-        """Whether looking at a value now would stall the device."""
-        return not value.is_cpu
-
-    def _table(self) -> list[list[float]]:
-        return [*self._rows, *(torch.stack(self._waiting).double().tolist() if self._waiting else ())]
-
-    def _add_up(self) -> None:
-        table = self._table()
-        if not table:
+        means = self.log.flush()
+        if not means or module.trainer.barebones:
             return
-        steps = self._steps
-        self._rows, self._waiting, self._steps = [], [], []
-        self._check(table, steps)
-        for total in (self._window, self._epoch):
-            total.add(self._names, table)
+        module.trainer.progress_bar_metrics["train/loss"] = means["loss"]
+        module.trainer.callback_metrics["train/loss"] = torch.tensor(means["loss"])
+        _write(module, means, module.global_step)
 
-    def _check(self, table: list[list[float]], steps: list[int]) -> None:
-        for step, row in zip(steps, table, strict=True):
-            bad = {name: v for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)}
-            if bad:
-                raise _not_finite(bad, step)
+    def epoch_end(self, module: LightningModule) -> None:
+        """Write the steps since the last line, and give callbacks the means of the epoch, of all processes."""
+        left = self.log.flush()
+        means = {f"train/{name}": value for name, value in self.log.epoch_means.items()}
+        if not means or module.trainer.barebones:
+            return
+        if left:
+            _write(module, left, module.global_step - 1)
+        module.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False, sync_dist=True)
+        module.log_dict(means, logger=False, sync_dist=True)
+
+    def show_epoch_so_far(self, module: LightningModule) -> None:
+        """Give callbacks the means of the epoch before a validation ends.
+
+        A checkpoint or a stop that watches a training loss is decided when the validation ends, which is before the
+        epoch does.
+        """
+        trainer = module.trainer
+        means = self.log.epoch_means if trainer.state.fn == TrainerFn.FITTING else {}
+        if not means or trainer.barebones:
+            return
+        values = torch.tensor(list(means.values()), device=module.device)
+        values = trainer.strategy.reduce(values, reduce_op="mean")
+        trainer.callback_metrics.update({f"train/{name}": value for name, value in zip(means, values, strict=True)})
+
+    def shares(self) -> list[tuple[str, float, float, float]]:
+        """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
+        means, weights = self.log.epoch_means, self.objective.weights()
+        total = means.get("loss") or 1.0
+        return [
+            (name, weights[name], mean, weights[name] * mean / total) for name, mean in means.items() if name in weights
+        ]
 
 
-class _Sum:
-    """Sums and counts by name, in the order in which the names came."""
-
-    def __init__(self, values: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
-        self.values: dict[str, float] = dict(values or {})
-        self.counts: dict[str, int] = dict(counts or {})
-
-    def add(self, names: tuple[str, ...], table: list[list[float]]) -> None:
-        for name, column in zip(names, zip(*table, strict=True), strict=True):
-            self.values[name] = self.values.get(name, 0.0) + sum(column)
-            self.counts[name] = self.counts.get(name, 0) + len(column)
-
-    def means(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in self.values.items()}
-
-
-def _not_finite(bad: Mapping[str, float], step: int) -> FloatingPointError:
-    parts = {name: value for name, value in bad.items() if name != "loss"} or dict(bad)
-    named = ", ".join(f"{name!r} is {value}" for name, value in parts.items())
-    return FloatingPointError(
-        f"The loss is not finite at step {step}: {named}. On the CPU the weights have not been updated with it. "
-        "Look at this batch for NaN or inf, lower the learning rate or the weight of that part, or use bf16-mixed "
-        "in place of 16-mixed."
-    )
+def _write(module: LightningModule, means: Mapping[str, float], step: int) -> None:
+    line = {f"train/{name}": value for name, value in means.items()}
+    for logger in module.loggers:
+        logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)

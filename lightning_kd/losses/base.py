@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,6 @@ from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback
 
 Shape = tuple[int, ...]
 Layers = str | Sequence[str] | None
@@ -249,10 +246,6 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             if wide is not None and now is not None and now.dtype.itemsize < min(4, wide.dtype.itemsize):
                 self._buffers[name] = wide.to(now.device)
         return self
-
-    def configure_callbacks(self) -> "list[Callback]":
-        """Callbacks that this method needs beyond its loss; the module hands them to the Trainer. None by default."""
-        return []
 
     def extra_repr(self) -> str:
         """Show the options that are no modules, which have lines of their own."""

@@ -40,14 +40,13 @@ def summary_table(run: DistillationRun) -> str:
     Args:
         run: The run, after at least one evaluation.
     """
-    distiller, results = run.distiller, run.results
-    student = num_parameters(distiller.student)
+    results, student = run.results, num_parameters(run.student)
     lines = []
-    if distiller.teacher is None:
+    if run.teacher is None or run.teacher.module is None:
         lines += [_row("", "student"), _row("accuracy", _percent(results.get("accuracy")))]
         lines += [_row("parameters", f"{student:,}")]
     else:
-        teacher = num_parameters(distiller.teacher.module)
+        teacher = num_parameters(run.teacher.module)
         lines += [_row("", "teacher", "student")]
         lines += [
             _row("accuracy", _percent(results.get("teacher_accuracy")), _percent(results.get("accuracy"))),

@@ -6,6 +6,8 @@ To add a teacher, derive from ``Teacher`` and write ``answer``.
 
 from lightning_kd.files.weights import from_checkpoint as from_checkpoint
 from lightning_kd.files.weights import materialize as materialize
+from lightning_kd.teachers.base import Lesson as Lesson
+from lightning_kd.teachers.base import Teacher as Teacher
 from lightning_kd.teachers.born_again import BornAgain as BornAgain
 from lightning_kd.teachers.ema import EMATeacher as EMATeacher
 from lightning_kd.teachers.ensemble import Ensemble as Ensemble

@@ -1,21 +1,24 @@
 """The frozen teacher: in eval mode, without gradients, and invisible to checkpoints, optimizers and copies."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.hooks import Capture
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import materialize
+from lightning_kd.teachers.base import Teacher
 
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
-class FrozenTeacher:
+class FrozenTeacher(Teacher):
     """Holds a teacher outside the module registry, frozen and in eval mode.
 
     Because the holder is a plain object, the module that owns it neither saves, optimizes, broadcasts nor averages
@@ -36,12 +39,11 @@ class FrozenTeacher:
     def __init__(
         self, module: nn.Module, dtype: Precision | torch.dtype | None = None, weights: Weights | None = None
     ) -> None:
-        self.module = module.requires_grad_(False).eval()
+        self.module: nn.Module = module.requires_grad_(False).eval()
         self.dtype = dtype_of(dtype)
         self.weights = weights
         self._parts = tuple(module.modules())
-        self.ready = True
-        """Whether it has something to teach; losses that need a teacher wait until then."""
+        self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None:
             self.module.to(self.dtype)
 
@@ -61,6 +63,39 @@ class FrozenTeacher:
         with torch.no_grad():
             return self.module(*args, **kwargs)
 
+    def answer(self, batch: Any, call: Call) -> Call:
+        """Run the teacher on what a call holds, and return what it and its watched layers gave."""
+        answer = self._run(call)
+        self.capture.check_ran(answer)
+        self.capture.check_unchanged(answer, with_output=False)
+        return answer
+
+    def first_answer(self, batch: Any, call: Call) -> Call:
+        """Answer at set-up, and learn which layers are overwritten in place, to copy their values from then on."""
+        answer = self._run(call)
+        self.capture.check_ran(answer)
+        self.capture.copy_changed(answer)
+        return answer
+
+    def _run(self, call: Call) -> Call:
+        with self.capture.recording() as answer:
+            output = self(*call.args, **call.kwargs)
+        answer.called, answer.args, answer.kwargs, answer.output = True, call.args, call.kwargs, output
+        return answer
+
+    def watch(self, layers: Iterable[str]) -> None:
+        """Learn which layers the losses read."""
+        self.capture.detach()
+        self.capture = Capture(self.module, layers, "teacher", with_call=False)
+
+    def attach(self) -> None:
+        """Put the hooks on the layers."""
+        self.capture.attach()
+
+    def detach(self) -> None:
+        """Take the hooks off the layers."""
+        self.capture.detach()
+
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the owner's move to a device or format, but keep the teacher's own format if it has one."""
         if self.on_meta:  # there is nothing to move before the weights are read
@@ -72,7 +107,7 @@ class FrozenTeacher:
         """Whether the teacher was built on the meta device and has no weights yet."""
         return on_meta(self.module)
 
-    def move(self, device: torch.device) -> None:
+    def place(self, device: torch.device) -> None:
         """Bring the teacher to a device, unless there are no weights to move, or they would be lost."""
         if device.type != "meta" and not self.on_meta:
             self.module.to(device)

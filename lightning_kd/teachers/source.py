@@ -5,12 +5,15 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lightning_kd.distributed.gather import is_distributed
+from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.schedules import Moment
+from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 
@@ -53,6 +56,41 @@ class TeacherSource(Callback, ABC):
                 "DistillationCallback(teacher=None, ...)."
             )
         return self.student, self.teacher
+
+
+def find_source(
+    trainer: Trainer, known: TeacherSource | None, teacher: Teacher | None, student: nn.Module
+) -> TeacherSource | None:
+    """Return the callback of a Trainer that makes the teacher of the student, ``None`` if there is none.
+
+    Args:
+        trainer: The Trainer.
+        known: The callback that has made the teacher in an earlier fit.
+        teacher: The teacher that there is already.
+        student: The student.
+
+    Raises:
+        MisconfigurationException: If several callbacks make a teacher, there is a teacher besides, or the student is
+            split by now.
+    """
+    sources = [c for c in trainer.callbacks if isinstance(c, TeacherSource)]  # type: ignore[attr-defined]
+    if not sources or sources[0] is known:
+        return known
+    if len(sources) > 1:
+        names = " and ".join(type(one).__name__ for one in sources)
+        raise MisconfigurationException(f"{names} make the teacher of the student; a run takes at most one.")
+    name = type(sources[0]).__name__
+    if teacher is not None:
+        raise MisconfigurationException(
+            f"{name} makes the teacher of the student, but there is a teacher besides; pass teacher=None, or take the "
+            "callback away."
+        )
+    if is_sharded(student):
+        raise MisconfigurationException(
+            f"{name} copies the student, which configure_model has split by now; use DistillationModule, which copies "
+            "first."
+        )
+    return sources[0]
 
 
 def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:

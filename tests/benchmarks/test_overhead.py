@@ -77,7 +77,8 @@ def distilled(student, teacher):
 
 def silent(student, teacher):
     module = distilled(student, teacher)
-    module.run.log.add = module.run.before_optimizer_step = module.run.epoch_end = lambda *_: None
+    lines = module.run.lines
+    lines.add = lines.before_optimizer_step = lines.epoch_end = lambda *_: None
     return module
 
 

@@ -11,8 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from lightning_kd.fit.patches import Patches
 
-def continue_loops(trainer: Trainer) -> bool:
+
+def continue_loops(trainer: Trainer, patches: Patches) -> bool:
     """Let the Trainer go on where the checkpoint was written; called in ``on_train_start``, before the first batch.
 
     Lightning forgets what was due after the batch with which a checkpoint was written: a validation, and after the
@@ -22,6 +24,7 @@ def continue_loops(trainer: Trainer) -> bool:
 
     Args:
         trainer: The Trainer, whose ``callback_metrics`` are those that the interrupted run had.
+        patches: Where the replacement of a method of the Trainer's is remembered.
 
     Returns:
         Whether the run goes on within an epoch.
@@ -42,17 +45,18 @@ def continue_loops(trainer: Trainer) -> bool:
         return False
     fit._restarting = False  # only says that schedules must not ask for a metric
     if fit.epoch_loop.restarted_on_train_batch_end:
-        _end_batch(fit)
+        _end_batch(fit, patches)
     return True
 
 
-def skip_seen_batches(trainer: Trainer, *, anew: bool) -> None:
+def skip_seen_batches(trainer: Trainer, patches: Patches, *, anew: bool) -> None:
     """Pass over the batches of the epoch that the interrupted run has had, unless the data finds its place itself.
 
     The random state must be that with which the interrupted run has begun the epoch's data.
 
     Args:
         trainer: The Trainer.
+        patches: Where the replacement of a method of the Trainer's is remembered.
         anew: Whether to begin the data; otherwise the Trainer has just begun it with that random state.
     """
     fit: Any = trainer.fit_loop
@@ -60,7 +64,7 @@ def skip_seen_batches(trainer: Trainer, *, anew: bool) -> None:
     done = fit.epoch_loop.batch_progress.current.processed  # a batch that an exception broke off is not among them
     if done >= trainer.num_training_batches or isinstance(fetcher, _DataLoaderIterDataFetcher):
         return
-    _reset_without_warning(fit.epoch_loop)
+    _reset_without_warning(fit.epoch_loop, patches)
     if _finds_its_place(fetcher.combined_loader.flattened):
         return
     if anew:
@@ -86,17 +90,16 @@ def unfinished_gradients(trainer: Trainer) -> dict[str, Tensor]:
     return {name: gradient.cpu() for name, gradient in gradients.items()}
 
 
-def _reset_without_warning(epoch_loop: Any) -> None:
+def _reset_without_warning(epoch_loop: Any, patches: Patches) -> None:
     """Keep Lightning 2.6 from warning of a loader that is not resumable: the batches that it has given are skipped."""
     reset = epoch_loop.reset
 
-    def reset_once() -> None:
-        del epoch_loop.reset
+    def reset_silently() -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "You're resuming from a checkpoint that ended before the epoch ended")
             reset()
 
-    epoch_loop.reset = reset_once
+    patches.once(epoch_loop, "reset", reset_silently)
 
 
 def _finds_its_place(loaders: list[Any]) -> bool:
@@ -105,7 +108,7 @@ def _finds_its_place(loaders: list[Any]) -> bool:
     return by_sampler or all(isinstance(loader, _Stateful) for loader in loaders)
 
 
-def _end_batch(fit: Any) -> None:
+def _end_batch(fit: Any, patches: Patches) -> None:
     """Make the epoch loop begin with what comes after its last batch."""
     epoch, validation = fit.epoch_loop, fit.epoch_loop.val_loop
     if epoch.batch_progress.is_last_batch:  # Lightning has counted the epoch as ended
@@ -118,4 +121,5 @@ def _end_batch(fit: Any) -> None:
         validation.batch_progress.current.reset()
         validation._restart_stage = evaluation_loop.RestartStage.RESTARTED_MID_EVALUATION
     else:
-        epoch._should_check_val_fx = lambda _: vars(epoch).pop("_should_check_val_fx") is not None  # yes, but once
+        # Lightning 2.6 asks again after a batch that it has validated before: the next question is answered with yes
+        patches.once(epoch, "_should_check_val_fx", lambda _: True)

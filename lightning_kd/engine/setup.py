@@ -1,0 +1,274 @@
+"""Set-up: choose the layers, learn every size from one small batch, and build what depends on sizes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.call import Call, describe_call
+from lightning_kd.capture.example import remember_call
+from lightning_kd.capture.networks import device_of, original, taking_any_device, undisturbed
+from lightning_kd.capture.trace import Seen, Trace
+from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
+from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.step import TrainingStep
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.projectors import width
+from lightning_kd.teachers.base import NO_LESSON, Lesson
+
+Shapes = dict[str, dict[str, Shape]]
+
+
+class SetUp:
+    """What the losses of a step were built for, and how they are built.
+
+    Args:
+        step: The training step, whose losses are set up.
+    """
+
+    def __init__(self, step: TrainingStep) -> None:
+        self.step = step
+        self.shapes: Shapes | None = None
+        """Shapes of the layers and logits that the losses read, by role and name; ``None`` before they are built."""
+        self.inputs: dict[str, Any] | None = None
+        """What the student was called with when the sizes were learned, without its values; see ``remember_call``."""
+        self.dataset: tuple[int, bool] = (0, False)
+        """Number of rows of the training data, and whether it has class ids, for losses that remember samples."""
+
+    def go_on_from(self, earlier: "SetUp") -> None:
+        """Take over what the losses were built for in an earlier fit of theirs."""
+        self.shapes, self.inputs, self.dataset = earlier.shapes, earlier.inputs, earlier.dataset
+
+    def prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+        """Put the hooks on, learn every size from one small batch, and build what depends on sizes.
+
+        Neither BatchNorm statistics nor any random state nor the modes of the modules are changed.
+
+        Args:
+            batch: A small batch, on the student's device.
+            call_student: Calls the student once on that batch.
+            module: The whole module, which is put in eval mode meanwhile.
+
+        Raises:
+            ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
+        """
+        self._check_teacher()
+        if any(loss.needs_layers for loss in self.step.objective.components):
+            self._choose_layers(batch, call_student, module)
+        if self.shapes is None:
+            self._show_layers()
+        self.step.attach()
+        shapes = self._measure(batch, call_student, module)
+        if self.shapes is None:
+            self.build(shapes)
+        else:
+            _check_same_sizes(shapes, self.shapes)
+
+    def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
+        """Give the losses that name no layers those that were chosen when a checkpoint was made."""
+        waiting = [(n, loss) for n, loss in self.step.objective.leaves if loss.needs_layers and n in chosen]
+        if not waiting:
+            return
+        attached = self.step.capture.attached
+        self.step.detach()
+        for name, loss in waiting:
+            loss.name_layers(chosen[name]["student"], chosen[name]["teacher"])
+        self.step.watch()
+        if attached:
+            self.step.attach()
+
+    def show_dataset(self, rows: int, targets: Tensor | None) -> None:
+        """Show the training data to the losses that remember samples.
+
+        Args:
+            rows: Number of rows.
+            targets: Class id of each row, ``None`` if the data does not tell.
+
+        Raises:
+            ValueError: If the losses were built for another number of rows.
+        """
+        if self.shapes is not None and rows != self.dataset[0]:
+            raise ValueError(
+                f"The training data has {rows} rows, but the losses of the checkpoint remember {self.dataset[0]}; "
+                "fit with the data that the checkpoint was made with."
+            )
+        if self.shapes is None:
+            self.dataset = (rows, targets is not None)
+            for loss in self.step.objective.components:
+                if loss.needs_index:
+                    loss.set_dataset(rows, targets)
+
+    def build(self, shapes: Shapes) -> None:
+        """Build every component for the given shapes; called once.
+
+        The weights that are drawn leave the random state as it is: a run sees the same batches and the same dropout
+        whichever losses it has.
+        """
+        objective = self.step.objective
+        with isolate_rng():
+            for loss in objective.components:
+                loss.build(shapes["student"], shapes["teacher"])
+        check_not_shared(
+            self.step.student, objective.losses, "losses", "which the optimizer would take twice; copy them"
+        )
+        self.shapes = shapes
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Build the losses for the sizes that a checkpoint holds, unless they are built.
+
+        Args:
+            saved: What :meth:`state` returned.
+
+        Raises:
+            ValueError: If a loss cannot work on these shapes.
+        """
+        self.inputs = saved["inputs"]
+        if saved["shapes"] is None or self.shapes is not None:
+            return
+        self.name_layers(saved["layers"])
+        rows, with_targets = saved["dataset"]
+        self.show_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
+        self.build({role: {n: tuple(shape) for n, shape in of.items()} for role, of in saved["shapes"].items()})
+
+    def state(self) -> dict[str, Any]:
+        """Return as plain data what :meth:`restore` needs."""
+        shapes = self.shapes
+        return {
+            "shapes": shapes and {role: {n: list(shape) for n, shape in of.items()} for role, of in shapes.items()},
+            "inputs": self.inputs,
+            "layers": {
+                name: {"student": loss.student, "teacher": loss.teacher}
+                for name, loss in self.step.objective.leaves
+                if loss.reads != "logits" and not loss.needs_layers
+            },
+            "dataset": self.dataset,
+        }
+
+    def _check_teacher(self) -> None:
+        needy = [name for name, loss in self.step.objective.leaves if loss.needs_teacher]
+        if self.step.teacher is None and needy:
+            raise ValueError(
+                f"The loss part(s) {needy} need a teacher; pass teacher=..., or add a callback that makes one of the "
+                "student: EMATeacher or BornAgain."
+            )
+
+    def _show_layers(self) -> None:
+        """Show the losses the layers that they read.
+
+        Raises:
+            ValueError: If a loss looks at a teacher's layers that have no weights yet.
+        """
+        step = self.step
+        if step.teacher is not None and step.teacher.on_meta:
+            for name, loss in step.objective.leaves:
+                if type(loss).see_layers is not DistillationLoss.see_layers:
+                    raise ValueError(
+                        f"Part {name!r} reads the weights of the teacher's layers at set-up, but the teacher is on the "
+                        "meta device; build it with its weights, or leave this loss out."
+                    )
+        student = original(step.student)
+        teacher = None if step.teacher is None or step.teacher.module is None else original(step.teacher.module)
+        for loss in step.objective.components:
+            student_layers = {name: student.get_submodule(name) for name in loss.student_layers}
+            names = () if teacher is None else loss.teacher_layers
+            loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
+
+    def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
+        capture = self.step.capture
+        with self._rehearsing(module), capture.recording():
+            call_student(batch)
+            (call,) = capture.counting_calls()
+            self.inputs = remember_call(call.args, call.kwargs)
+            capture.check_ran(call)
+            capture.copy_changed(call)
+            lesson = self._first_lesson(batch, call)
+            self._check_first(call, lesson)
+            return {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
+
+    def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+        step = self.step
+        step.detach()
+        step.capture.attach()
+        with self._rehearsing(module), step.capture.recording(), Trace(step.student) as trace:
+            call_student(batch)
+            (call,) = step.capture.counting_calls()
+            student_layers = trace.before(step.hooks.logits_of(call.output))
+            teacher_layers = self._trace_teacher(batch, call)
+        step.detach()
+        for name, loss in step.objective.leaves:
+            if loss.needs_layers:
+                choose_layers(loss, student_layers, teacher_layers)
+                rank_zero_info(f"Part {name!r} reads student {loss.student!r} and teacher {loss.teacher!r}.")
+        step.watch()
+
+    def _trace_teacher(self, batch: Any, call: Call) -> list[Seen]:
+        teacher = self.step.teacher
+        if teacher is None or teacher.module is None:
+            return []
+        with Trace(teacher.module) as trace:
+            lesson = self._first_lesson(batch, call)
+        return trace.before(self.step.hooks.logits_of(lesson.output))
+
+    @contextmanager
+    def _rehearsing(self, module: nn.Module) -> Iterator[None]:
+        """Call student and teacher without a trace, on whichever device each is.
+
+        With gradients, for a training step may call the student without gradients first, which does not count.
+        """
+        teacher = self.step.teacher
+        if teacher is None or teacher.module is None:
+            with undisturbed(module), torch.enable_grad(), taking_any_device(self.step.student):
+                yield
+            return
+        teacher.place(device_of(self.step.student))
+        student_takes, teacher_takes = taking_any_device(self.step.student), taking_any_device(teacher.module)
+        with undisturbed(module), torch.enable_grad(), student_takes, teacher_takes:
+            yield
+
+    def _first_lesson(self, batch: Any, call: Call) -> Lesson:
+        """Ask the teacher for the first time, and say what to do if it cannot be called like the student."""
+        teacher = self.step.teacher
+        try:
+            return self.step.ask(batch, call, first=True)
+        except Exception as error:
+            if call.changed_input or teacher is None:
+                raise
+            name = type(teacher if teacher.module is None else original(teacher.module)).__name__
+            raise ValueError(
+                f"The teacher {name} cannot be called with what the student "
+                f"was called with, {describe_call(call)}: {type(error).__name__}: {error}. Override "
+                "teacher_inputs(batch, args, kwargs) to return the teacher's own (args, kwargs); if its weights are of "
+                "another format than the student's, pass teacher_dtype."
+            ) from error
+
+    def _check_first(self, call: Call, lesson: Lesson) -> None:
+        """Check that the outputs on the first samples have what the losses read, and that it is finite."""
+        tensors = self.step.tensors(call, lesson, Batch())
+        for name, loss in self.step.objective.leaves:
+            check_has_logits(name, loss, tensors)
+        bad = not_finite(tensors, self.step.objective.components)
+        if bad:
+            raise ValueError(
+                f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
+                "model, the format that it computes in, and these samples."
+            )
+
+    def _shapes_of(self, lesson: Lesson) -> dict[str, Shape]:
+        shapes = {name: tuple(tensor.shape) for name, tensor in lesson.features.items()}
+        logits = None if lesson is NO_LESSON else self.step.hooks.logits_of(lesson.output)
+        return shapes if logits is None else {**shapes, LOGITS: tuple(logits.shape)}
+
+
+def _check_same_sizes(shapes: Shapes, built_for: Shapes) -> None:
+    for role, now in shapes.items():
+        for layer, shape in built_for[role].items():
+            if layer in now and (len(now[layer]) != len(shape) or width(now[layer]) != width(shape)):
+                raise ValueError(
+                    f"The {role}'s {layer or 'logits'!r} has shape {now[layer]}, but its losses were built for "
+                    f"{shape}; fit with the models and data that the checkpoint was made with."
+                )

@@ -1,0 +1,225 @@
+"""One training step: look at the student's call, ask the teacher, compare, add."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_kd.capture.batch import Batch, Hooks
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.hooks import Calls, Capture
+from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen
+from lightning_kd.engine.objective import Goal, Objective
+from lightning_kd.losses.base import DistillationLoss, StepTensors, add_up
+from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
+
+_NO_BATCH = Batch()
+_COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
+_CHANGED_INPUT = (
+    "The {} changed its input in place, so the other network would see something else than the batch. Set "
+    "inplace=False in its first layer, or let its forward begin with x = x.clone()."
+)
+
+
+@dataclass(slots=True)
+class Terms:
+    """What a step gives: the whole loss, its unweighted parts by name, and the tensors that were compared."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+    tensors: StepTensors | None
+
+
+class TrainingStep:
+    """Computes the loss of a step for whichever door asks.
+
+    Args:
+        student: The module that learns.
+        teacher: Who answers, ``None`` if no loss needs a teacher.
+        objective: The losses, which say at each moment what trains.
+        hooks: The door, which answers how batches and outputs are read.
+        calls: Which calls of the student count, if a step calls it several times; ``None`` if the door makes the one
+            call itself, by ``capture.call``.
+
+    Raises:
+        ValueError: If a layer does not exist, or student and teacher share parameters.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: Teacher | None, objective: Objective, hooks: Hooks, calls: Calls | None
+    ) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.objective = objective
+        self.hooks = hooks
+        self.calls = calls
+        self.looked_for_frozen = False
+        self.watch()
+        if teacher is not None and teacher.module is not None:
+            check_not_shared(student, teacher.module, "teacher", _COPY)
+
+    @property
+    def teacher_ready(self) -> bool:
+        """Whether there is a teacher that has something to teach, or no loss needs one."""
+        return self.teacher is None or self.teacher.ready
+
+    def set_teacher(self, teacher: Teacher) -> None:
+        """Give the losses a teacher that was not there at first."""
+        self.detach()
+        self.teacher = teacher
+        self.watch()
+
+    def watch(self) -> None:
+        """Watch the layers that the losses name."""
+        self.objective.forget_goals()
+        losses = self.objective.components
+        layers = [name for loss in losses for name in loss.student_layers]
+        with_call = self.calls is not None
+        self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
+        if self.teacher is not None:
+            self.teacher.watch(name for loss in losses for name in loss.teacher_layers)
+
+    def attach(self) -> None:
+        """Put the hooks on student and teacher, before either is first called."""
+        self.capture.attach()
+        if self.teacher is not None:
+            self.teacher.attach()
+
+    def detach(self) -> None:
+        """Take the hooks off student and teacher."""
+        self.capture.detach()
+        if self.teacher is not None:
+            self.teacher.detach()
+
+    def terms(
+        self, goal: Goal, batch: Any, read: Callable[[], Batch], calls: Sequence[Call], task: Tensor | None
+    ) -> Terms:
+        """Return the loss of a step and its parts.
+
+        Args:
+            goal: What trains now.
+            batch: The batch as the data loader gave it.
+            read: Returns the batch taken apart, the same at every call: taking it apart may draw random numbers.
+            calls: The student's recorded calls that count; the parts are means over them.
+            task: The unweighted task term, ``None`` without one.
+
+        Raises:
+            RuntimeError: If a layer did not run in this step.
+            ValueError: If a loss needs a target, an index or logits that are not there.
+        """
+        tensors = None
+        compared: list[dict[str, Tensor]] = []
+        if goal.evaluations:
+            for call in calls:
+                tensors = self.look(goal, batch, read, call)
+                compared.append(self._evaluate(goal, tensors))
+        parts = _mean(compared)
+        if task is not None and not goal.in_stage:
+            parts = {"task": task, **parts}
+        total = self.objective.total(goal, parts)
+        return Terms(total, parts | self.objective.details(parts), tensors)
+
+    def look(self, goal: Goal, batch: Any, read: Callable[[], Batch], call: Call) -> StepTensors:
+        """Check a recorded call of the student, ask the teacher, and return what the losses read."""
+        if call.called:
+            self.capture.check_ran(call)
+            self.capture.check_unchanged(call, with_output=self.objective.reads_logits)
+            self.capture.check_gradients(call)
+        lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
+        needs_batch = self.objective.needs_target or self.objective.needs_index
+        tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
+        if not goal.in_stage:
+            if self._lacks(tensors):
+                for name, loss in goal.active:
+                    check_has(name, loss, tensors)
+            if not self.looked_for_frozen:
+                self._warn_of_frozen(goal.active, tensors)
+        return tensors
+
+    def ask(self, batch: Any, call: Call, *, first: bool = False) -> Lesson:
+        """Ask the teacher about its view of the batch.
+
+        Args:
+            batch: The batch as the data loader gave it.
+            call: The student's recorded call.
+            first: Whether this is the teacher's first answer, at set-up.
+
+        Raises:
+            RuntimeError: If student or teacher changed their common input in place.
+        """
+        if self.teacher is None:
+            return NO_LESSON
+        if call.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("student"))
+        args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
+        view = Call(args=args, kwargs=kwargs)
+        lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
+        if call.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("teacher"))
+        return lesson
+
+    def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
+        """Return what the losses read of a call, an answer and a batch."""
+        logits_of = self.hooks.logits_of
+        return StepTensors(
+            student_logits=logits_of(call.output) if call.called else None,
+            teacher_logits=None if lesson is NO_LESSON else logits_of(lesson.output),
+            student_features=call.features,
+            teacher_features=lesson.features,
+            target=batch.target,
+            index=batch.index,
+            teacher_ready=self.teacher_ready,
+            call=lambda network: logits_of(network(*call.args, **call.kwargs)),
+        )
+
+    def where_not_finite(self, terms: Terms, call: Call) -> str:
+        """Return a sentence that names what is not finite in a step: input, layers, logits; for an error."""
+        tensors = terms.tensors or self.tensors(call, NO_LESSON, _NO_BATCH)
+        bad = not_finite(tensors, self.objective.components, call)
+        if not bad:
+            return "What the losses read in this step is finite, so the loss itself overflows."
+        return f"Not finite in this step: {', '.join(bad)}."
+
+    def _evaluate(self, goal: Goal, tensors: StepTensors) -> dict[str, Tensor]:
+        # one call of a module: FSDP2 gathers the losses' own parameters there
+        parts: dict[str, Tensor] = self.objective.losses(
+            lambda: {name: _value(name, evaluate, tensors) for name, evaluate in goal.evaluations.items()}
+        )
+        return parts
+
+    def _lacks(self, tensors: StepTensors) -> bool:
+        """Whether a step lacks anything that a loss may need."""
+        lacks_logits = tensors.student_logits is None or tensors.teacher_logits is None
+        lacks_target = self.objective.needs_target and tensors.target is None
+        return lacks_logits or lacks_target or (self.objective.needs_index and tensors.index is None)
+
+    def _warn_of_frozen(self, active: Sequence[tuple[str, DistillationLoss]], tensors: StepTensors) -> None:
+        """Warn once of losses that cannot teach the student, because nothing that they read of it can be trained."""
+        self.looked_for_frozen = True
+        frozen = [name for name, loss in active if torch.is_grad_enabled() and only_frozen(loss, tensors)]
+        if frozen:
+            rank_zero_warn(
+                f"The loss part(s) {frozen} read only frozen layers of the student, so they cannot teach it; unfreeze "
+                "a layer at or before those, or name later ones."
+            )
+
+
+def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    if len(calls) < 2:
+        return calls[0] if calls else {}
+    return {name: add_up([parts[name] for parts in calls]) / len(calls) for name in calls[0]}
+
+
+def _value(name: str, evaluate: Callable[[StepTensors], Tensor], tensors: StepTensors) -> Tensor:
+    try:
+        return evaluate(tensors)
+    except ValueError as error:
+        if not str(error).startswith("Expected more than 1 value per channel"):
+            raise
+        raise ValueError(
+            f"Part {name!r} normalises over the batch in its projector, which this batch of one sample does not allow; "
+            "use DataLoader(..., drop_last=True) or another batch size."
+        ) from error

@@ -1,0 +1,137 @@
+"""The hooks that a distillation needs of Lightning, in one callback for both doors.
+
+A user's subclass may override any hook of its LightningModule without ``super()``, since Lightning's own are empty. So
+nothing of the distillation hangs on the module's hooks.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
+
+from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.fit.run import DistillationRun
+
+
+class FitHooks(Callback):
+    """Hands each moment of a fit on to a run."""
+
+    _run: DistillationRun | None = None
+
+    @property
+    def run(self) -> DistillationRun:
+        """The run, once the Trainer has set this callback up."""
+        if self._run is None:
+            raise RuntimeError("The callback has no run yet; pass it to a Trainer and call fit.")
+        return self._run
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up a resumed run where it stopped."""
+        self.run.fit_start(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up a run that was stopped within an epoch."""
+        self.run.resume.train_start(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's means."""
+        self.run.epoch_start(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Give the losses the moment of the run."""
+        self.run.clock.start_batch(pl_module, batch_idx)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Write a log line every ``log_every_n_steps``."""
+        self.run.before_optimizer_step(pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the steps since the last line."""
+        self.run.lines.epoch_end(pl_module)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the validation gave."""
+        self.run.evaluation.end(pl_module, tuning=self.run.clock.tuning)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin to compare student and teacher."""
+        self.run.start_evaluation(pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep what the test gave."""
+        self.run.evaluation.end(pl_module, tuning=self.run.clock.tuning)
+
+
+class ModuleHooks(FitHooks):
+    """The hooks of a ``DistillationModule``, which puts them among the Trainer's callbacks at set-up.
+
+    They stand after the user's callbacks and before those that write checkpoints: where Lightning calls the module.
+
+    Args:
+        run: The module's run.
+        before_fit: Called as a fit starts, before the run is.
+    """
+
+    def __init__(self, run: DistillationRun, before_fit: Callable[[], None]) -> None:
+        self._run = run
+        self._before_fit = before_fit
+
+    def join(self, trainer: Trainer) -> None:
+        """Stand among a Trainer's callbacks, in the place of hooks that an earlier fit has left there."""
+        callbacks = _without_hooks_of(self.run, trainer)
+        place = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), len(callbacks))
+        # a new list: the Trainer may be going through the old one
+        trainer.callbacks = [*callbacks[:place], self, *callbacks[place:]]  # type: ignore[attr-defined]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the losses' parameters are optimized, and take up a resumed run where it stopped."""
+        self._before_fit()
+        self._check_optimized(trainer)
+        super().on_fit_start(trainer, pl_module)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what resuming needs beside weights, also where the module overrides this hook."""
+        self.run.save(trainer, checkpoint)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take up what resuming needs beside weights, also where the module overrides this hook."""
+        self.run.load(checkpoint)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave student, teacher and Trainer as they were."""
+        self._leave(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave student, teacher and Trainer as they were."""
+        self._leave(trainer)
+
+    def _leave(self, trainer: Trainer) -> None:
+        self.run.leave()
+        trainer.callbacks = _without_hooks_of(self.run, trainer)  # type: ignore[attr-defined]
+
+    def _check_optimized(self, trainer: Trainer) -> None:
+        known = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        losses = self.run.objective.losses
+        left_out = [name for name, p in losses.named_parameters() if p.requires_grad and id(p) not in known]
+        if left_out and trainer.optimizers:
+            raise MisconfigurationException(
+                f"No optimizer has the parameters {left_out} of the losses, so they would not train. In your "
+                "configure_optimizers give the optimizer [*self.student.parameters(), *self.losses.parameters()]."
+            )
+
+
+def already_saved(checkpoint: dict[str, Any]) -> bool:
+    """Whether the hooks have written into a checkpoint what resuming needs."""
+    return CHECKPOINT_KEY in checkpoint
+
+
+def _without_hooks_of(run: DistillationRun, trainer: Trainer) -> list[Callback]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if not (isinstance(c, ModuleHooks) and c.run is run)]

@@ -1,0 +1,90 @@
+"""What this package puts on other people's objects during a fit: one list, taken back in every way a fit can end."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Handle(Protocol):
+    """What torch returns for a hook."""
+
+    def remove(self) -> None:
+        """Take the hook off."""
+
+
+class Patches:
+    """Methods that were replaced on instances, and hooks, so that :meth:`undo_all` leaves the objects as they were.
+
+    Example:
+        >>> class Theirs:
+        ...     def step(self):
+        ...         return 1
+        >>> theirs, patches = Theirs(), Patches()
+        >>> patches.replace(theirs, "step", lambda: 2)
+        >>> theirs.step()
+        2
+        >>> patches.undo_all()
+        >>> theirs.step(), vars(theirs)
+        (1, {})
+    """
+
+    def __init__(self) -> None:
+        self._replaced: list[tuple[Any, str, bool, Any]] = []
+        self._handles: list[Handle] = []
+
+    def __reduce__(self) -> tuple[type["Patches"], tuple[()]]:
+        # a copy of a module, or one that was pickled, has put nothing on anything
+        return Patches, ()
+
+    def replace(self, owner: object, name: str, value: Any) -> None:
+        """Give an object an attribute of this fit, in place of its class's or one that somebody else gave it."""
+        attributes = vars(owner)
+        self._replaced.append((owner, name, name in attributes, attributes.get(name)))
+        attributes[name] = value
+
+    def put_back(self, owner: object, name: str) -> None:
+        """Take back the last replacement of an attribute."""
+        for i in reversed(range(len(self._replaced))):
+            if self._replaced[i][0] is owner and self._replaced[i][1] == name:
+                _restore(*self._replaced.pop(i))
+                return
+
+    def after(self, owner: object, name: str, then: Callable[[], object]) -> None:
+        """Do something once, after the next call of a method."""
+        method = getattr(owner, name)
+
+        @functools.wraps(method)
+        def method_then(*args: Any, **kwargs: Any) -> Any:
+            result = method(*args, **kwargs)
+            self.put_back(owner, name)
+            then()
+            return result
+
+        self.replace(owner, name, method_then)
+
+    def once(self, owner: object, name: str, value: Callable[..., Any]) -> None:
+        """Replace a method for its next call alone."""
+
+        def method_once(*args: Any, **kwargs: Any) -> Any:
+            self.put_back(owner, name)
+            return value(*args, **kwargs)
+
+        self.replace(owner, name, method_once)
+
+    def add(self, *handles: Handle) -> None:
+        """Remember hooks to take off."""
+        self._handles += handles
+
+    def undo_all(self) -> None:
+        """Leave every object as it was."""
+        while self._replaced:
+            _restore(*self._replaced.pop())
+        while self._handles:
+            self._handles.pop().remove()
+
+
+def _restore(owner: object, name: str, was_there: bool, value: Any) -> None:
+    if was_there:
+        vars(owner)[name] = value
+    else:
+        vars(owner).pop(name, None)

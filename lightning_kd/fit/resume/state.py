@@ -1,0 +1,133 @@
+"""What a checkpoint holds beside weights, and how a fit goes on from it."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from lightning_kd.engine.setup import SetUp
+from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.fit.evaluation import Evaluation
+from lightning_kd.fit.lines import Lines
+from lightning_kd.fit.patches import Patches
+from lightning_kd.fit.resume import processes, random_state
+from lightning_kd.fit.resume.loops import continue_loops, skip_seen_batches, unfinished_gradients
+from lightning_kd.losses.base import DistillationLoss
+
+
+class ResumeState:
+    """Writes and reads what resuming needs; a resumed fit ends as the uninterrupted one, bit for bit on the CPU.
+
+    Args:
+        setup: What the losses were built for.
+        lines: What is written of each step.
+        evaluation: What the evaluations gave.
+        patches: Where replacements of Lightning's methods are remembered.
+    """
+
+    def __init__(self, setup: SetUp, lines: Lines, evaluation: Evaluation, patches: Patches) -> None:
+        self.setup = setup
+        self.lines = lines
+        self.evaluation = evaluation
+        self.patches = patches
+        self._processes: list[dict[str, Any]] = []
+        self._data_start: dict[str, Any] = {}
+
+    def begin(self) -> None:
+        """Forget what an earlier checkpoint has left: this fit does not go on from it unless it is loaded again."""
+        self._processes = []
+        self.evaluation.teacher_accuracy = None
+
+    def fit_start(self) -> None:
+        """Note the random state with which the Trainer is about to begin the data."""
+        saved = processes.mine(self._processes)
+        if saved is not None:
+            random_state.restore(saved["data_start"])
+        self._data_start = random_state.current()
+
+    def train_start(self, module: LightningModule) -> None:
+        """Let a resumed fit go on exactly where its checkpoint was written: in the loops, the data, at random."""
+        saved = self._take_up_process()
+        if saved is None:
+            return
+        trainer = module.trainer
+        self.lines.log.restore(saved["log"])
+        for name, buffer in self._local_memory():
+            buffer.copy_(saved["memory"][name])
+        self._data_start = saved["data_start"]
+        trainer.callback_metrics.update(saved["metrics"])
+        if continue_loops(trainer, self.patches):
+            anew = trainer.current_epoch > 0 or trainer.strategy.restore_checkpoint_after_setup
+            if anew:
+                random_state.restore(self._data_start)
+            skip_seen_batches(trainer, self.patches, anew=anew)
+        random_state.restore(saved["random_state"])
+        for name, parameter in module.named_parameters():
+            if name in saved["gradients"]:
+                parameter.grad = saved["gradients"][name].to(parameter.device)
+
+    def epoch_start(self, module: LightningModule) -> None:
+        """Remember the random state with which the data of an epoch is begun; that of the first was noted before."""
+        if module.current_epoch > 0:
+            self._data_start = random_state.current()
+
+    def save(self, trainer: Trainer, checkpoint: dict[str, Any], *, tuning: bool) -> None:
+        """Write into a checkpoint, as plain data, what resuming needs beside weights; every process must call this.
+
+        Lines that were written before go to disk too: a resumed run does not write them again.
+        """
+        for logger in trainer.loggers:
+            logger.save()
+        checkpoint[CHECKPOINT_KEY] = {
+            **self.setup.state(),
+            "stages": [[stage.length, stage.unit] for stage in self.setup.step.objective.stages],
+            "teacher_accuracy": self.evaluation.teacher_accuracy,
+            "processes": processes.gather(self._process_state(trainer, tuning)),
+        }
+
+    def load(self, checkpoint: Mapping[str, Any]) -> None:
+        """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it.
+
+        A later fit that does not go on from it forgets the rest in :meth:`begin`.
+
+        Raises:
+            ValueError: If the checkpoint's student is of another architecture.
+        """
+        saved = checkpoint.get(CHECKPOINT_KEY)
+        if saved is None:
+            return
+        self._processes = saved["processes"]
+        self.evaluation.teacher_accuracy = saved["teacher_accuracy"]
+        objective = self.setup.step.objective
+        for stage, (length, unit) in zip(objective.stages, saved["stages"], strict=True):
+            stage.length, stage.unit = length, unit
+        objective.forget_goals()
+        self.setup.restore(saved)
+
+    def _take_up_process(self) -> dict[str, Any] | None:
+        states, self._processes = self._processes, []
+        saved = processes.mine(states)
+        if states and saved is None:
+            rank_zero_warn(
+                f"The checkpoint was written by {len(states)} process(es); another number of them goes on from it, so "
+                "random numbers are drawn afresh, and the next log line tells the steps from here on only."
+            )
+        return saved
+
+    def _process_state(self, trainer: Trainer, tuning: bool) -> dict[str, Any]:
+        return {
+            "random_state": random_state.current(),
+            "data_start": random_state.current() if tuning else self._data_start,
+            "log": self.lines.log.state(),
+            "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
+            "gradients": unfinished_gradients(trainer),
+            "memory": {name: buffer.detach().cpu() for name, buffer in self._local_memory()},
+        }
+
+    def _local_memory(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield what the losses remember in this process alone."""
+        for path, loss in self.setup.step.objective.losses.named_modules():
+            if isinstance(loss, DistillationLoss):
+                yield from ((f"{path}.{name}", loss.get_buffer(name)) for name in loss.local_buffers)

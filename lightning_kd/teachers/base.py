@@ -1,0 +1,77 @@
+"""What a teacher is: somebody who answers a call of the student."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kd.capture.call import Call
+
+
+class Lesson(Protocol):
+    """What a teacher says of one call: its output, and the value of each layer that the losses read."""
+
+    output: Any
+    features: dict[str, Tensor]
+
+
+NO_LESSON = Call()
+"""What there is where no loss asks the teacher."""
+
+
+class Teacher(ABC):
+    """Answers what the student was called with; a network that runs, stored answers, or several networks in turn.
+
+    A subclass writes :meth:`answer`. A teacher that runs a network keeps it as ``module``, for sizes and weights.
+
+    Example:
+        >>> class Constant(Teacher):
+        ...     def answer(self, batch, call):
+        ...         return Call(output=torch.zeros(len(call.args[0]), 3))
+        >>> Constant().answer(None, Call(args=(torch.ones(2, 4),))).output.shape
+        torch.Size([2, 3])
+    """
+
+    ready: bool = True
+    """Whether it has something to teach; losses that need a teacher wait until then."""
+    module: nn.Module | None = None
+    """The network that answers, if it is one."""
+
+    @abstractmethod
+    def answer(self, batch: Any, call: Call) -> Lesson:
+        """Return the output and the watched layers for a call.
+
+        Args:
+            batch: The batch as the data loader gave it.
+            call: What the student was called with, or what ``teacher_inputs`` made of it.
+
+        Raises:
+            RuntimeError: If a watched layer did not run, or its value was changed in place afterwards.
+        """
+
+    def first_answer(self, batch: Any, call: Call) -> Lesson:
+        """Answer at set-up, where a teacher may learn about itself; by default an ordinary answer."""
+        return self.answer(batch, call)
+
+    def watch(self, layers: Iterable[str]) -> None:
+        """Learn which layers the losses read, by their dotted names; called at set-up.
+
+        Raises:
+            ValueError: If there is no layer of that name; the message shows the nearest names.
+        """
+
+    def attach(self) -> None:
+        """Begin to watch: put hooks on, open files."""
+
+    def detach(self) -> None:
+        """Leave no trace on a network."""
+
+    def place(self, device: torch.device) -> None:
+        """Answer on a device."""
+
+    @property
+    def on_meta(self) -> bool:
+        """Whether there are no weights yet."""
+        return False
