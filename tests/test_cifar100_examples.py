@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_kd.commands.main import run
+from lightning_kd.commands.fit import run
 from lightning_kd.data import cifar_models
 from tests.data.fake_torchvision import fake_torchvision  # noqa: F401
 

@@ -631,7 +631,7 @@ def test_settings_without_effect_warn():
 
 
 def test_a_curriculum_is_written_in_yaml(tmp_path, monkeypatch):
-    from lightning_kd.commands.main import run
+    from lightning_kd.commands.fit import run
 
     monkeypatch.chdir(ROOT)
     (tmp_path / "curriculum.yaml").write_text(

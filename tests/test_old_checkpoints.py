@@ -170,7 +170,7 @@ def test_the_module_is_made_of_a_checkpoint_of_the_command_line_alone(name, door
 
 @pytest.mark.parametrize(("name", "door", "point"), LAST)
 def test_the_student_is_read_and_exported(name, door, point, stored, tmp_path):
-    from lightning_kd.cli import export  # the only name here that may move
+    from lightning_kd.commands.export import export  # the only name here that may move
 
     file, prefix = stored(name, door, point), PREFIX[door]
     expected = weights(file, prefix)
@@ -182,7 +182,7 @@ def test_the_student_is_read_and_exported(name, door, point, stored, tmp_path):
 
 
 def test_a_program_is_exported_from_a_checkpoint_of_the_command_line_alone(stored, tmp_path):
-    from lightning_kd.cli import export
+    from lightning_kd.commands.export import export
 
     file = stored("digits", COMMAND_LINE, "batch-5")
     export([f"--checkpoint={file}", f"--output={tmp_path}/student.pt2"])

@@ -17,7 +17,7 @@ import yaml
 
 import lightning_kd
 from lightning_kd import DistillationModule
-from lightning_kd.commands.main import run
+from lightning_kd.commands.fit import run
 from lightning_kd.files.reading import load_plain
 from lightning_kd.teachers import from_checkpoint
 from tests import support

@@ -290,7 +290,7 @@ def test_a_stage_out_of_range_is_refused(options: dict[str, Any], words: str) ->
 
 def through_yaml(text: str, folder: Path, *options: str) -> Any:
     """Fit two batches of the digits with the losses of a YAML text, and return the command line."""
-    from lightning_kd.commands.main import run
+    from lightning_kd.commands.fit import run
 
     (folder / "losses.yaml").write_text(text)
     quick = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=2"]

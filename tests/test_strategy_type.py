@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.commands.main import run
+from lightning_kd.commands.fit import run
 from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.losses.strategies import DistillationStrategyType

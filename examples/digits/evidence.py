@@ -8,7 +8,7 @@ from statistics import mean, stdev
 from jsonargparse import auto_cli
 from scipy.stats import t
 
-from lightning_kd.commands.main import run
+from lightning_kd.commands.fit import run
 
 ALONE = ["--model.teacher=null", "--model.losses=null", "--model.task_weight=1.0"]
 METHODS = {

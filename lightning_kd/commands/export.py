@@ -1,5 +1,6 @@
 """The command ``lightning-kd export``: the student inside a checkpoint as a file of its own."""
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,18 @@ from lightning_kd.files.class_paths import check_value
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.reading import check_class_names, load_plain
 from lightning_kd.files.weights import from_checkpoint, read_weights
+
+
+def export(words: list[str]) -> None:
+    """Write the student inside a checkpoint as a file of its own.
+
+    Args:
+        words: Arguments as on the command line, after ``export``.
+    """
+    description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog="lightning-kd export", description=description)
+    parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
+    export_checkpoint(**parser.parse_args(words).as_dict())
 
 
 def export_checkpoint(

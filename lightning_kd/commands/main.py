@@ -1,106 +1,77 @@
-"""The third door: ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI.
+"""The command line ``lightning-kd COMMAND ...``: the table of commands, their help, and the choice of one."""
 
-A configuration names classes, which is what it is for: of the kind that is expected in each place, from any module that
-can be imported, with any arguments. Whoever runs a stranger's configuration should read it as one reads a script. A
-checkpoint names nothing here: what is built comes from the configuration alone.
-"""
-
-import inspect
+import difflib
 import sys
-import warnings
-from contextlib import suppress
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from jsonargparse import ArgumentParser, set_parsing_settings
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
-import lightning_kd.data
-import lightning_kd.losses
-import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
-from lightning_kd.commands.export import export_checkpoint
-from lightning_kd.files.class_paths import check_arguments, check_value
-from lightning_kd.module import DistillationModule
-from lightning_kd.report import DistillationSummary
-
-
-class DistillationCLI(LightningCLI):
-    """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
-
-    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
-        with suppress(TypeError):  # versions before it has a list of what no configuration may name
-            set_parsing_settings(import_path_denylist=[])  # that list, and nothing besides
-        super().__init__(
-            DistillationModule,
-            LightningDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={
-                "description": "Distil a student from a teacher with PyTorch Lightning. "
-                "`lightning-kd export --help` tells how to write the student as a file of its own."
-            },
-            args=args,
-            **kwargs,
-        )
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the arguments; a script that gives them itself may have arguments of its own."""
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
-            super().parse_arguments(parser, args)
-        self._check_class_paths(parser)
-
-    def _check_class_paths(self, parser: LightningArgumentParser) -> None:
-        """Check what the configuration names, in words of our own: not every jsonargparse does so for functions."""
-        options = self.config.get(self.config.get("subcommand") or "", self.config)
-        made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
-        try:
-            for place, cls in made.items():
-                check_arguments(cls, vars(options.get(place)), place)
-            check_value(options.get("data"), LightningDataModule, "data")
-        except ValueError as error:
-            parser.error(str(error))
-
-    def before_instantiate_classes(self) -> None:
-        """Read checkpoints as tensors and plain data, unless the user says otherwise."""
-        options = self.config[self.subcommand]
-        if options.weights_only is None:
-            options.weights_only = True
-
-    def _parse_ckpt_path(self) -> None:
-        """Build what the configuration names: Lightning would let a checkpoint's own class names override it."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the summary table."""
-        parser.add_lightning_class_args(DistillationSummary, "summary")
-
-
-def run(args: list[str] | None = None) -> DistillationCLI:
-    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the command line's module, data and trainer.
+@dataclass(frozen=True)
+class Command:
+    """A command: a function in a file of this folder, which is imported only when the command runs.
 
     Args:
-        args: Arguments as on the command line; by default those of the process.
+        summary: One line for ``lightning-kd --help``.
+        function: ``FILE:NAME``; the function takes the words after the command.
     """
-    return DistillationCLI(args=args)
+
+    summary: str
+    function: str
+
+    def __call__(self, words: list[str]) -> object:
+        """Run the command with the words after it."""
+        file, _, name = self.function.partition(":")
+        function: Any = getattr(import_module(f"{__package__}.{file}"), name)
+        return function(words)
 
 
-def export(args: list[str]) -> None:
-    """Write the student inside a checkpoint as a file of its own.
-
-    Args:
-        args: Arguments as on the command line, after ``export``.
-    """
-    description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(prog="lightning-kd export", description=description)
-    parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
-    export_checkpoint(**parser.parse_args(args).as_dict())
+COMMANDS: Mapping[str, Command] = {
+    "fit": Command("Train a student, with a teacher or without one.", "fit:fit"),
+    "validate": Command("Compare a student with its teacher on the validation data.", "fit:validate"),
+    "test": Command("Compare a student with its teacher on the test data.", "fit:test"),
+    "predict": Command("Compute what a student predicts.", "fit:predict"),
+    "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
+}
 
 
 def main() -> None:
     """Run the command line with the arguments of the process."""
     words = sys.argv[1:]
-    if words[:1] == ["export"]:
-        export(words[1:])
+    name = words[0] if words else ""
+    if name in ("-h", "--help"):
+        print(overview())
+    elif name in COMMANDS:
+        COMMANDS[name](words[1:])
+    elif name.startswith("-"):  # LightningCLI takes --config and --print_config before the command too
+        from lightning_kd.commands.fit import run
+
+        run(words)
     else:
-        run()
+        print(unknown(name) if name else overview(), file=sys.stderr)
+        sys.exit(2)
+
+
+def overview() -> str:
+    """Return the help that names every command."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: lightning-kd COMMAND [OPTION ...]\n\n"
+        "Distil a student from a teacher with PyTorch Lightning.\n\n"
+        f"commands:\n{commands}\n\n"
+        "`lightning-kd COMMAND --help` lists the options of a command."
+    )
+
+
+def unknown(name: str) -> str:
+    """Return the error for a command that the table does not have, with the nearest names.
+
+    Example:
+        >>> unknown("exprt")
+        "lightning-kd: there is no command 'exprt'. Nearest: export. `lightning-kd --help` lists all commands."
+    """
+    nearest = difflib.get_close_matches(name, COMMANDS)
+    hint = f"Nearest: {', '.join(nearest)}. " if nearest else ""
+    return f"lightning-kd: there is no command {name!r}. {hint}`lightning-kd --help` lists all commands."

@@ -454,7 +454,7 @@ def fit(name: str, door: str, folder: Path, checkpoint: Path | None = None) -> R
 
 
 def _fit_on_the_command_line(name, folder, checkpoint):
-    from lightning_kd.cli import run  # the only name here that may move
+    from lightning_kd.commands.fit import run  # the only name here that may move
 
     scenario = SCENARIOS[name]
     config, *options = scenario.config

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lightning_kd import DistillationModule, DistillationStrategyType
-from lightning_kd.commands.main import run
+from lightning_kd.commands.fit import run
 from lightning_kd.teachers import BornAgain, from_checkpoint
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "digits"
 QUICK = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=2"]
 

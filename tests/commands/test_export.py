@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lightning_kd.commands.main import export, run
+from lightning_kd.commands.export import export
+from lightning_kd.commands.fit import run
 from lightning_kd.data import DigitsConvNet
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples" / "digits" / "response.yaml"
 WIDTH = 4  # not the one of the configuration
 X = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))

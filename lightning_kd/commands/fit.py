@@ -1,0 +1,99 @@
+"""The commands ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI.
+
+A configuration names classes, which is what it is for: of the kind that is expected in each place, from any module that
+can be imported, with any arguments. Whoever runs a stranger's configuration should read it as one reads a script. A
+checkpoint names nothing here: what is built comes from the configuration alone.
+"""
+
+import warnings
+from contextlib import suppress
+from typing import Any
+
+from jsonargparse import set_parsing_settings
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+import lightning_kd.data
+import lightning_kd.losses
+import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
+from lightning_kd.files.class_paths import check_arguments, check_value
+from lightning_kd.module import DistillationModule
+from lightning_kd.report import DistillationSummary
+
+
+class DistillationCLI(LightningCLI):
+    """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
+
+    def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
+        with suppress(TypeError):  # versions before it has a list of what no configuration may name
+            set_parsing_settings(import_path_denylist=[])  # that list, and nothing besides
+        super().__init__(
+            DistillationModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": "Distil a student from a teacher with PyTorch Lightning."},
+            args=args,
+            **kwargs,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse the arguments; a script that gives them itself may have arguments of its own."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
+            super().parse_arguments(parser, args)
+        self._check_class_paths(parser)
+
+    def _check_class_paths(self, parser: LightningArgumentParser) -> None:
+        """Check what the configuration names, in words of our own: not every jsonargparse does so for functions."""
+        options = self.config.get(self.config.get("subcommand") or "", self.config)
+        made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
+        try:
+            for place, cls in made.items():
+                check_arguments(cls, vars(options.get(place)), place)
+            check_value(options.get("data"), LightningDataModule, "data")
+        except ValueError as error:
+            parser.error(str(error))
+
+    def before_instantiate_classes(self) -> None:
+        """Read checkpoints as tensors and plain data, unless the user says otherwise."""
+        options = self.config[self.subcommand]
+        if options.weights_only is None:
+            options.weights_only = True
+
+    def _parse_ckpt_path(self) -> None:
+        """Build what the configuration names: Lightning would let a checkpoint's own class names override it."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the summary table."""
+        parser.add_lightning_class_args(DistillationSummary, "summary")
+
+
+def run(args: list[str] | None = None) -> DistillationCLI:
+    """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the command line's module, data and trainer.
+
+    Args:
+        args: Arguments as on the command line; by default those of the process.
+    """
+    return DistillationCLI(args=args)
+
+
+def fit(words: list[str]) -> None:
+    """Train, as the words after ``fit`` say."""
+    run(["fit", *words])
+
+
+def validate(words: list[str]) -> None:
+    """Run one epoch on the validation data, as the words after ``validate`` say."""
+    run(["validate", *words])
+
+
+def test(words: list[str]) -> None:
+    """Run one epoch on the test data, as the words after ``test`` say."""
+    run(["test", *words])
+
+
+def predict(words: list[str]) -> None:
+    """Compute predictions, as the words after ``predict`` say."""
+    run(["predict", *words])
