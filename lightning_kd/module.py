@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.example import Example
+from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of
 from lightning_kd.configurable import describe, restore
 from lightning_kd.distributed.sharding import mesh_of, shard
@@ -264,6 +265,8 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
+        if self._trainer is not None:
+            self._capture()  # refuses a set-up that was left out, before the first step
         trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
         optimizer = self.make_optimizer(trainable)
         if self.lr is not None:
@@ -287,7 +290,7 @@ class DistillationModule(LightningModule):
         """Return the weighted sum of the task's loss and the distillation losses."""
         # read once a step: an unpack_batch that draws (mixup, cropping) must give student and losses the same draw
         read = self.unpack_batch(batch)
-        capture = self.run.step.capture
+        capture = self._capture()
         with capture.recording() as call:
             task = None
             if self.run.clock.goal.runs_student:
@@ -401,6 +404,16 @@ class DistillationModule(LightningModule):
         if self.lr != self._lr_at_setup:  # a scheduler knows the rates that it was made with
             self.trainer.strategy.setup_optimizers(self.trainer)
 
+    def _capture(self) -> Capture:
+        """Return what records the student's call, or raise a ``RuntimeError`` if nothing was set up."""
+        capture = self.run.step.capture
+        if not capture.attached:
+            raise RuntimeError(
+                f"The losses are not set up. If {type(self).__name__}.setup is your own, begin it with "
+                "super().setup(stage); in a loop of your own call module.prepare(batch) first."
+            )
+        return capture
+
     def _call_student(self, batch: Any) -> Any:
         read = self.unpack_batch(batch)
         return self.run.step.capture.call(*read.args, **read.kwargs)
@@ -427,7 +440,7 @@ class DistillationModule(LightningModule):
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
         read = self.unpack_batch(batch)
-        capture = self.run.step.capture
+        capture = self._capture()
         with capture.recording() as call:
             output = capture.call(*read.args, **read.kwargs)
             self.run.evaluation.compare(self, batch, call, read.target, prefix=prefix, loader=loader, with_student=True)
