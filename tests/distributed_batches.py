@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_kd import DistillationCallback
 from lightning_kd.data import Indexed
 from lightning_kd.losses import HybridLoss, KDLoss, RKDLoss
-from tests import support
+from tests import processes, support
 
 SIZES = [(4, 0), (0, 4), (4, 4), (1, 3), (3, 0)]
 """Rows of the first and the second process in each step."""
@@ -83,4 +83,4 @@ def fit(door, scenario, path):
 if __name__ == "__main__":
     for name in sys.argv[3:]:
         fit(sys.argv[1], name, f"{sys.argv[2]}/{name}")
-    torch.distributed.destroy_process_group()
+    processes.leave_group()

@@ -9,7 +9,7 @@ from torch.utils.data import DistributedSampler
 
 from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
-from tests import support
+from tests import processes, support
 from tests.test_curriculum import Rows, Seen, curriculum, loader, teacher_of_rows
 
 
@@ -30,4 +30,4 @@ def main(mode, path):
 
 if __name__ == "__main__":
     main(sys.argv[1], sys.argv[2])
-    torch.distributed.destroy_process_group()
+    processes.leave_group()

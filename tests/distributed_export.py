@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
 from lightning_kd.export import student as export
-from tests import support
+from tests import processes, support
 
 RANK = int(os.environ.get("LOCAL_RANK", "0"))
 seen = {}
@@ -55,8 +55,7 @@ def main(folder):
     strategy = DDPStrategy(process_group_backend="gloo")
     support.fit(made, callbacks=[Midway(folder)], strategy=strategy, devices=2, max_epochs=1)
     torch.save({**seen, "rank": torch.distributed.get_rank()}, folder / f"seen{RANK}.pt")
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    processes.leave_group()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train with Fabric on one process, or on several that share each batch, and write the weights; a program.
 
-python -m tests.distributed_fabric PROCESSES FOLDER
+python -m tests.distributed_fabric DEVICES FOLDER
 """
 
 import sys
@@ -11,7 +11,7 @@ from lightning.fabric import Fabric
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
-from tests import support
+from tests import processes, support
 from tests.distributed_fit import Plain
 
 SCENARIOS = {"default": support.default_losses, "bank": lambda: [support.default_loss("CRDLoss")]}
@@ -42,8 +42,9 @@ def train(fabric, scenario):
 
 
 if __name__ == "__main__":
-    processes, folder = int(sys.argv[1]), sys.argv[2]
-    fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto")
+    devices, folder = int(sys.argv[1]), sys.argv[2]
+    fabric = Fabric(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto")
     fabric.launch()
     for scenario in SCENARIOS:
-        torch.save(train(fabric, scenario), f"{folder}/{scenario}.{processes}.{fabric.global_rank}")
+        torch.save(train(fabric, scenario), f"{folder}/{scenario}.{devices}.{fabric.global_rank}")
+    processes.leave_group()

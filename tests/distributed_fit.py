@@ -20,7 +20,7 @@ from lightning_kd.distributed.sharding import shard
 from lightning_kd.distributed.whole_state import whole_state
 from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
 from lightning_kd.teachers import BornAgain, EMATeacher
-from tests import support
+from tests import processes, support
 from tests.test_stages import Compressed, Initialised
 
 SCENARIOS = {
@@ -120,5 +120,4 @@ def fit(door, mode, scenario, path):
 if __name__ == "__main__":
     for name in sys.argv[4:]:
         fit(sys.argv[1], sys.argv[2], name, f"{sys.argv[3]}/{name}")
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    processes.leave_group()

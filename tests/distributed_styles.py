@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.optim import lr_scheduler
 
 from lightning_kd import DistillationCallback
-from tests import styles, support
+from tests import processes, styles, support
 from tests.test_callback_optimizers import SGD, ByHand, OfASubmodule, callback
 from tests.test_callback_styles import fit, kd
 
@@ -46,4 +46,4 @@ if __name__ == "__main__":
         fit_on_two(by_hand, data)
         weights = {key: [value, by_hand.state_dict()[key]] for key, value in distilled.state_dict().items()}
         torch.save(weights, f"{sys.argv[1]}/{name}.{trainer.global_rank}")
-    torch.distributed.destroy_process_group()
+    processes.leave_group()

@@ -8,10 +8,8 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import traceback
 import warnings
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests import support
+from tests import processes, support
 from tests.scenarios import SCENARIOS, fit, outcome
 
 PLACES = ["batch start", "backward", "batch end", "validation", "epoch end", "writing", "written"]
@@ -96,34 +94,13 @@ def run(name, door, folder, rank, size, kill):
 def forked(folder, size, work):
     """Do something in processes of their own, that are one group; return how each ended."""
     assert threading.active_count() == 1, "what has threads must not be forked"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(size):
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                begin(folder, rank, size, port, leader=children[0] if children else 0)
-                work(rank)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        children.append(child)
-        if rank == 0:
-            os.setpgid(child, child)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    port = support.free_port()
+    works = [partial(as_rank, rank, size, port, work) for rank in range(size)]
+    return processes.forked(str(folder), works, limit=300, folder=folder)
 
 
-def begin(folder, rank, size, port, leader):
-    """Make a new process ready: a group that can be killed as one, output to a file, a place among the ranks."""
-    os.setpgid(0, leader)
-    log = os.open(folder / f"log.{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+def as_rank(rank, size, port, work):
+    """Do something in a place among the ranks."""
     if size > 1:
         places = {
             "LOCAL_RANK": rank,
@@ -133,6 +110,7 @@ def begin(folder, rank, size, port, leader):
             "MASTER_PORT": port,
         }
         os.environ |= {name: str(value) for name, value in places.items()}
+    work(rank)
 
 
 def carry_out(plan):

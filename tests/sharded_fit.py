@@ -18,7 +18,7 @@ from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.distributed.sharding import shard
 from lightning_kd.distributed.whole_state import whole_state
 from lightning_kd.teachers import materialize
-from tests import support
+from tests import processes, support
 from tests.distributed_fit import Plain, ShardedModule
 
 
@@ -131,4 +131,4 @@ def run(scenario, folder):
 if __name__ == "__main__":
     for scenario in sys.argv[2:]:
         run(scenario, Path(sys.argv[1]))
-    torch.distributed.destroy_process_group()
+    processes.leave_group()

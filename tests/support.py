@@ -5,11 +5,7 @@ import inspect
 import os
 import signal
 import socket
-import subprocess
-import sys
-import warnings
 from functools import partial
-from pathlib import Path
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationCallback, DistillationModule, losses
 from lightning_kd.losses import DistillationLoss, HintLoss, KDLoss
+from tests import processes
 
 CLASSES = 4
 
@@ -183,17 +180,7 @@ class Dying:
 
 def killed(work):
     """Do something in a process of its own, which must die of SIGKILL."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on threads, which the work does not use
-        child = os.fork()
-    if not child:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status)
-    assert os.WTERMSIG(status) == signal.SIGKILL
+    assert processes.forked("what must be killed", [work], limit=60) == [-signal.SIGKILL]
 
 
 class Batches(list):
@@ -296,12 +283,3 @@ def snapshot(net):
 def assert_unchanged(net, before):
     changed = [name for name, value in net.state_dict().items() if not torch.equal(value, before[name])]
     assert not changed, changed
-
-
-def run_program(name, *arguments, timeout=600):
-    """Run a program of the tests, which starts its other processes itself, and show what it said if it fails."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}  # a seed
-    command = [sys.executable, "-m", f"tests.{name}", *map(str, arguments)]
-    options = {"cwd": Path(__file__).parent.parent, "env": {**inherited, "OMP_NUM_THREADS": "1"}}
-    done = subprocess.run(command, **options, capture_output=True, text=True, timeout=timeout)
-    assert done.returncode == 0, done.stderr[-20000:]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lightning_kd.losses import ABLoss, KDLoss, RKDLoss
-from tests import support
+from tests import processes, support
 from tests.distributed_batches import SIZES, Batches, OwnModule, networks
 
 DOORS = ["module", "callback"]
@@ -112,7 +112,7 @@ def runs(tmp_path_factory):
     found = {}
     for door, scenarios in SCENARIOS.items():
         folder = tmp_path_factory.mktemp(door)
-        support.run_program("distributed_batches", door, folder, *scenarios)
+        processes.program("distributed_batches", door, folder, *scenarios, limit=600)
         for name in scenarios:
             found[door, name] = [torch.load(folder / f"{name}.{rank}", weights_only=True) for rank in (0, 1)]
     return found
@@ -163,6 +163,6 @@ def test_a_process_without_samples_adds_nothing_to_the_average(door, runs):
 
 @pytest.mark.slow
 def test_a_bad_value_on_one_process_ends_both(tmp_path):
-    with pytest.raises(AssertionError, match=r"not finite at step 2.*'kd' is nan"):  # and no TimeoutExpired
-        support.run_program("distributed_batches", "module", tmp_path, "broken", timeout=300)
+    with pytest.raises(AssertionError, match=r"not finite at step 2.*'kd' is nan"):  # and no HangError
+        processes.program("distributed_batches", "module", tmp_path, "broken", limit=300)
     assert not list(tmp_path.iterdir())

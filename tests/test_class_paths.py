@@ -3,7 +3,6 @@
 import datetime
 import functools
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -112,7 +111,7 @@ WRONG = [
     (eval, Callable[[str], float]),
     (spec("subprocess.Popen", args="false"), Any),
     (spec("subprocess.Popen", args="false"), object),
-    (subprocess.Popen, Callable),
+    (os.popen, Callable),
     (spec("lightning.pytorch.cli.os.system", command="false"), Any),
     (spec("functools.partial", func="os.system"), Any),
     (functools.partial(os.system, "false"), Callable),

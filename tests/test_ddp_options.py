@@ -5,10 +5,9 @@ from functools import partial
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 
-from tests import support
+from tests import processes, support
 
 LOSSES = ["HintLoss", "FTLoss", "FSPLoss", "ABLoss"]
 OPTIONS = {
@@ -39,15 +38,20 @@ def work(rank, folder):
         for way in ways
     }
     torch.save(found, folder / str(rank))
-    torch.distributed.destroy_process_group()
+    processes.leave_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("options")
     (folder / "port").write_text(support.free_port())
-    mp.spawn(work, (folder,), nprocs=2)
+    processes.spawned(work, folder, limit=600)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(2)]
+
+
+def fork_two(path):
+    """Fit in two processes that the Trainer forks, and write what this one gets back."""
+    torch.save(trained("HintLoss", DDPStrategy(process_group_backend="gloo", start_method="fork")), path)
 
 
 @pytest.mark.slow
@@ -60,7 +64,8 @@ def test_an_option_of_ddp_changes_no_bit(option, loss, ranks):
 
 
 @pytest.mark.slow
-def test_forked_processes_give_the_student_back(ranks):
-    forked = trained("HintLoss", DDPStrategy(process_group_backend="gloo", start_method="fork"))
+def test_forked_processes_give_the_student_back(ranks, tmp_path):
+    assert processes.forked("a Trainer that forks", [partial(fork_two, tmp_path / "forked")], limit=120) == [0]
+    forked = torch.load(tmp_path / "forked", weights_only=True)
     expected = ranks[0]["HintLoss plain"]
     assert all(torch.equal(value, expected[name]) for name, value in forked.items())

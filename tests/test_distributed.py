@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests import support
+from tests import processes, support
 from tests.distributed_fit import SCENARIOS
 
 SCENARIOS_OF = {
@@ -22,7 +22,7 @@ def weights(tmp_path_factory):
         for mode in ("one", "ddp", "fsdp2"):
             folder = tmp_path_factory.mktemp(f"{door}-{mode}")
             names = [name for name in scenarios if mode != "fsdp2" or name not in BEGINS_ANEW]
-            support.run_program("distributed_fit", door, mode, folder, *names)
+            processes.program("distributed_fit", door, mode, folder, *names, limit=600)
             for name in names:
                 paths = [folder / f"{name}.{rank}" for rank in range(1 if mode == "one" else 2)]
                 found[door, mode, name] = [torch.load(path, weights_only=True) for path in paths]

@@ -1,14 +1,10 @@
 """The callback on modules of many styles, on two processes."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-ROOT = Path(__file__).parent.parent
+from tests import processes
+
 STYLES = [
     "Lightning's BoringModel",
     "built in configure_model",
@@ -21,23 +17,10 @@ STYLES = [
 ]
 
 
-def run(folder, *names):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-    return subprocess.run(
-        [sys.executable, "-m", "tests.distributed_styles", str(folder), *names],
-        cwd=ROOT,
-        env={**inherited, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("styles")
-    done = run(folder, *STYLES)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.program("distributed_styles", folder, *STYLES, limit=300)
     return {name: [torch.load(folder / f"{name}.{rank}", weights_only=True) for rank in range(2)] for name in STYLES}
 
 
@@ -53,6 +36,6 @@ def test_two_processes_train_what_they_train_by_hand(name, weights):
 
 @pytest.mark.slow
 def test_a_process_without_a_loss_ends_the_run_with_the_trainers_error(tmp_path):
-    done = run(tmp_path, "no loss on one process")
+    done = processes.program("distributed_styles", tmp_path, "no loss on one process", limit=300, check=False)
     assert done.returncode != 0
     assert "returning None in distributed training is not supported" in done.stderr

@@ -2,12 +2,9 @@
 
 import copy
 import dataclasses
-import os
-import subprocess
 import sys
 from collections import OrderedDict, namedtuple
 from functools import partial
-from pathlib import Path
 
 import onnxruntime
 import pytest
@@ -21,9 +18,8 @@ from lightning_kd import Batch, DistillationCallback, DistillationModule, export
 from lightning_kd.export.program import standalone
 from lightning_kd.export.student import choose_format
 from lightning_kd.losses import KDLoss
-from tests import support
+from tests import processes, support
 
-ROOT = Path(__file__).parent.parent
 DOORS = ["module", "callback"]
 FORMATS = {"pt": "state_dict", "safetensors": "safetensors", "pt2": "torch.export", "onnx": "onnx"}
 X = support.data().tensors[0]
@@ -680,11 +676,7 @@ def test_folders_are_made(tmp_path):
 @pytest.mark.slow
 def test_of_two_processes_the_first_writes_and_the_other_waits(tmp_path):
     (tmp_path / "file").touch()
-    command = [sys.executable, "-m", "tests.distributed_export", str(tmp_path)]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.program("distributed_export", tmp_path, limit=300)
     first, second = (torch.load(tmp_path / f"seen{rank}.pt", weights_only=True) for rank in (0, 1))
     assert (first["rank"], second["rank"]) == (0, 1)
     for seen in (first, second):

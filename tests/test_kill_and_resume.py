@@ -1,19 +1,15 @@
 """Runs that are killed with SIGKILL, some of them several times, and go on from the last checkpoint."""
 
 import json
-import os
 import random
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests import processes
 from tests.killed_fit import PLACES
 from tests.scenarios import SCENARIOS, curve, differences
 
-ROOT = Path(__file__).parent.parent
 SEED = 20
 DOORS = ["module", "callback"]
 TWICE = ["kd and hint", "banks", "factor", "accumulated", "balanced", "born again", "mean teacher", "plain loader"]
@@ -54,16 +50,8 @@ def folders(tmp_path_factory):
     base = tmp_path_factory.mktemp("killed")
     keys = ("name", "door", "size", "kills")
     plan = [{"folder": str(base / str(i)), **dict(zip(keys, one, strict=True))} for i, one in enumerate(RUNS.values())]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-    halves = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.killed_fit", json.dumps(part)],
-            cwd=ROOT,
-            env={**inherited, "OMP_NUM_THREADS": "1"},
-        )
-        for part in (plan[::2], plan[1::2])
-    ]
-    assert [half.wait(timeout=900) for half in halves] == [0, 0]
+    halves = [processes.module("killed_fit", json.dumps(part)) for part in (plan[::2], plan[1::2])]
+    processes.run(halves, limit=900)
     return {run: base / str(i) for i, run in enumerate(RUNS)}
 
 

@@ -4,13 +4,12 @@ import os
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
 from lightning_kd.losses import CRDLoss
-from tests import support
+from tests import processes, support
 
 
 def fitted(folder, **options):
@@ -36,13 +35,13 @@ def work(rank, folder):
     whole, _ = fitted(folder, max_epochs=2, callbacks=[saver])
     resumed, _ = fitted(folder, max_epochs=2, ckpt_path=folder / "4.ckpt", seed=99)
     torch.save((whole, resumed), folder / str(rank))
-    torch.distributed.destroy_process_group()
+    processes.leave_group()
 
 
 @pytest.mark.slow
 def test_banks_of_their_own_resume_in_every_process(tmp_path):
     (tmp_path / "port").write_text(support.free_port())
-    mp.spawn(work, (tmp_path,), nprocs=2)
+    processes.spawned(work, tmp_path, limit=300)
     ranks = [torch.load(tmp_path / str(rank), weights_only=True) for rank in range(2)]
     for whole, resumed in ranks:
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)

@@ -1,15 +1,12 @@
 """The compatibility matrix is run: every strategy in every way of training it."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from tests import support
+from tests import processes, support
 from tests.matrix import table
 from tests.matrix.cells import Cell, product, sample
 from tests.matrix.fit import fit
@@ -19,23 +16,13 @@ from tests.matrix.verdict import complaints
 ROOT = Path(__file__).parent.parent
 
 
-def ran(*arguments):
-    """What the program prints."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-    command = [sys.executable, "-m", "tests.matrix", *arguments]
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return done.stdout
-
-
 def test_every_pair_of_ways_to_train_works():
-    assert "wrong" not in ran("--sample")
+    assert "wrong" not in processes.program("matrix", "--sample", limit=600).stdout
 
 
 @pytest.mark.slow
 def test_the_whole_matrix_is_the_table_of_its_readme():
-    assert ran() == shown()
+    assert processes.program("matrix", limit=3000).stdout == shown()
 
 
 def test_the_readme_claims_no_other_cells_than_are_run():

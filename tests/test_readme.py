@@ -1,10 +1,8 @@
 """The READMEs say what is true: examples run as written, links lead somewhere, tables are those of the code."""
 
 import inspect
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from lightning_kd import losses
 from lightning_kd.losses.strategies import DistillationStrategyType
-from tests import support
+from tests import processes, support
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,9 +39,8 @@ def rows(text):
 def ran(command, folder):
     """Run a command as in a clone, but write to another folder."""
     (folder / "examples").symlink_to(ROOT / "examples")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    environment = processes.inherited(PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    (done,) = processes.run([command], cwd=folder, environment=environment, limit=300)
     return done.stdout + done.stderr
 
 
@@ -129,7 +126,8 @@ def test_the_table_of_losses_has_every_strategy_and_every_loss_with_its_file():
     table = rows(section("The strategies", LOSSES))
     assert [row[0] for row in table] == [f"{int(member)} `{member.name}`" for member in DistillationStrategyType]
     where = {name: [row[-1] for row in table if f"`{name}`" in row[1]] for name in support.exported_losses()}
-    own = {name: f"`{Path(inspect.getfile(getattr(losses, name))).name}`" for name in where}
+    folder = Path(losses.__file__).parent
+    own = {name: f"`{Path(inspect.getfile(getattr(losses, name))).relative_to(folder)}`" for name in where}
     assert {name: files for name, files in where.items() if len(files) != 1 or own[name] not in files[0]} == {}
 
 

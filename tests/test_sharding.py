@@ -1,9 +1,6 @@
 """FSDP2: teachers that no process holds whole, and runs that are split, saved, resumed, compiled and refused."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,11 +12,10 @@ from lightning_kd import DistillationCallback
 from lightning_kd.distributed.sharding import blocks, check_clips
 from lightning_kd.losses import KDLoss, OFDLoss
 from lightning_kd.teachers import BornAgain, EMATeacher
-from tests import support
+from tests import processes, support
 from tests.distributed_fit import ShardedModule
 from tests.sharded_fit import SCENARIOS, student, teacher
 
-ROOT = Path(__file__).parent.parent
 RESUMED = [f"{door} resumed from {kind}" for door in ("module", "callback") for kind in ("a folder", "one file")]
 
 META = ["teacher on meta", "teacher on meta, callback", "student on meta"]
@@ -31,11 +27,7 @@ def facts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
     save_file(teacher().state_dict(), folder / "teacher.safetensors")
     save_file(student().state_dict(), folder / "student.safetensors")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-    command = [sys.executable, "-m", "tests.sharded_fit", str(folder), *SCENARIOS, *RESUMED]
-    environment = {**inherited, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.program("sharded_fit", folder, *SCENARIOS, *RESUMED, limit=600)
     return {name: torch.load(folder / f"{name}.pt", weights_only=True) for name in (*SCENARIOS, *RESUMED)}
 
 
@@ -44,7 +36,7 @@ def one_process_group():
     """Leave no process group, and no place in one, to the next test."""
     before = dict(os.environ)
     yield
-    torch.distributed.destroy_process_group()
+    processes.leave_group()
     os.environ.clear()
     os.environ.update(before)
 

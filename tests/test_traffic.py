@@ -1,13 +1,9 @@
 """What two processes send in a step: the gradients of student and losses, once, and nothing of the teacher."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests import processes
 from tests.traffic import SCENARIOS
 
 ROWS, NUMBER, INDEX, LENGTH = 4, 4, 8, 8
@@ -18,16 +14,7 @@ EMBEDDING = 6
 @pytest.fixture(scope="module")
 def sent(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sent")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}  # a seed
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.traffic", str(folder), *SCENARIOS],
-        cwd=Path(__file__).parent.parent,
-        env={**inherited, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    processes.program("traffic", folder, *SCENARIOS, limit=600)
     return {name: torch.load(folder / f"{name}.0", weights_only=True) for name in SCENARIOS}
 
 

@@ -1,10 +1,5 @@
 """A training loop with Fabric, in which the module's losses need no Trainer."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -13,9 +8,7 @@ from torch import nn
 from lightning_kd.functional import hint_loss, kd_loss
 from lightning_kd.losses import CRDLoss, FTLoss, KDLoss
 from lightning_kd.schedules import LinearSchedule
-from tests import support
-
-ROOT = Path(__file__).parent.parent
+from tests import processes, support
 
 
 def steps(module, batches, **options):
@@ -122,12 +115,8 @@ def test_what_only_a_trainer_knows_is_asked_for():
 def weights(tmp_path_factory):
     """What every process has after every scenario."""
     folder = tmp_path_factory.mktemp("fabric")
-    for processes in (1, 2):
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
-        command = [sys.executable, "-m", "tests.distributed_fabric", str(processes), str(folder)]
-        environment = {**inherited, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stderr[-3000:]
+    for devices in (1, 2):
+        processes.program("distributed_fabric", devices, folder, limit=300)
     return lambda name: torch.load(folder / name, weights_only=True)
 
 

@@ -15,7 +15,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
-from tests import support
+from tests import processes, support
 
 SENT = {"gradients": 0, "buffers": 0, "gathered": 0, "reduced": 0}
 SCENARIOS = {
@@ -97,4 +97,4 @@ if __name__ == "__main__":
     watch("all_reduce", "reduced")
     for chosen in sys.argv[2:]:
         torch.save(fit(chosen), f"{sys.argv[1]}/{chosen}.{os.environ.get('LOCAL_RANK', '0')}")
-    dist.destroy_process_group()
+    processes.leave_group()

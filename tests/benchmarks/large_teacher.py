@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
-from tests import support
+from tests import processes, support
 
 WIDTH, LAYERS, CLASSES = 2048, 24, 10
 
@@ -66,7 +66,7 @@ def main(mode, file):
     after = peak.now() - peak.start_at
     peak.done.set()
     print(f"\nPEAK {peak.highest:.0f} AFTER {after:.0f}", flush=True)
-    torch.distributed.destroy_process_group()
+    processes.leave_group()
 
 
 if __name__ == "__main__":

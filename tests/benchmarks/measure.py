@@ -7,7 +7,6 @@ what else the machine does then hits both alike. Runs on Linux.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from tests import processes
 
 Shape = tuple[int, ...]
 Loss = Callable[..., Tensor]
@@ -66,11 +67,7 @@ def _run(what: str, names: Sequence[str], shapes: Sequence[Shape], rounds: Seque
     task = json.dumps({"what": what, "names": names, "shapes": shapes, "rounds": rounds})
     # every larger block goes back to the system when it is freed, so that the peak is that of live tensors
     environment = {**os.environ, **({"MALLOC_MMAP_THRESHOLD_": "65536"} if what == "memory" else {})}
-    command = [sys.executable, "-m", "tests.benchmarks.measure", task]
-    root = Path(__file__).parents[2]
-    done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{names}: {done.stderr}")
+    done = processes.program("benchmarks.measure", task, environment=environment, limit=600)
     numbers: list[float] = json.loads(done.stdout)
     return numbers
 

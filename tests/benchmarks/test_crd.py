@@ -10,18 +10,16 @@ import json
 import math
 import resource
 import statistics
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
+from tests import processes
 
-ROOT = Path(__file__).parent.parent.parent
 NEGATIVES, DIM, BATCH, TEMPERATURE = 16384, 128, 64, 0.07
 
 
@@ -70,8 +68,7 @@ def measure(function, num_samples, rounds):
 
 def measured(name, num_samples, rounds):
     code = f"from tests.benchmarks import test_crd as b; b.measure(b.{name}, {num_samples}, {rounds})"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
+    (done,) = processes.run([[sys.executable, "-c", code]], limit=600)
     return json.loads(done.stdout.splitlines()[-1])
 
 

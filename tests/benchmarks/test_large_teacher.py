@@ -3,25 +3,20 @@
 python -m pytest tests/benchmarks/test_large_teacher.py
 """
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from tests import processes
 from tests.benchmarks.large_teacher import Teacher
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 def measure(mode, file):
     """Mean over the two processes of the peak, and of what is held after training, in MiB."""
-    command = [sys.executable, "-W", "ignore", "-m", "tests.benchmarks.large_teacher", mode, str(file)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed is given back
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    freed_is_given_back = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = processes.inherited(OMP_NUM_THREADS="1", PYTHONWARNINGS="ignore", **freed_is_given_back)
+    done = processes.program("benchmarks.large_teacher", mode, file, environment=environment, limit=600)
     found = re.findall(r"PEAK (\d+) AFTER (\d+)", done.stdout)
     assert len(found) == 2, done.stderr[-2000:]
     return tuple(sum(map(int, column)) / 2 for column in zip(*found, strict=True))

@@ -1,6 +1,5 @@
 """The command `lightning-kd export`: from a checkpoint to a file, with nothing else at hand."""
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from lightning_kd.commands.export import export
 from lightning_kd.commands.fit import run
 from lightning_kd.data import DigitsConvNet
 from lightning_kd.teachers import from_checkpoint
-from tests import support
+from tests import processes, support
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples" / "digits" / "response.yaml"
@@ -62,7 +61,7 @@ def test_the_command_runs_by_itself_and_where_the_teacher_is_not(trained, tmp_pa
     options = [f"--checkpoint={checkpoint}", "--output=student", "--format=torch.export", "--dtype=bfloat16"]
     command = [sys.executable, "-m", "lightning_kd", "export", *options]
     environment = {"PYTHONPATH": str(ROOT), "PATH": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=120)
+    processes.run([command], cwd=tmp_path, environment=environment, limit=120)
     (tmp_path / "student").rename(tmp_path / "student.pt2")
     with torch.no_grad():
         got = torch.export.load(tmp_path / "student.pt2").module()(X.bfloat16())

@@ -7,13 +7,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
 from lightning_kd.losses.samples import crd as family
+from tests import processes
 from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
 
@@ -347,13 +346,12 @@ def run(steps, part, seed):
 
 def work(rank, file, results, steps):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    torch.save(run(steps, slice(*SPLIT[rank : rank + 2]), seed=rank), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    with processes.process_group(rank, file, limit=120):
+        torch.save(run(steps, slice(*SPLIT[rank : rank + 2]), seed=rank), f"{results}/{rank}.pt")
 
 
 def in_two_processes(folder, steps):
-    mp.spawn(work, (folder / "init", folder, steps), nprocs=2)
+    processes.spawned(work, folder / "init", folder, steps, limit=300)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 

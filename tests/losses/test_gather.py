@@ -1,10 +1,9 @@
 """Collecting a batch from two processes: the loss of the whole batch, and the gradient of one process with it."""
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lightning_kd.distributed.gather import gather
+from tests import processes
 from tests.losses.case import random
 
 SAMPLES = random(5, 3, seed=1)
@@ -16,16 +15,15 @@ def relation(features):
 
 
 def work(rank, file, results):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    mine = SAMPLES[SPLIT[rank] : SPLIT[rank + 1]].clone().requires_grad_()
-    loss = relation(gather(mine))
-    loss.backward()
-    torch.save((loss.detach(), mine.grad), f"{results}/{rank}.pt")
-    dist.destroy_process_group()
+    with processes.process_group(rank, file, limit=120):
+        mine = SAMPLES[SPLIT[rank] : SPLIT[rank + 1]].clone().requires_grad_()
+        loss = relation(gather(mine))
+        loss.backward()
+        torch.save((loss.detach(), mine.grad), f"{results}/{rank}.pt")
 
 
 def test_two_processes_see_the_whole_batch_and_average_to_its_gradient(tmp_path):
-    mp.spawn(work, (tmp_path / "init", tmp_path), nprocs=2)
+    processes.spawned(work, tmp_path / "init", tmp_path, limit=300)
     whole = SAMPLES.clone().requires_grad_()
     expected = relation(whole)
     expected.backward()

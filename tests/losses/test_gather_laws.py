@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 
 from lightning_kd.losses import CRDLoss, DistillationLoss
 from lightning_kd.losses.base import LOGITS, StepTensors
+from tests import processes
 from tests.losses.case import Case, Inputs, build
 from tests.losses.cases import CASES
 from tests.losses.test_conformance import exported_losses
@@ -64,19 +63,18 @@ def found(built: DistillationLoss, inputs: Inputs) -> dict[str, Tensor]:
 
 
 def work(rank: int, folder: Path) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
     results = []
-    for case, gather in WAYS:
-        built, inputs = component(case, gather)
-        results.append(found(built, half(inputs, rank)))
+    with processes.process_group(rank, folder / "init", limit=120):
+        for case, gather in WAYS:
+            built, inputs = component(case, gather)
+            results.append(found(built, half(inputs, rank)))
     torch.save(results, folder / str(rank))
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[list[dict[str, Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(work, (folder,), nprocs=2)  # type: ignore[no-untyped-call]
+    processes.spawned(work, folder, limit=300)
     return [torch.load(folder / str(rank), weights_only=True) for rank in range(2)]
 
 

@@ -5,11 +5,12 @@ import os
 import tempfile
 import traceback
 import warnings
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from tests import support
+from tests import processes, support
 from tests.matrix.cells import with_references
 from tests.matrix.fit import fit
 from tests.matrix.verdict import complaints
@@ -29,8 +30,8 @@ def run(cells):
     facts = {cell: [] for cell in cells}
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / str(number) for number in range(len(jobs))]
-        children = [_fork(*job, path) for job, path in zip(jobs, paths, strict=True)]
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        works = [partial(_fit, *job, path) for job, path in zip(jobs, paths, strict=True)]
+        codes = processes.forked("the matrix", works, limit=120 + len(cells))
         if any(codes):
             raise RuntimeError(f"Processes of the matrix ended with {codes}.")
         for (part, _), path in zip(jobs, paths, strict=True):
@@ -39,23 +40,12 @@ def run(cells):
     return facts
 
 
-def _fork(cells, environment, path):
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        os.environ.update(environment)
-        logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-        warnings.simplefilter("ignore")
-        torch.save([_found(cell) for cell in cells], path)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        code = 0
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def _fit(cells, environment, path):
+    os.environ.update(environment)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    torch.save([_found(cell) for cell in cells], path)
+    processes.leave_group()
 
 
 def _found(cell):

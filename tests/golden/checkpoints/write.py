@@ -6,7 +6,6 @@ the files of all scenarios are written there, to compare.
 
 import logging
 import os
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -15,13 +14,15 @@ from pathlib import Path
 import lightning
 import torch
 
+from tests import processes
 from tests.golden.checkpoints.archive import FOLDER, environment, path_of, record, write
 from tests.golden.checkpoints.scenarios import ROOT, SCENARIOS
 
 
 def git(*words: str) -> str:
     """Return what git answers."""
-    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    (done,) = processes.run([["git", *words]], cwd=ROOT, limit=60)
+    return done.stdout.strip()
 
 
 def main(folder: Path = FOLDER) -> None:
