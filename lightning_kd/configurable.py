@@ -4,7 +4,7 @@ import inspect
 import sys
 from collections.abc import Mapping, Sequence
 
-_OURS = f"{__package__}."
+_PACKAGE = f"{__package__}."
 
 
 class Configurable:
@@ -30,7 +30,7 @@ def describe(part: Configurable) -> dict[str, object]:
     """Write a part as ``{"class_path": ..., "init_args": {...}}`` of plain data, read back by :func:`restore`.
 
     Args:
-        part: The part; it is described as it was constructed, without the sizes and weights it has since got.
+        part: The part; it is described as it was constructed, without sizes and weights that it got later.
 
     Raises:
         TypeError: If one of its arguments is neither plain data nor itself a part.
@@ -53,8 +53,8 @@ def restore(description: Mapping[str, object], base: type[Configurable]) -> Conf
     """
     path = description["class_path"]
     known = {name: cls for cls in _subclasses(base) for name in _paths(cls)}
-    if str(path).startswith(_OURS):  # an earlier version may have written the file that the class stood in
-        path = f"{_OURS}{str(path).rpartition('.')[2]}"
+    if str(path).startswith(_PACKAGE):  # older checkpoints name the file of a class, which may have moved
+        path = f"{_PACKAGE}{str(path).rpartition('.')[2]}"
     if path not in known:
         raise ValueError(
             f"The checkpoint names the class {description['class_path']!r}, which is not an imported {base.__name__}; "
@@ -67,12 +67,13 @@ def restore(description: Mapping[str, object], base: type[Configurable]) -> Conf
 
 
 def _path(cls: type) -> str:
-    """Return the path by which users name a class: of ours the package that shows it, not the file that it stands in.
+    """Return the path by which users import a class.
 
-    A checkpoint then stays readable when a class moves to another file.
+    For a class of this package that is the folder whose ``__init__`` exports it, not the file that defines it. A
+    checkpoint then stays readable when a class moves to another file.
     """
     names = cls.__module__.split(".")
-    if cls.__module__.startswith(_OURS) and "." not in cls.__qualname__:
+    if cls.__module__.startswith(_PACKAGE) and "." not in cls.__qualname__:
         for i in range(2, len(names)):
             package = ".".join(names[:i])
             if getattr(sys.modules.get(package), cls.__name__, None) is cls:
@@ -81,9 +82,9 @@ def _path(cls: type) -> str:
 
 
 def _paths(cls: type) -> list[str]:
-    """Return the paths that lead to a class; one of ours is known by its name alone, wherever it stands."""
-    ours = [f"{_OURS}{cls.__name__}"] if cls.__module__.startswith(_OURS) else []
-    return [_path(cls), *ours]
+    """Return the paths by which a description may name a class; a class of this package is found by its name alone."""
+    by_name = [f"{_PACKAGE}{cls.__name__}"] if cls.__module__.startswith(_PACKAGE) else []
+    return [_path(cls), *by_name]
 
 
 def _subclasses(base: type[Configurable]) -> set[type[Configurable]]:

@@ -40,7 +40,7 @@ class Schedule(Configurable, ABC):
 
     @abstractmethod
     def extremes(self) -> tuple[float, ...]:
-        """Return values between which the schedule stays, so that its range can be checked at set-up."""
+        """Return values between which the schedule stays, to check its range at set-up."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
@@ -102,7 +102,7 @@ class _Ramp(Schedule):
         return (self.start, self.end)
 
     def at(self, moment: Moment) -> float:
-        """Return the value that belongs to the part of the way that is done."""
+        """Return the value after the epochs or steps that are done."""
         done = (moment.count(self.unit) - self.delay) / self.length
         if done >= 1.0:
             return self.end

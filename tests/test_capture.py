@@ -40,7 +40,7 @@ def test_the_first_call_counts_and_a_layer_that_runs_twice_in_it_is_named():
         assert record.args == (x,)
         with pytest.raises(RuntimeError, match=r"student layer\(s\) \['layer'\] ran more than once"):
             capture.check_ran(record)
-    assert capture._store.record.features == {}
+    assert capture._store.call.features == {}
     capture.detach()
     assert not any(part._forward_hooks for part in net.modules())
 
@@ -50,7 +50,7 @@ def test_nothing_is_kept_outside_a_recording():
     capture = Capture(net, ["layer"], "student")
     capture.attach()
     net(torch.ones(1, 2))
-    assert capture._store.record.features == {}
+    assert capture._store.call.features == {}
 
 
 def test_an_unknown_layer_shows_the_nearest_names():

@@ -31,7 +31,7 @@ class Batch:
 
 
 class Hooks(Protocol):
-    """The questions that a door answers for the engine, and that its users may answer otherwise."""
+    """What the engine asks a door. Users override these methods where their batches or outputs have another form."""
 
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 UNKNOWN = -1
-"""In place of the version of a tensor that keeps none: in compiled code, and in inference mode."""
+"""The version of a tensor that counts no changes: in compiled code, and in inference mode."""
 
 
 @dataclass(slots=True)
 class Call:
-    """What one recorded step held: the first call of the module, and the value of each named layer in it.
+    """One call of the module in a step, and the value of each named layer in it.
 
-    A version is how often a tensor has been changed in place; it tells later whether that has happened again.
+    A version counts how often a tensor has been changed in place. A recorded value whose version has grown since is no
+    longer the value that the layer returned.
     """
 
     called: bool = False
@@ -24,7 +25,7 @@ class Call:
     output: Any = None
     features: dict[str, Tensor] = field(default_factory=dict)
     versions: list[int] = field(default_factory=list)
-    """Of the features, in their order."""
+    """The versions of the features, in the order of the features."""
     inputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module was called with, with their versions then."""
     outputs: Sequence[tuple[Tensor, int]] = ()
@@ -47,26 +48,26 @@ class Call:
     @property
     def empty(self) -> bool:
         """Whether the module was called with no samples: the first axis of its first tensor has no rows."""
-        for one in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
-            if isinstance(one, Tensor):
-                return one.ndim > 0 and one.shape[0] == 0
+        for value in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
+            if isinstance(value, Tensor):
+                return value.ndim > 0 and value.shape[0] == 0
         return False
 
     @property
     def changed_input(self) -> bool:
         """Whether the module's input was changed in place since it was called."""
-        return any(_is_changed(*one) for one in self.inputs)
+        return any(_is_changed(tensor, version) for tensor, version in self.inputs)
 
     @property
     def changed_output(self) -> bool:
         """Whether the module's output was changed in place since it was returned."""
-        return any(_is_changed(*one) for one in self.outputs)
+        return any(_is_changed(tensor, version) for tensor, version in self.outputs)
 
 
-def describe_call(record: Call) -> str:
+def describe_call(call: Call) -> str:
     """Return a call's arguments as ``(float32[8, 3, 32, 32], mask=bool[8])``."""
-    named = (f"{name}={_show(value)}" for name, value in record.kwargs.items())
-    return f"({', '.join([*map(_show, record.args), *named])})"
+    named = (f"{name}={_show(value)}" for name, value in call.kwargs.items())
+    return f"({', '.join([*map(_show, call.args), *named])})"
 
 
 def version_of(tensor: Tensor) -> int:
@@ -76,7 +77,7 @@ def version_of(tensor: Tensor) -> int:
 
 def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
     """Return the tensors among some values, each with its version."""
-    return [(one, version_of(one)) for one in values if isinstance(one, Tensor)]
+    return [(value, version_of(value)) for value in values if isinstance(value, Tensor)]
 
 
 def _is_changed(tensor: Tensor, version: int) -> bool:

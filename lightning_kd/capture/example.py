@@ -1,4 +1,4 @@
-"""What a student is called with: remembered as sizes, made again as zeros."""
+"""Inputs of a student: a checkpoint holds their sizes, and zeros of those sizes stand for them in an export."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -70,9 +70,9 @@ def zeros_for(described: Mapping[str, Any]) -> Batch:
 
 
 def on_cpu(call: Batch, dtype: torch.dtype | None) -> Batch:
-    """Bring the tensors of a call to the CPU, those of floating point to a format, and a batch of one to two.
+    """Bring the tensors of a call to the CPU, those of floating point to a format, and double a batch of one sample.
 
-    A program that is traced with a batch of one may work for one only.
+    torch.export takes a size of 1 for a constant, so a program traced with one sample would take one sample only.
 
     Args:
         call: The inputs.
@@ -113,5 +113,5 @@ def _zeros(described: Mapping[str, Any]) -> Any:
         return {name: _zeros(inner) for name, inner in value.items()}
     if kind == "value":
         return value
-    inner = [_zeros(one) for one in value]
+    inner = [_zeros(item) for item in value]
     return tuple(inner) if kind == "tuple" else inner

@@ -1,4 +1,4 @@
-"""Named layers -> tensors: forward hooks that record the value of each in the first call of a module in a step."""
+"""Named layers -> tensors: forward hooks that record the calls of a module in a step, and its layers in each call."""
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,21 +13,22 @@ from lightning_kd.capture.call import Call, version_of, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original
 
 Calls = Literal["one", "first", "last", "each"]
-"""Which calls of the student in a step count: its only one, or of several the first, the last, or all of them."""
+"""Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
 
-_NOTHING = Call()
-"""The record of no step, into which nothing is written."""
+_NO_CALL = Call()
+"""The current call of a store between two steps; the hooks write nothing into it."""
 
 
 class Capture:
     """Records calls of a module in a step and what named layers return, by forward hooks.
 
-    The hooks survive copying and ``torch.compile(fullgraph=True)``. Values are recorded between :meth:`start` and
-    :meth:`stop` only, within a call of the module (activation checkpointing runs a layer again in the backward
-    pass), and dropped when the step ends. In a step with gradients a call without them does not count if there is
-    another. A layer that returns a tuple or list counts with its first element.
-    What changes a recorded value in place afterwards is found by the version counters of tensors, which compiled
-    code does not have.
+    The hooks survive copying and ``torch.compile(fullgraph=True)``. They record between :meth:`start` and :meth:`stop`,
+    and only while the module is called, because activation checkpointing runs layers again in the backward pass. What
+    they recorded is dropped when the step ends.
+
+    In a training step only calls with gradients count. If there is none, the first call counts, and
+    :meth:`check_gradients` reports it. A layer that returns a tuple or list counts with its first element. A recorded
+    value that is changed in place later is found by its version counter; compiled code has no version counters.
 
     Args:
         module: The module that is read; a compiled one is read through to the original.
@@ -43,9 +44,9 @@ class Capture:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU())
         >>> capture = Capture(net, ["1"], role="student")
         >>> capture.attach()
-        >>> with capture.recording() as record:
+        >>> with capture.recording() as call:
         ...     output = net(torch.ones(2, 2, 2))
-        ...     record.features["1"].shape, record.output is output
+        ...     call.features["1"].shape, call.output is output
         (torch.Size([2, 3]), True)
         >>> capture.detach()
     """
@@ -75,8 +76,8 @@ class Capture:
     def attach(self) -> None:
         """Put the hooks on; a second call changes nothing.
 
-        A graph that was compiled before its module had hooks runs without them, so compiled code is dropped here
-        and made again at the next call.
+        A graph that was compiled before its module had hooks runs without them. So compiled code is dropped, and the
+        next call compiles again.
         """
         if self.attached:
             return
@@ -90,7 +91,7 @@ class Capture:
             torch.compiler.reset()
 
     def _attach_call(self) -> None:
-        # a module compiled in place runs its own hooks beside its graph, each compiled alone: these need not be
+        # a module compiled in place compiles its own hooks too, each by itself, which is of no use for these
         in_place = self.module._compiled_call_impl is not None
         put_input, put_call = (
             partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (_put_input, _put_call)
@@ -107,20 +108,20 @@ class Capture:
         self.attached = False
 
     def start(self) -> Call:
-        """Begin a step with an empty record, which fills as the module and its layers run."""
+        """Begin a step; return its first call, which the hooks fill in when the module runs."""
         store = self._store
-        store.record = Call()
-        store.records = [store.record]
+        store.call = Call()
+        store.calls = [store.call]
         store.more_calls = 0
         store.with_grad = torch.is_grad_enabled()
         store.active = True
-        return store.record
+        return store.call
 
     def stop(self) -> None:
-        """End the step and let go of what was recorded."""
+        """End the step and drop what was recorded."""
         self._store.active = False
-        self._store.record = _NOTHING
-        self._store.records = []
+        self._store.call = _NO_CALL
+        self._store.calls = []
 
     def counting_calls(self) -> list[Call]:
         """Return the calls of this step that count.
@@ -129,15 +130,15 @@ class Capture:
             RuntimeError: If the module was not called, or several times where one call is expected.
         """
         store = self._store
-        if not store.records[0].called:
+        if not store.calls[0].called:
             raise RuntimeError(f"The step did not call the {self.role}, so there is nothing to compare.")
-        if store.more_calls and store.calls == "one":
+        if store.more_calls and store.which == "one":
             raise RuntimeError(
                 f"The step called the {self.role} {1 + store.more_calls} times. Say which calls the losses compare: "
                 f"DistillationCallback(..., {self.role}_calls='first', 'last', or 'each', whose mean is taken). A call "
                 "under torch.no_grad() in a training step does not count."
             )
-        return list(store.records)
+        return list(store.calls)
 
     def recording(self) -> "Recording":
         """Record inside the block."""
@@ -150,51 +151,51 @@ class Capture:
         _put_call(self._store, self.module, args, kwargs, output)
         return output
 
-    def copy_changed(self, record: Call) -> None:
-        """Copy from now on what those layers return whose value was changed in place after they had returned it."""
-        self._store.copied.update(record.changed_layers())
+    def copy_changed(self, call: Call) -> None:
+        """Record copies from now on of those layers' values that were changed in place later in this call."""
+        self._store.copied.update(call.changed_layers())
 
-    def check_ran(self, record: Call) -> None:
-        """See that every layer ran once in the recorded call, and returned a tensor.
+    def check_ran(self, call: Call) -> None:
+        """Check that every layer ran once in the recorded call, and returned a tensor.
 
         Raises:
             RuntimeError: If a layer did not run, or more than once; names it and the remedy.
             TypeError: If a layer returned something else.
         """
-        for layer, value in record.no_tensor:
+        for layer, value in call.no_tensor:
             kind = type(original(self.module).get_submodule(layer)).__name__
             raise TypeError(
                 f"The {self.role} layer {layer!r} ({kind}) returned a {value}, not a tensor; name an inner layer that "
                 "returns one."
             )
-        if len(record.features) != len(self.layers):
-            raise RuntimeError(self._missing([layer for layer in self.layers if layer not in record.features]))
-        if record.ran_twice:
+        if len(call.features) != len(self.layers):
+            raise RuntimeError(self._missing([layer for layer in self.layers if layer not in call.features]))
+        if call.ran_twice:
             raise RuntimeError(
-                f"The {self.role} layer(s) {list(dict.fromkeys(record.ran_twice))} ran more than once in one forward "
+                f"The {self.role} layer(s) {list(dict.fromkeys(call.ran_twice))} ran more than once in one forward "
                 "pass, so there is no one value to read. Name a layer around or inside that runs once, or call an "
                 "nn.Identity() at the place in forward that you mean, and name that."
             )
 
-    def check_unchanged(self, record: Call, *, with_output: bool) -> None:
+    def check_unchanged(self, call: Call, *, with_output: bool) -> None:
         """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
 
         Args:
-            record: The recorded step.
+            call: The recorded call.
             with_output: Whether to look at the module's output besides its layers.
         """
-        layers = record.changed_layers()
-        if layers or (with_output and record.changed_output):
+        layers = call.changed_layers()
+        if layers or (with_output and call.changed_output):
             raise RuntimeError(
                 f"What the {self.role}{f' layer(s) {layers}' if layers else ''} returned was changed in place "
                 "afterwards, so a loss would read something else. Set inplace=False in what follows, or write "
                 "x = x + y in place of x += y."
             )
 
-    def check_gradients(self, record: Call) -> None:
+    def check_gradients(self, call: Call) -> None:
         """Raise a ``RuntimeError`` that names what ran without gradients in a step that computes them."""
-        if record.without_grad and torch.is_grad_enabled():
-            layers = [layer for layer in record.without_grad if layer]
+        if call.without_grad and torch.is_grad_enabled():
+            layers = [layer for layer in call.without_grad if layer]
             raise RuntimeError(
                 f"The {self.role}{f' layer(s) {layers}' if layers else ''} ran without gradients, so no loss there "
                 "could teach it. Use checkpoint(..., use_reentrant=False) for activation checkpointing, and in a "
@@ -214,7 +215,7 @@ class Capture:
 
 
 class Recording:
-    """A block in which a :class:`Capture` records; a generator would cost several times as much a step."""
+    """A block in which a :class:`Capture` records. A class is several times faster here than a generator."""
 
     def __init__(self, capture: Capture) -> None:
         self.capture = capture
@@ -227,7 +228,7 @@ class Recording:
 
 
 def without_captures(copy: nn.Module) -> None:
-    """Take the hooks of every :class:`Capture` off a copy of a module, of which no capture knows; others stay."""
+    """Take the hooks of every :class:`Capture` off a copy of a module: a capture has no handles of copied hooks."""
     for part in copy.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks):
             for key, hook in list(hooks.items()):
@@ -237,15 +238,15 @@ def without_captures(copy: nn.Module) -> None:
 
 
 class _Store:
-    """What the hooks write to; an object of its own so that copies of a module write to copies of it."""
+    """What the hooks write to. Copying a module copies its hooks and this, so the copy does not write here."""
 
-    def __init__(self, calls: Calls) -> None:
-        self.calls = calls
+    def __init__(self, which: Calls) -> None:
+        self.which = which
         self.active = False
-        self.record = _NOTHING
-        self.records: list[Call] = []
+        self.call = _NO_CALL
+        self.calls: list[Call] = []
         self.more_calls = 0
-        """Calls after the first that count."""
+        """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
 
@@ -253,56 +254,56 @@ class _Store:
 def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if not store.active:
         return
-    if store.record.called:
+    if store.call.called:
         _begin_another(store)
-    record = store.record
-    if not record.called:
-        record.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
+    call = store.call
+    if not call.called:
+        call.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
 
 
 def _begin_another(store: _Store) -> None:
-    """Record one more call, if it counts."""
+    """Make room for one more call, if it counts."""
     if store.with_grad and not torch.is_grad_enabled():
         return
-    replaced = store.with_grad and "" in store.record.without_grad
+    replaced = store.with_grad and "" in store.call.without_grad
     store.more_calls += not replaced
-    if replaced or store.calls == "last":
-        store.records.pop()
-    elif store.calls != "each":
+    if replaced or store.which == "last":
+        store.calls.pop()
+    elif store.which != "each":
         return
-    store.record = Call()
-    store.records.append(store.record)
+    store.call = Call()
+    store.calls.append(store.call)
 
 
 def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    record = store.record
-    if not store.active or record.called:
+    call = store.call
+    if not store.active or call.called:
         return
-    record.called = True
-    record.args, record.kwargs, record.output = args, kwargs, output
+    call.called = True
+    call.args, call.kwargs, call.output = args, kwargs, output
     if not torch.is_grad_enabled():
-        record.without_grad = (*record.without_grad, "")
+        call.without_grad = (*call.without_grad, "")
     if isinstance(output, Tensor):
-        record.outputs = [(output, version_of(output))]
+        call.outputs = [(output, version_of(output))]
     elif isinstance(output, Mapping | Sequence):
-        record.outputs = with_versions(output.values() if isinstance(output, Mapping) else output)
+        call.outputs = with_versions(output.values() if isinstance(output, Mapping) else output)
 
 
 def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    record = store.record
-    if not store.active or record.called:
+    call = store.call
+    if not store.active or call.called:
         return
-    if layer in record.features:
-        record.ran_twice = (*record.ran_twice, layer)
+    if layer in call.features:
+        call.ran_twice = (*call.ran_twice, layer)
         return
     tensor = first_tensor(output)
     if tensor is None:
-        record.no_tensor = (*record.no_tensor, (layer, type(output).__name__))
+        call.no_tensor = (*call.no_tensor, (layer, type(output).__name__))
         return
     if not torch.is_grad_enabled():
-        record.without_grad = (*record.without_grad, layer)
-    record.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
-    record.versions.append(version_of(tensor))
+        call.without_grad = (*call.without_grad, layer)
+    call.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
+    call.versions.append(version_of(tensor))
 
 
 def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:

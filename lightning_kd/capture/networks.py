@@ -1,4 +1,4 @@
-"""Networks as they are: compiled or not, on which device, and called without a trace of the call."""
+"""Questions to a network that need no call of it, and calls of it that leave modes and random states alone."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +48,7 @@ def num_parameters(module: nn.Module) -> int:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Run eagerly in eval mode without gradients, and restore every mode and random state."""
+    """Run the block eagerly, in eval mode, without gradients; restore every mode and random state after it."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -61,7 +61,11 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def taking_any_device(module: nn.Module) -> Iterator[None]:
-    """Let a module on the meta device, and one behind it, be called with what they can take: shapes are all we need."""
+    """Move the inputs of a module to its own device, so that it can be called for its shapes alone.
+
+    A module on the meta device then takes real inputs. A real module takes the output of one on the meta device, as
+    zeros.
+    """
 
     def bring(_: nn.Module, args: Any, kwargs: Any) -> Any:
         device = device_of(module)

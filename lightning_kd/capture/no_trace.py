@@ -1,4 +1,4 @@
-"""Run a piece of a user's code, and undo what it did to a module."""
+"""Run a piece of a user's code, and undo what it changed in a module."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
@@ -15,12 +15,13 @@ from torch.utils._pytree import tree_leaves
 
 @contextmanager
 def leaving_no_trace(module: nn.Module) -> Iterator[None]:
-    """Give a module's attributes, parameters and buffers back the values that they had before the block.
+    """Restore a module's attributes, parameters and buffers after the block to what they were before it.
 
-    Only what the block writes to is copied. What a lazy layer learns of its sizes is kept.
+    A tensor is copied only when the block first writes to it. The sizes that a lazy layer takes from its first input
+    are kept, because a lazy layer is set up once only.
 
     Args:
-        module: The module; its parts are given back too.
+        module: The module; its parts are restored too.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -37,9 +38,9 @@ def leaving_no_trace(module: nn.Module) -> Iterator[None]:
         with copies:
             yield
     finally:
-        for give_back in attributes:
-            give_back()
-        copies.give_back()
+        for restore in attributes:
+            restore()
+        copies.restore()
 
 
 class _CopyOnWrite(TorchDispatchMode):
@@ -62,28 +63,28 @@ class _CopyOnWrite(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     @torch.no_grad()
-    def give_back(self) -> None:
+    def restore(self) -> None:
         for tensor, copy in self._copies:
             tensor.copy_(copy)
 
 
 def _address(tensor: Tensor) -> int:
-    """Return where a tensor's values are, which its views share; 0 if it has none of its own."""
+    """Return where a tensor's values are in memory, which its views share; 0 if it has no memory of its own."""
     if is_lazy(tensor) or tensor.is_meta or is_traceable_wrapper_subclass(tensor):
         return 0
     return tensor.untyped_storage().data_ptr()
 
 
 def _remember(attributes: dict[str, Any]) -> Callable[[], None]:
-    """Return a function that gives attributes, and the plain containers among them, back what they hold now."""
+    """Return a function that restores attributes, and the plain containers among them, to what they hold now."""
     kept = dict(attributes)
     held = [(value, value.copy()) for value in kept.values() if type(value) in (dict, OrderedDict, list, set, deque)]
 
-    def give_back() -> None:
+    def restore() -> None:
         attributes.clear()
         attributes.update(kept)
         for container, content in held:
             container.clear()
             container.extend(content) if isinstance(container, list | deque) else container.update(content)
 
-    return give_back
+    return restore

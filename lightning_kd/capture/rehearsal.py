@@ -1,4 +1,4 @@
-"""Ask a training step, without letting it run, what it calls the student with."""
+"""Find out what a training step calls the student with: run the step up to there, and undo what it did."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -23,11 +23,11 @@ _FAILED = (
 
 
 class _StudentReachedError(BaseException):
-    """Ends a training step as soon as the student is reached; no ``except Exception`` in it holds this up."""
+    """Ends a training step at the student. An ``except Exception`` in the step does not catch a ``BaseException``."""
 
 
 def call_until_student(pl_module: LightningModule, student: nn.Module, batch: Any) -> None:
-    """Run a module's training step on a batch until the student has returned; nothing is logged or kept.
+    """Run a module's training step on a batch until the student has returned; nothing is logged, no change is kept.
 
     If the step cannot run yet, the module is called with its ``example_input_array``.
 
@@ -78,7 +78,7 @@ def _not_called(pl_module: LightningModule, student: nn.Module, called: list[nn.
             f", but {', '.join(map(repr, outermost))}; name the network that is to learn: "
             f"DistillationCallback(..., student={outermost[0]!r})"
         )
-    return f"{message}. Modules must be called as in self(x): self.forward(x) passes what watches the call by."
+    return f"{message}. Call modules as self(x): self.forward(x) runs no hooks, so the call cannot be recorded."
 
 
 def student_call(pl_module: LightningModule, student: nn.Module, batch: Any) -> Call:
@@ -121,7 +121,7 @@ def _step(pl_module: LightningModule, batch: Any) -> object:
 
 
 def _call_with_example(pl_module: LightningModule, device: torch.device) -> object:
-    """Call a module as the Trainer's own summary does."""
+    """Call a module with its example; a tuple or a dictionary is unpacked, as Lightning's model summary does."""
     example = move_data_to_device(pl_module.example_input_array, device)
     if isinstance(example, Mapping):
         return pl_module(**example)
@@ -130,7 +130,7 @@ def _call_with_example(pl_module: LightningModule, device: torch.device) -> obje
 
 @contextmanager
 def _muted(pl_module: LightningModule) -> Iterator[None]:
-    """Let a step pass without effect on the module, and its logging too: outside of the loop there is no log."""
+    """Undo what the block changes in the module, and mute its logging: outside of a loop, ``self.log`` raises."""
     trainer = pl_module.trainer
     loggers, trainer.loggers = trainer.loggers, [DummyLogger() for _ in trainer.loggers]
     try:

@@ -14,20 +14,23 @@ _NO_SOURCE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDrop
 
 @dataclass(frozen=True)
 class Seen:
-    """One layer in the order in which the network ran them: its name, its type and what it returned."""
+    """A layer that ran in the call: its name, the layer itself, and what it returned."""
 
     name: str
     layer: nn.Module
     value: Tensor
     version: int = 0
-    """How often the value had been changed in place by then: an activation may overwrite what it was given."""
+    """How often the value had been changed in place when the layer returned it.
+
+    An activation that works in place returns the tensor of the layer before it, with a larger version.
+    """
 
 
 class Trace:
     """Follows one call of a network through all of its layers.
 
-    Where a layer passes on what an inner one returned, the outer one stands for both; layers without a value of their
-    own, such as dropout, are left out, and so are those that run more than once.
+    Where a layer returns what a layer inside it returned, the outer name stands for both. Layers without a value of
+    their own, such as dropout, are left out, and so are layers that run more than once.
 
     Args:
         network: The network that will be called inside the block.
@@ -57,7 +60,7 @@ class Trace:
             handle.remove()
 
     def before(self, logits: Tensor | None) -> list[Seen]:
-        """Return the layers before the one that returned the logits, each value once, under its outermost name."""
+        """Return the layers that did not return the logits themselves, each value once, under its outermost name."""
         runs = Counter(seen.name for seen in self._seen)
         last = {(id(seen.value), seen.version): seen for seen in self._seen if runs[seen.name] == 1}
         return [seen for seen in last.values() if seen.value is not logits]

@@ -33,7 +33,7 @@ def export(words: list[str]) -> None:
 def export_checkpoint(
     checkpoint: str,
     output: str,
-    format: Format | None = None,  # noqa: A002  the word for it
+    format: Format | None = None,  # noqa: A002  --format is the option's name; the builtin is not needed here
     dtype: Precision | None = None,
     config: str | None = None,
     prefix: str = "student.",
@@ -47,8 +47,8 @@ def export_checkpoint(
 
     Args:
         checkpoint: The checkpoint that a fit has written.
-        output: File to write; the ending tells the format.
-        format: What to write, if the ending does not tell: state_dict (.pt, .pth), safetensors, torch.export (.pt2)
+        output: File to write; its ending decides the format.
+        format: What to write, if the ending does not say it: state_dict (.pt, .pth), safetensors, torch.export (.pt2)
             or onnx.
         dtype: Format of the weights, and of a program's floating inputs; by default that of the checkpoint.
         config: YAML file of the fit, to build the student of a program as it says; a student of your own module is
@@ -57,7 +57,7 @@ def export_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no such checkpoint or configuration.
-        ValueError: If no key begins with the prefix, the format is not told, or the student cannot be built.
+        ValueError: If no key begins with the prefix, the format is unknown, or the student cannot be built.
     """
     path, chosen = Path(output), choose_format(Path(output), format)
     if chosen in ("state_dict", "safetensors"):
@@ -98,7 +98,8 @@ def _configured(config: str) -> object:
 
 def _build(described: object) -> nn.Module:
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)  # as LightningCLI does
+    # LightningCLI parses the student with fail_untyped=False too, so an argument without a type is accepted
+    parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)
     parsed = parser.parse_object({"student": described})
     check_value(parsed.student, nn.Module, "student")
     return cast(nn.Module, parser.instantiate_classes(parsed).student)

@@ -1,8 +1,8 @@
 """The commands ``lightning-kd fit|validate|test|predict --config ...``, on top of LightningCLI.
 
-A configuration names classes, which is what it is for: of the kind that is expected in each place, from any module that
-can be imported, with any arguments. Whoever runs a stranger's configuration should read it as one reads a script. A
-checkpoint names nothing here: what is built comes from the configuration alone.
+A configuration names classes: of the kind that each place expects, from any module that can be imported, with any
+arguments. Read a stranger's configuration before you run it, as you would read a script. A checkpoint names no class
+here: the configuration alone decides what is built.
 """
 
 import warnings
@@ -25,8 +25,10 @@ class DistillationCLI(LightningCLI):
     """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
-        with suppress(TypeError):  # versions before it has a list of what no configuration may name
-            set_parsing_settings(import_path_denylist=[])  # that list, and nothing besides
+        # jsonargparse 4.53 has a list of paths that no configuration may name, such as os.system, and only warns of
+        # them until this setting is passed; an empty list adds none. Older versions have no such setting.
+        with suppress(TypeError):
+            set_parsing_settings(import_path_denylist=[])
         super().__init__(
             DistillationModule,
             LightningDataModule,
@@ -39,14 +41,14 @@ class DistillationCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse the arguments; a script that gives them itself may have arguments of its own."""
+        """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             super().parse_arguments(parser, args)
         self._check_class_paths(parser)
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
-        """Check what the configuration names, in words of our own: not every jsonargparse does so for functions."""
+        """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
         options = self.config.get(self.config.get("subcommand") or "", self.config)
         made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
         try:
@@ -63,7 +65,7 @@ class DistillationCLI(LightningCLI):
             options.weights_only = True
 
     def _parse_ckpt_path(self) -> None:
-        """Build what the configuration names: Lightning would let a checkpoint's own class names override it."""
+        """Do nothing: Lightning 2.6 would replace the configured options by those that the checkpoint names."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the summary table."""

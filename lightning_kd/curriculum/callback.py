@@ -25,7 +25,8 @@ from lightning_kd.fit.find import find_run
 from lightning_kd.schedules import LinearSchedule, Unit
 
 Order = Literal["easy_to_hard", "hard_to_easy"]
-_OTHER_STREAM = 0x5DEECE66D  # so that the order is not drawn from the same random numbers as the first weights
+_OTHER_STREAM = 0x5DEECE66D
+"""Changes the global seed, so that the order does not use the random numbers of the first weights."""
 
 
 class Curriculum(Callback):
@@ -106,7 +107,7 @@ class Curriculum(Callback):
     # What the Trainer calls
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Ask to see the training data loader before it is first used."""
+        """Wrap ``process_dataloader`` of the strategy, which gets the training data loader before its first use."""
         if stage != "fit":
             return
         self.difficulty = self.sampler = self._seed = None
@@ -117,14 +118,14 @@ class Curriculum(Callback):
         trainer.strategy.process_dataloader = process  # type: ignore[method-assign]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Note that the teacher is in place, so that it can score."""
+        """Choose the seed, and note that the teacher can score from now on."""
         if self._seed is None:
             seed = torch.initial_seed() ^ _OTHER_STREAM if self.seed is None else self.seed
             self._seed = trainer.strategy.broadcast(seed % 2**62)
         self._started = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score the samples, unless worker processes have already asked for them."""
+        """Score the samples, and begin the epoch anew if worker processes have drawn samples before."""
         if self.sampler is None:
             return
         self._prepare(trainer, pl_module, self.sampler)
@@ -132,12 +133,12 @@ class Curriculum(Callback):
         if drawn == due:
             return
         self.sampler.due = due
-        if drawn is not None:  # worker processes have drawn before the fit, to count the batches
+        if drawn is not None:  # worker processes draw before this hook, when Lightning makes the loader's iterator
             with torch.random.fork_rng(devices=[]):
                 iter(cast(Any, trainer.fit_loop._data_fetcher))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell the sampler how far the run has come."""
+        """Pass the step of the run to the sampler."""
         if self.sampler is not None:
             self.sampler.step = trainer.global_step
             self.sampler.batches_a_step = trainer.accumulate_grad_batches
@@ -155,7 +156,7 @@ class Curriculum(Callback):
         return {"difficulty": self.difficulty, "seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the scores and the seed of a resumed run."""
+        """Restore the scores and the seed."""
         self.difficulty, self._seed = state_dict["difficulty"], state_dict["seed"]
 
     # The data loader
@@ -186,7 +187,7 @@ class Curriculum(Callback):
         self._replaced = loader.batch_sampler, replaced
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, sampler: CurriculumSampler) -> None:
-        """See that a sampler knows the order of difficulty."""
+        """Give a sampler the order of difficulty, if it has none."""
         if not self._started or sampler.order is not None:
             return
         loader = trainer.train_dataloader
@@ -248,7 +249,7 @@ def _due(trainer: Trainer) -> tuple[int, int, int]:
     epochs: Any = trainer.fit_loop.epoch_progress.current
     batches: Any = trainer.fit_loop.epoch_loop.batch_progress
     done = batches.current.processed if epochs.started > epochs.processed else 0
-    if done >= trainer.num_training_batches:  # only its end is left of the epoch
+    if done >= trainer.num_training_batches:  # all batches are done; the hooks at the end of the epoch are not
         return epochs.processed + 1, trainer.global_step, 0
     return epochs.processed, trainer.global_step - done // trainer.accumulate_grad_batches, done
 

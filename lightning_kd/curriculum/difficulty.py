@@ -21,10 +21,10 @@ from lightning_kd.losses.logits.base import IGNORE_INDEX
 
 
 class Difficulty(Configurable, ABC):
-    """How hard each sample of a batch is, as the teacher's logits tell."""
+    """How hard each sample of a batch is, computed from the teacher's logits."""
 
     needs_target: ClassVar[bool] = False
-    """The target must be there."""
+    """Whether the score is computed from the target too."""
 
     @abstractmethod
     def __call__(self, logits: Tensor, target: Tensor | None) -> Tensor:
@@ -110,14 +110,14 @@ def score_samples(
 ) -> Tensor:
     """Return the difficulty of every sample of a data set, in float32 on the CPU; each process scores its part.
 
-    Neither gradients nor random states nor the modes of the modules are touched, and the student does not run.
+    The student does not run. Gradients, random states and the modes of the modules stay as they are.
 
     Args:
         trainer: The Trainer, once the models are in place.
-        pl_module: The module; its training step tells what the models are called with.
+        pl_module: The module; its training step decides what the models are called with.
         run: The distillation run, which has a teacher.
-        scorer: What tells how hard a sample is.
-        loader: The training data loader, which tells how batches are made.
+        scorer: Computes how hard a sample is.
+        loader: The training data loader; batches are made in the same way.
         dataset: The data set to score; by default the loader's.
 
     Raises:
@@ -129,7 +129,7 @@ def score_samples(
     difficulty = torch.zeros(len(cast(Sized, dataset)), dtype=torch.float32, device=pl_module.device)
     name = scorer.__name__ if inspect.isfunction(scorer) else type(scorer).__name__
     rank_zero_info(f"Curriculum: the teacher scores {len(difficulty)} samples by {name}.")
-    trainer.validating = True  # transfer hooks that ask do not augment
+    trainer.validating = True  # a transfer hook that augments in training only leaves these batches alone
     try:
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
             done = 0
@@ -169,7 +169,7 @@ def _score_batch(
     target = None
     try:
         target = hooks.unpack_batch(batch).target
-    except ValueError:  # a batch of the user's own form
+    except ValueError:  # unpack_batch does not know this batch; a scorer without target needs no unpacking
         if getattr(scorer, "needs_target", False):
             raise
     scores = scorer(logits, target)

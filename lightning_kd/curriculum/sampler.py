@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 from lightning_kd.schedules import LinearSchedule, Moment
 
 _NEVER = (-1, 0, 0)
+"""A value of ``drawn`` that is never due: the draw was for the length only."""
 
 
 @final
@@ -29,7 +30,7 @@ class CurriculumSampler(Sampler[int]):
     """
 
     finds_its_place = True
-    """A resumed fit does not skip the batches that an epoch has had: the sampler leaves them out itself."""
+    """A resumed fit skips no batches: the sampler itself leaves out those that the epoch has had."""
 
     def __init__(
         self, num_samples: int, pacing: LinearSchedule, batch_size: int = 1, num_replicas: int = 1, rank: int = 0
@@ -56,7 +57,7 @@ class CurriculumSampler(Sampler[int]):
 
     @property
     def due(self) -> tuple[int, int, int]:
-        """What decides over the samples that are drawn next: epoch, step, and batches of the epoch to leave out."""
+        """What decides which samples are drawn next: epoch, step, and batches of the epoch to leave out."""
         return self.epoch, self.step, self.skip
 
     @due.setter
@@ -71,12 +72,15 @@ class CurriculumSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         if self.prepare is not None:
             self.prepare()
-        if self.order is None:  # before the fit: only the length is of interest
+        if self.order is None:  # before the fit, Lightning only counts the batches
             self.drawn = _NEVER
             yield from range(self.num_samples)
             return
         self.drawn = self.due
-        skip, self.skip = self.skip * self.batch_size, 0  # of an epoch that is resumed in the middle
+        skip, self.skip = (
+            self.skip * self.batch_size,
+            0,
+        )  # samples to leave out, in an epoch that is resumed in the middle
         for samples in self._steps():
             if skip < len(samples):
                 yield from samples[skip:]
@@ -102,7 +106,7 @@ class CurriculumSampler(Sampler[int]):
 
 
 def _draw(admitted: int, needed: int, generator: torch.Generator) -> Tensor:
-    """Draw below a number without repetition as far as that is possible, at a cost that does not grow with it."""
+    """Draw numbers below ``admitted``, without repetition if there are enough, at a cost that does not grow with it."""
     if 4 * needed > admitted:
         rounds = -(-needed // admitted)
         return torch.cat([torch.randperm(admitted, generator=generator) for _ in range(rounds)])[:needed]

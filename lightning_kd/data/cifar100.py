@@ -91,7 +91,9 @@ def crop_and_mirror(images: Tensor, *, padding: int = PADDING) -> Tensor:
     columns = torch.arange(width, device=device)
     rows = top + torch.arange(height, device=device)
     columns = left + torch.where(mirrored, columns.flip(0), columns)
-    padded = F.pad(images, (padding,) * 4).movedim(1, -1)  # colours last, so that one index takes all of a pixel
+    padded = F.pad(images, (padding,) * 4).movedim(
+        1, -1
+    )  # colours last, so that one index takes all colours of a pixel
     image = torch.arange(count, device=device).view(-1, 1, 1)
     return padded[image, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
@@ -112,7 +114,7 @@ def normalise(images: Tensor) -> Tensor:
 
 @cache
 def _statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation, kept where they are used: copying them for each batch would wait for the device."""
+    """Return mean and deviation on a device; the cache spares each batch a copy, which would wait for the device."""
     mean, std = torch.tensor([MEAN, STD], device=device).view(2, 3, 1, 1)
     return mean, std
 

@@ -1,4 +1,4 @@
-"""What data modules share whose images are tensors in memory."""
+"""The base of data modules whose images are tensors in memory."""
 
 from abc import ABC, abstractmethod
 
@@ -12,7 +12,7 @@ Rows = tuple[Tensor, Tensor]
 
 
 class InMemoryDataModule(LightningDataModule, ABC):
-    """Serve images to train on in random order, and held-out ones in theirs, with the row of each if wanted.
+    """Serve images to train on in random order, and held-out images in their own order, with the row of each if wanted.
 
     Args:
         batch_size: Images a batch, >= 1; the last batch of an epoch may be smaller.
@@ -66,7 +66,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
 
     @property
     def augments_now(self) -> bool:
-        """Whether the batch at hand is one to train on, and is to be augmented."""
+        """Whether the current batch is a training batch and is to be augmented."""
         return self.augment and self.trainer is not None and self.trainer.training
 
     def _rows(self, images: Tensor, target: Tensor) -> TensorDataset:

@@ -1,4 +1,4 @@
-"""Samples that know their row: what losses with a memory, and caches, ask of a data set."""
+"""Samples with their row in the data set, which losses with a memory need."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -46,7 +46,7 @@ class Indexed(Dataset[Any]):
 
     @property
     def targets(self) -> Tensor | None:
-        """Class id of every row, ``None`` if the data set does not tell; see :func:`targets_of`."""
+        """Class id of every row, ``None`` if the data set has none; see :func:`targets_of`."""
         return targets_of(self.dataset)
 
     def __len__(self) -> int:

@@ -14,12 +14,12 @@ def is_distributed() -> bool:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Return the samples of all processes in the order of the processes, with the gradient of the own ones.
+    """Return the samples of all processes in the order of the processes; gradients reach this process's samples only.
 
-    Every process then computes the same loss of the whole batch. DDP averages the processes' gradients, so each
-    process sends ``world size`` times its own samples' gradient back, and the average is the gradient of one process
-    with the whole batch. Processes may hold different numbers of samples. Each process sends its samples once, filled
-    up to the largest number, and 8 bytes that tell theirs; the backward pass sends nothing.
+    Every process then computes the same loss of the whole batch. DDP averages the gradients over the processes, so
+    the gradient of this process's samples is multiplied by the number of processes; the average is then the gradient
+    of one process with the whole batch. Processes may hold different numbers of samples. Each process sends its samples
+    once, padded to the largest number, and that number in 8 bytes; the backward pass sends nothing.
 
     Args:
         tensor: Samples along the first axis; the other axes are equal in all processes.

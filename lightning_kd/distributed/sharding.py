@@ -51,8 +51,8 @@ def blocks(network: nn.Module) -> list[nn.Module]:
         [4, 3, 1]
     """
     lists = [part for part in network.modules() if isinstance(part, nn.ModuleList)]
-    candidates = [*network.children(), *(element for one in lists for element in one)]
-    found = dict.fromkeys(part for part in network.modules() if any(part is one for one in candidates))
+    candidates = [*network.children(), *(element for layers in lists for element in layers)]
+    found = dict.fromkeys(part for part in network.modules() if any(part is candidate for candidate in candidates))
     return [block for block in reversed(found) if _can_stand_alone(block, network)]
 
 
@@ -68,8 +68,8 @@ def mesh_of(trainer: Trainer) -> DeviceMesh | None:
     mesh: DeviceMesh = strategy.device_mesh["data_parallel"]
     if mesh.size() == 1 < strategy.device_mesh.size():
         raise MisconfigurationException(
-            "ModelParallelStrategy uses all devices for tensor parallelism unless told otherwise, which no network of "
-            f"ours knows; pass ModelParallelStrategy(data_parallel_size={strategy.device_mesh.size()}, "
+            "ModelParallelStrategy uses all devices for tensor parallelism by default, which distillation does not "
+            f"support; pass ModelParallelStrategy(data_parallel_size={strategy.device_mesh.size()}, "
             "tensor_parallel_size=1)."
         )
     return mesh
@@ -104,10 +104,11 @@ def check_clips(trainer: Trainer) -> None:
 
 
 def reach(total: Tensor, output: object) -> Tensor:
-    """Return the loss with a network's outputs in its graph, which do not change it.
+    """Return the loss, its value unchanged, with a network's outputs in its graph.
 
-    FSDP2 gathers a block for its backward pass when the gradient of the block's output arrives. A loss that reads an
-    inner layer alone would begin in the middle of a block, whose parameters are not there then.
+    FSDP2 gathers a block for the backward pass when the gradient of the block's output arrives. The gradient of a loss
+    that reads an inner layer alone starts inside a block, which would not be gathered. A zero gradient of the output
+    gathers it.
 
     Args:
         total: The loss.

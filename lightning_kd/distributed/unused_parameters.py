@@ -1,4 +1,4 @@
-"""Parameters that a step does not use: DDP waits for their gradients, and an optimizer must leave them alone."""
+"""Unused parameters of a step: DDP waits for their gradients, and the optimizer must not change them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -91,8 +91,8 @@ def unused_by(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
         parameters: The parameters to look for; those that require no gradient are left out.
 
     Example:
-        >>> used, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
-        >>> unused_by(used.sum(), [used, idle])
+        >>> used, unused = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
+        >>> unused_by(used.sum(), [used, unused])
         [Parameter containing:
         tensor([0., 0.], requires_grad=True)]
     """
@@ -100,9 +100,9 @@ def unused_by(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
     waiting = [] if loss.grad_fn is None else [loss.grad_fn]
     while waiting:
         node = waiting.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            reached.add(id(variable))
+        parameter = getattr(node, "variable", None)  # only the nodes that accumulate a leaf's gradient have it
+        if parameter is not None:
+            reached.add(id(parameter))
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
@@ -111,29 +111,35 @@ def unused_by(loss: Tensor, parameters: Iterable[nn.Parameter]) -> list[nn.Param
 
 
 def keep_in_graph(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the loss with parameters in its graph that do not change it, so that DDP does not wait for them."""
+    """Return the loss, its value unchanged, with parameters in its graph: DDP gets a gradient of zero for each."""
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()
     return loss
 
 
 def zero_gradients(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
-    """Return the parameters whose gradient is zero, as a compiled or sharded network gives those that are not reached.
+    """Return the parameters whose gradient is zero everywhere.
 
-    Every process must call this if they are split.
+    A compiled network, and one that FSDP2 shards, give an unused parameter a gradient of zero in place of none. Whether
+    a sharded gradient is zero is known when every process has called this.
 
     Args:
         parameters: The parameters to look through; those without a gradient are left out.
 
     Example:
-        >>> moved, idle = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
-        >>> (moved + 0.0 * idle.sum()).sum().backward()
-        >>> zero_gradients([moved, idle])
+        >>> used, unused = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(2))
+        >>> (used + 0.0 * unused.sum()).sum().backward()
+        >>> zero_gradients([used, unused])
         [Parameter containing:
         tensor([0., 0.], requires_grad=True)]
     """
-    found = [(parameter, parameter.grad.any()) for parameter in parameters if parameter.grad is not None]
-    moves = [moves for _, moves in found]
-    split = any(isinstance(one, DTensor) for one in moves)
-    moved = [bool(whole(one)) for one in moves] if split else torch.stack(moves).tolist() if moves else []
-    return [parameter for (parameter, _), has_moved in zip(found, moved, strict=True) if not has_moved]
+    with_gradient, flags = [], []
+    for parameter in parameters:
+        if parameter.grad is not None:
+            with_gradient.append(parameter)
+            flags.append(parameter.grad.any())
+    if any(isinstance(flag, DTensor) for flag in flags):
+        nonzero = [bool(whole(flag)) for flag in flags]
+    else:  # one transfer from the device for all flags
+        nonzero = torch.stack(flags).tolist() if flags else []
+    return [parameter for parameter, is_nonzero in zip(with_gradient, nonzero, strict=True) if not is_nonzero]

@@ -43,12 +43,12 @@ def load_whole(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor put together if it is split; every process must call this."""
+    """Return a split tensor put together on the CPU, any other as it is; every process must call this."""
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def placed_like(value: Tensor, target: Tensor) -> Tensor:
-    """Return a whole tensor on the device of another, split as that one is; nothing is sent."""
+    """Return a whole tensor on the device of the target, split as the target is; nothing is sent."""
     if not isinstance(target, DTensor):
         return value.to(target.device)
     local = value.to(target.to_local().device)

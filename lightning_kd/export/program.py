@@ -24,7 +24,7 @@ from lightning_kd.capture.networks import original
 def make_program(
     student: nn.Module, example: Example, *, dtype: torch.dtype | None = None, dynamic_batch: bool = True
 ) -> ExportedProgram:
-    """Trace a student in eval mode, on the CPU and outside of autocast; the student itself is left alone.
+    """Trace a copy of a student in eval mode, on the CPU and outside of autocast; the student does not change.
 
     Args:
         student: The module.
@@ -90,7 +90,8 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
 def standalone(student: nn.Module) -> nn.Module:
     """Copy a student to the CPU in eval mode, without compiled parts, gradients and what distillation put on it."""
     inner = original(student)
-    kept: dict[int, Any] = {}  # what the student has kept of its last step cannot be copied with its graph
+    # deepcopy refuses a tensor with a graph, which a student may have kept of its last step; copy its value
+    kept: dict[int, Any] = {}
     for part in inner.modules():
         for value in vars(part).values():
             if isinstance(value, Tensor) and value.grad_fn is not None:
@@ -102,7 +103,7 @@ def standalone(student: nn.Module) -> nn.Module:
                 setattr(part, name, original(child))
     without_captures(net)
     for tensor in (*net.parameters(), *net.buffers()):
-        # a part of something larger would take that along
+        # a file would hold the whole storage of a tensor that is a view of a part of it
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     return net.requires_grad_(False).eval().cpu()
@@ -110,7 +111,7 @@ def standalone(student: nn.Module) -> nn.Module:
 
 @contextmanager
 def _apart() -> Iterator[None]:
-    """Let no autocast around an export change it, and the export change no random state."""
+    """Switch gradients and autocast off in the block, and restore random states after it."""
     with torch.no_grad(), isolate_rng(), torch.autocast("cpu", enabled=False):
         yield
 
@@ -150,7 +151,7 @@ class _PlainOutput(nn.Module):
         super().__init__()
         self.student = student
 
-        @functools.wraps(student.forward)  # for the names of the inputs
+        @functools.wraps(student.forward)  # torch.export names the program's inputs after this signature
         def forward(*args: Any, **kwargs: Any) -> Any:
             return _plain(student(*args, **kwargs))
 

@@ -39,7 +39,7 @@ _exports = itertools.count()
 def export_student(
     student: nn.Module,
     path: str | os.PathLike[str],
-    format: Format | None = None,  # noqa: A002  the word for it
+    format: Format | None = None,  # noqa: A002  the option's public name; the builtin is not needed here
     *,
     dtype: Precision | torch.dtype | None = None,
     example: Example | None = None,
@@ -64,14 +64,14 @@ def export_student(
     Args:
         student: The module, on any device, in any mode, compiled or not.
         path: File to write.
-        format: What to write; by default told by the ending of the path.
+        format: What to write; by default the ending of the path decides.
         dtype: Format of the weights, and of a program's floating inputs; by default the module's own.
         example: Inputs to make a program with: a tensor, a tuple of positional inputs, a dictionary of named ones, or
             a Batch for both. A ``.pt2`` keeps their values.
         dynamic_batch: Whether a program takes any batch size, counted by the first size of the first tensor.
 
     Raises:
-        ValueError: If the format is not told or contradicts the ending, or a program lacks an example or cannot be
+        ValueError: If the format is unknown or contradicts the ending, or a program lacks an example or cannot be
             made.
         ImportError: If ONNX is asked for and not installed.
 
@@ -103,25 +103,25 @@ def export_student(
 
 
 def choose_format(path: Path, asked: str | None) -> Format:
-    """Return the format that was asked for, or that the ending of the path tells.
+    """Return the format that was asked for, or that belongs to the ending of the path.
 
     Raises:
-        ValueError: If neither tells it, or they contradict each other.
+        ValueError: If there is neither, or they contradict each other.
     """
     known = f"{', '.join(list(ENDINGS)[:-1])} or {list(ENDINGS)[-1]}"
-    told = ENDINGS.get(path.suffix)
+    of_ending = ENDINGS.get(path.suffix)
     if asked is None:
-        if told is None:
+        if of_ending is None:
             raise ValueError(f"Cannot tell the format of {str(path)!r}; end it in {known}, or pass format=.")
-        return told
+        return of_ending
     if asked not in ENDINGS.values():
         raise ValueError(f"Expected format to be one of {', '.join(dict.fromkeys(ENDINGS.values()))}, got {asked!r}.")
     chosen = cast(Format, asked)
-    if told is not None and told != chosen:
+    if of_ending is not None and of_ending != chosen:
         fitting = " or ".join(ending for ending, of in ENDINGS.items() if of == chosen)
         raise ValueError(
-            f"{str(path)!r} ends as a file of the format {told}, but format is {chosen!r}; end it in {fitting}, or "
-            "leave format out."
+            f"{str(path)!r} ends as a file of the format {of_ending}, but format is {chosen!r}; end it in {fitting}, "
+            "or leave format out."
         )
     return chosen
 
@@ -152,7 +152,7 @@ def _write_weights(state: Mapping[str, Any], path: Path, chosen: Format, dtype: 
             continue
         if is_lazy(value) or value.is_meta:
             raise ValueError(f"The student's {name!r} has no values yet; call the student once before it is exported.")
-        # in a state dict, tied weights are one tensor under two names; safetensors has no such thing
+        # a state dict holds tied weights as one tensor under two names; safetensors cannot, so each name gets a copy
         same = name if chosen == "safetensors" else (value.data_ptr(), value.shape, value.stride(), value.dtype)
         if same not in copies:
             to = dtype if value.is_floating_point() else None
@@ -166,7 +166,7 @@ def _write_weights(state: Mapping[str, Any], path: Path, chosen: Format, dtype: 
 
 
 def _check_extra(name: str, value: object, chosen: Format) -> None:
-    """See that something beside tensors, which ``get_extra_state`` has returned, can be read back."""
+    """Raise a ``ValueError`` if a value of ``get_extra_state``, which is no tensor, could not be read back."""
     if chosen == "safetensors":
         raise ValueError(f"The student's {name!r} is no tensor, which safetensors cannot hold; write a .pt file.")
     file = io.BytesIO()
@@ -195,7 +195,8 @@ def _write_program(
 def _in_first_process(write: Callable[[], None]) -> None:
     """Let the first process of a run write, and the others wait for it.
 
-    Not by a collective call, in which the first process would wait for ever where it alone exports.
+    They wait for a key in the store of the run. A collective call would block the first process for ever if a user
+    exports in that process only.
     """
     if not is_distributed():
         write()

@@ -1,4 +1,4 @@
-"""Files that have their name only when they are whole."""
+"""Files that get their name only when they are written to the end."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from typing import BinaryIO
 
 @contextmanager
 def atomic_write(target: Path) -> Iterator[BinaryIO]:
-    """Open a file to write to that takes the place of ``target`` when the block ends, in one step.
+    """Open a hidden file beside ``target`` to write to, and rename it to ``target`` when the block ends.
 
-    If the block fails, nothing has changed. What a killed process leaves is a hidden file ``.NAME.part``, which the
-    next file of that name overwrites.
+    If the block fails, ``target`` is as before. A killed process leaves the hidden file ``.NAME.part``, which the next
+    file of that name overwrites.
 
     Args:
         target: Path of the file; its folder is made if it is not there.
@@ -28,7 +28,7 @@ def atomic_write(target: Path) -> Iterator[BinaryIO]:
         (False, b'text')
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    # without underscores: on SLURM, Lightning takes every name with "hpc_ckpt_" in it for a checkpoint
+    # Lightning 2.6 takes every name with "hpc_ckpt_" in it for a checkpoint to resume from on SLURM, so no underscores
     part = target.with_name(f".{target.name.replace('_', '-')}.part")
     try:
         with part.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What reading a checkpoint can come upon, told in the user's words."""
+"""Errors of reading a checkpoint, in the words of its user: another architecture, code in the file, half a file."""
 
 import os
 import pickle
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 CHECKPOINT_KEY = "lightning_kd"
-"""Under which a checkpoint holds what resuming needs beside weights."""
+"""The key of a checkpoint under which we keep what resuming needs beside weights."""
 
 
 def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor], prefix: str, what: str) -> None:
@@ -24,14 +24,14 @@ def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor],
         prefix: What the keys to compare begin with.
         what: What these weights belong to, for the message.
     """
-    theirs = {name: tuple(value.shape) for name, value in saved.items() if name.startswith(prefix)}
-    ours = {name: tuple(value.shape) for name, value in own.items() if name.startswith(prefix)}
-    if theirs == ours:
+    saved_shapes = {name: tuple(value.shape) for name, value in saved.items() if name.startswith(prefix)}
+    own_shapes = {name: tuple(value.shape) for name, value in own.items() if name.startswith(prefix)}
+    if saved_shapes == own_shapes:
         return
     differ = [
-        f"{name}: {theirs.get(name, 'absent')} in the checkpoint, {ours.get(name, 'absent')} here"
-        for name in [*ours, *(n for n in theirs if n not in ours)]
-        if theirs.get(name) != ours.get(name)
+        f"{name}: {saved_shapes.get(name, 'absent')} in the checkpoint, {own_shapes.get(name, 'absent')} here"
+        for name in own_shapes | saved_shapes
+        if saved_shapes.get(name) != own_shapes.get(name)
     ]
     raise ValueError(
         f"The checkpoint is of another {what} architecture; {len(differ)} tensor(s) differ, first "
@@ -41,7 +41,7 @@ def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor],
 
 @contextmanager
 def reading(source: object) -> Iterator[None]:
-    """Raise a ``ValueError`` that names the file, and the class in it, if what is read inside the block is no data.
+    """Raise a ``ValueError`` that names the file, and the class in it, if the block reads anything but data.
 
     Args:
         source: Path, URL or open file that is read.
@@ -50,7 +50,7 @@ def reading(source: object) -> Iterator[None]:
         yield
     except (FileNotFoundError, PermissionError):
         raise
-    except Exception as error:  # torch raises what the bytes happen to lead to
+    except Exception as error:  # a broken file makes torch raise errors of any class
         if reason := _reason(source, error):
             raise ValueError(reason) from error
         raise
@@ -67,7 +67,7 @@ def _reason(source: object, error: Exception) -> str | None:
         )
     if path is None or not path.is_file():
         return None
-    if zipfile.is_zipfile(path):  # the table of contents, at the end, is there
+    if zipfile.is_zipfile(path):  # a zip file has its table of contents at its end, so the file is complete
         return f"{name} holds no checkpoint; nothing has been loaded. {error}"
     return (
         f"{name} ({path.stat().st_size} bytes) cannot be read to its end: it is no checkpoint, or writing it was "

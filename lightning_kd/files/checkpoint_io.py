@@ -1,4 +1,4 @@
-"""Checkpoints that are on the disk as a whole or not at all, and that run no code when they are read."""
+"""Checkpoints that are written whole or not at all, and that run no code when they are read."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ from lightning_kd.files.checkpoint import reading
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target and renames it when it is whole.
+    """Writes a checkpoint beside its target and renames it when it is complete.
 
-    Lightning writes it into the folder for temporary files and moves it from there; where that folder is on another
-    disk, moving is copying, and a process that is killed meanwhile leaves half a checkpoint under the final name,
-    which ``ckpt_path="last"`` takes for the newest. Renaming within a folder cannot be seen half done. What a killed
-    process leaves is a hidden file ``.NAME.part``, which no search for checkpoints takes up and the next checkpoint of
-    that name overwrites. Where the path is a URL, Lightning writes.
+    Lightning 2.6 writes a checkpoint into the folder for temporary files and moves it from there. If that folder is on
+    another disk, moving is copying: a process that is killed meanwhile leaves half a checkpoint under the final name,
+    which ``ckpt_path="last"`` takes for the newest. Renaming within a folder is one step of the file system. A killed
+    process then leaves a hidden file ``.NAME.part`` only, which no search for checkpoints finds, and which the next
+    checkpoint of that name overwrites. If the path is a URL, Lightning writes.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
@@ -40,17 +40,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read a checkpoint, by default as tensors and plain data only.
 
-        Lightning leaves that default to torch, which has it for files since 2.6, but unpickles what a URL gives.
+        Lightning 2.6 unpickles a file from a URL by default. It leaves a local file to torch, which reads plain data.
 
         Raises:
-            ValueError: If the file breaks off in the middle, or holds anything else; nothing of it has run.
+            ValueError: If the file breaks off in the middle, or holds anything else; no code of it has run.
         """
         with reading(path):
             return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:
-    """Let a Trainer write and read checkpoints so, unless it was given another way of writing them."""
+    """Let a Trainer use :class:`AtomicCheckpointIO`, unless its user chose another ``CheckpointIO``."""
     wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
     while isinstance(io, _WrappingCheckpointIO):
         wrapper, io = io, io.checkpoint_io

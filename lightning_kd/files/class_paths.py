@@ -1,4 +1,4 @@
-"""What a configuration names is of the kind that its place expects; this is checked before anything of it is called."""
+"""Check that each class path of a configuration leads to what its place expects, before anything is called."""
 
 import functools
 import inspect
@@ -11,13 +11,11 @@ from jsonargparse import Namespace
 from torch import Tensor
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), Tensor)
-"""What a function may return without saying so: a value that is computed, not a part that is made."""
+"""Types of values, not of parts: a hint that is one of them names no class that a class path may lead to."""
 _HARMLESS = frozenset({"collections", "datetime", "decimal", "fractions", "pathlib"})
-"""Modules of the standard library whose classes do nothing but hold a value."""
+"""Modules of the standard library whose classes only hold a value."""
 _NO_KIND = frozenset({"builtins", "collections", "collections.abc", "typing", "typing_extensions"})
-"""Modules of what holds the expected things or expects nothing: ``list``, ``Any``, ``object``."""
-
-
+"""Modules of type hints that name no class of a part: containers such as ``list``, and ``Any`` or ``object``."""
 _FUNCTIONS = get_origin(Callable[..., Any])
 
 
@@ -54,7 +52,7 @@ def check_value(value: Any, hint: Any, place: str) -> None:
         >>> check_value({"class_path": "os.system", "init_args": {"command": "ls"}}, nn.Module, "model.student")
         Traceback (most recent call last):
         ...
-        ValueError: Parser key "model.student": 'os.system' is not what is expected here ...
+        ValueError: Parser key "model.student": 'os.system' is not what is expected here: ...
     """
     value = _as_mapping(value)
     if isinstance(value, Mapping):
@@ -79,7 +77,7 @@ def _check_made(described: Mapping[str, Any], hint: Any, place: str) -> None:
     path = described["class_path"]
     found = _find(path)
     if found is None and "." not in path:
-        return  # a short name, which the parser looks up among the classes of the expected kind only
+        return  # a short name: jsonargparse looks it up among the subclasses of the expected class only
     made = found if inspect.isclass(found) else _returned(found)
     kinds, is_open = _kinds(hint)
     if not (_derives(made, kinds) or (is_open and inspect.isclass(made) and not _is_of_python(found))):
@@ -140,7 +138,7 @@ def _derives(made: Any, kinds: tuple[type, ...]) -> bool:
 
 
 def _is_of_python(thing: Any) -> bool:
-    """Whether something is defined in Python's standard library, whatever path leads there."""
+    """Whether something is defined in Python's standard library, also if another module has imported it."""
     if isinstance(thing, functools.partial):
         return _is_of_python(thing.func)
     named = thing if hasattr(thing, "__qualname__") else type(thing)
@@ -154,7 +152,7 @@ def _is_of_python(thing: Any) -> bool:
 def _hints(function: Any) -> dict[str, Any]:
     try:
         return get_type_hints(function)
-    except Exception:  # annotations may run any code; a name that is only imported for type checkers is the common case
+    except Exception:  # an annotation may fail in any way; most often its name is imported under TYPE_CHECKING only
         found = getattr(function, "__annotations__", {})
         return {name: hint for name, hint in found.items() if not isinstance(hint, str)}
 

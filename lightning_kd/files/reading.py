@@ -16,7 +16,7 @@ from lightning_kd.files.checkpoint import reading
 from lightning_kd.files.class_paths import check_arguments
 
 OPTIONS_KEYS = ("hyper_parameters", "hparams", "module_arguments")
-"""Where Lightning, and its older versions, write in a checkpoint how a module is made."""
+"""The keys under which Lightning, and its older versions, keep a module's constructor arguments in a checkpoint."""
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
@@ -24,10 +24,10 @@ def load_plain(source: _PATH | IO[bytes]) -> Any:
     """Read what ``torch.save`` has written, tensors and plain data only, onto the CPU.
 
     Args:
-        source: A path, whose tensors are read when they are used, a URL, or an open file, which is left as it was.
+        source: A path, whose tensors are read when they are used, a URL, or an open file, whose position is restored.
 
     Raises:
-        ValueError: If the file holds anything else; nothing of it has run.
+        ValueError: If the file holds anything else; no code of it has run.
 
     Example:
         >>> import io
@@ -58,13 +58,13 @@ def load_plain(source: _PATH | IO[bytes]) -> Any:
 def check_class_names(
     checkpoint: Mapping[str, Any], source: object, given: Iterable[str] = (), made: type | None = None
 ) -> None:
-    """Check that making a module as a checkpoint says would import nothing, and call nothing of another kind.
+    """Check that the options in a checkpoint import no module, and name no class of another kind than expected.
 
     Args:
         checkpoint: What :func:`load_plain` returned.
         source: The checkpoint's path, for the message.
         given: Names of options that do not come from the checkpoint.
-        made: The class that the options make, to check what each of them expects.
+        made: The class whose constructor gets the options; its type hints say what each option expects.
 
     Raises:
         ValueError: If an option names a class of a module that is not imported yet, or of another kind than expected.
@@ -87,7 +87,8 @@ def check_class_names(
 
 def _load(file: Any, source: object, **options: Any) -> Any:
     with reading(source), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # before it refuses the file
+        # torch warns of an unknown pickle protocol and then refuses the file; the error is enough
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
         return torch.load(file, map_location="cpu", weights_only=True, **options)
 
 

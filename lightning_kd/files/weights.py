@@ -28,8 +28,8 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (it is named, and has
-            not run), no key begins with ``prefix``, or the weights do not fit.
+        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (the message names it;
+            no code of it has run), no key begins with ``prefix``, or the weights do not fit.
 
     Example:
         >>> import tempfile, torch
@@ -40,7 +40,7 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
         tensor([[1., 1.]], requires_grad=True)
     """
     state = read_weights(path, prefix)
-    names = {plain_name(key): key for key in model.state_dict()}  # of a compiled model, others
+    names = {plain_name(key): key for key in model.state_dict()}  # the keys of a compiled model have a prefix
     try:
         model.load_state_dict({names.get(key, key): value for key, value in state.items()})
     except RuntimeError as error:
@@ -98,9 +98,8 @@ def materialize(
     """
     before = list(_named_tensors(model))
     waiting = {name for name, tensor in before if tensor.is_meta}
-    storage = {
-        tensor: torch.empty_like(tensor, device=device) for _, tensor in before if tensor.is_meta
-    }  # once if tied
+    # tied weights are one tensor under several names; one key for them makes one storage, so they stay tied
+    storage = {tensor: torch.empty_like(tensor, device=device) for _, tensor in before if tensor.is_meta}
     model._apply(lambda t: storage[t] if t in storage else t.to(device))
     original, wanted = dict(before), dict(_named_tensors(model))
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
@@ -136,7 +135,7 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise FileNotFoundError(f"There is no file {str(path)!r} (looked from {str(Path.cwd())!r}).")
     if path.suffix == ".safetensors":
         with reading(path), safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  it is no dictionary
+            for name in file.keys():  # noqa: SIM118  safetensors' file is no dictionary and cannot be iterated over
                 yield name, file.get_tensor(name)
         return
     content = load_plain(path)

@@ -9,7 +9,7 @@ from lightning_kd.metrics.agreement import Agreement
 class Comparison:
     """Accuracy of the student and of the teacher, and how often the two agree, over one evaluation.
 
-    Outputs that are not class scores (fewer than two columns) are passed over.
+    Outputs that are not class scores (fewer than two columns) are not counted.
 
     Example:
         >>> comparison = Comparison()

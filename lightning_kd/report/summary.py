@@ -1,4 +1,4 @@
-"""The table at the end of a run: who is how good, how small, and which part of the loss weighs how much."""
+"""The table at the end of a run: accuracy and size of student and teacher, and the share of each part of the loss."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 

@@ -52,8 +52,8 @@ class CifarNet(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = stem
-        for number, one in enumerate(stages, 1):
-            self.add_module(f"stage{number}", one)
+        for number, layers in enumerate(stages, 1):
+            self.add_module(f"stage{number}", layers)
         self.embedding = nn.Sequential(*last, nn.AdaptiveAvgPool2d(1), nn.Flatten())
         self.head = classifier(width, num_classes)
 

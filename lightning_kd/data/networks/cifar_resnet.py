@@ -124,14 +124,14 @@ class WideResNet(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits."""
         x = self.stem(images)
-        for one in (self.stage1, self.stage2, self.stage3):
-            x = F.relu(one.pre_activation(one(x)))
+        for part in (self.stage1, self.stage2, self.stage3):
+            x = F.relu(part.pre_activation(part(x)))
         logits: Tensor = self.head(self.embedding(x))
         return logits
 
 
 class _WideStage(nn.Module):
-    """Blocks, and the norm that whoever reads the stage applies to their sum."""
+    """Blocks, and a norm of their sum. The network calls the norm, so that the stage itself returns the plain sum."""
 
     def __init__(self, channels: int, width: int, depth: int, *, stride: int, activated: bool) -> None:
         super().__init__()
