@@ -31,7 +31,8 @@ from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
-from lightning_kd.teachers import FrozenTeacher
+from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
 ATTRIBUTE = "_kd"
 """Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""
@@ -47,8 +48,8 @@ class DistillationCallback(FitHooks):
     known. The module's checkpoint keeps its own keys only; the losses' weights are stored beside them.
 
     Args:
-        teacher: The trained module to learn from, frozen here; ``None`` where another callback makes it of the student
-            (EMATeacher, BornAgain), or no loss needs one.
+        teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; ``None`` where another
+            callback makes it of the student (EMATeacher, BornAgain), or no loss needs one.
         losses: The distillation losses, each with its own weight.
         student: Dotted name of the student inside the module, ``""`` if the module itself is the network; by
             default its only child with parameters.
@@ -76,7 +77,7 @@ class DistillationCallback(FitHooks):
 
     def __init__(
         self,
-        teacher: nn.Module | None,
+        teacher: nn.Module | Teacher | None,
         losses: Sequence[DistillationLoss],
         *,
         student: str | None = None,
@@ -89,7 +90,7 @@ class DistillationCallback(FitHooks):
                 f"DistillationCallback: expected student_calls to be one of {list(get_args(Calls))}, got "
                 f"{student_calls!r}."
             )
-        self.teacher = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
+        self.teacher = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
         self.student = student
         self.student_calls: Calls = student_calls

@@ -38,7 +38,8 @@ from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
-from lightning_kd.teachers import FrozenTeacher
+from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
 
 class DistillationModule(LightningModule):
@@ -54,8 +55,8 @@ class DistillationModule(LightningModule):
 
     Args:
         student: The module that learns; its output is a tensor, a tuple, or has ``logits``.
-        teacher: The trained module to learn from, frozen here; none for plain supervised training, and where a callback
-            makes it of the student (EMATeacher, BornAgain).
+        teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; none for plain
+            supervised training, and where a callback makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
         task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
@@ -89,7 +90,7 @@ class DistillationModule(LightningModule):
     def __init__(
         self,
         student: nn.Module,
-        teacher: nn.Module | None = None,
+        teacher: nn.Module | Teacher | None = None,
         losses: Sequence[DistillationLoss] | None = None,
         *,
         task_loss: nn.Module | None = None,
@@ -117,13 +118,13 @@ class DistillationModule(LightningModule):
         self.lr: float | None = None
         """Learning rate in place of the optimizer's own; a learning rate finder sets it, and so may you."""
         self._lr_at_setup: float | None = None
-        held = None if teacher is None else FrozenTeacher(teacher, teacher_dtype, teacher_weights)
+        held = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.run = DistillationRun(student, held, self.losses, self, task_weight)
         self._remember_options(dtype_of(teacher_dtype))
 
     @property
     def teacher(self) -> nn.Module | None:
-        """The frozen teacher, or ``None``."""
+        """The frozen teacher, ``None`` without one, or if it is no network."""
         return None if self.run.teacher is None else self.run.teacher.module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,9 @@ class Teacher(ABC):
     """Whether it has something to teach; losses that need a teacher wait until then."""
     module: nn.Module | None = None
     """The network that answers, if it is one."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self  # copies of a module, such as weight averages, share the teacher
 
     @abstractmethod
     def answer(self, batch: Any, call: Call) -> Lesson:

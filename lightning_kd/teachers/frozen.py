@@ -18,6 +18,31 @@ from lightning_kd.teachers.base import Teacher
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
+def as_teacher(
+    teacher: "nn.Module | Teacher | None",
+    dtype: Precision | torch.dtype | None = None,
+    weights: "Weights | None" = None,
+) -> Teacher | None:
+    """Return who answers: a network frozen, a teacher of another kind as it is, ``None`` as it is.
+
+    Args:
+        teacher: What the user gave.
+        dtype: Format that a network computes in.
+        weights: File or files of a network's weights.
+
+    Raises:
+        ValueError: If a format or files are given for a teacher that is no network, on which they have no effect.
+    """
+    if isinstance(teacher, Teacher):
+        if dtype is not None or weights is not None:
+            raise ValueError(
+                "teacher_dtype and teacher_weights are of a network, and have no effect on a "
+                f"{type(teacher).__name__}; leave them out."
+            )
+        return teacher
+    return None if teacher is None else FrozenTeacher(teacher, dtype, weights)
+
+
 class FrozenTeacher(Teacher):
     """Holds a teacher outside the module registry, frozen and in eval mode.
 
@@ -46,9 +71,6 @@ class FrozenTeacher(Teacher):
         self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None:
             self.module.to(self.dtype)
-
-    def __deepcopy__(self, memo: dict[int, object]) -> "FrozenTeacher":
-        return self
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the teacher without gradients; floating inputs are cast if it has a format of its own."""
