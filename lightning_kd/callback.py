@@ -143,7 +143,8 @@ class DistillationCallback(FitHooks):
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
         student = self._student_in(pl_module)
-        earlier, run = self._run, DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls)
+        earlier = self._run
+        run = DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls, patches=self._patches)
         self._run = run
         if earlier is not None:
             run.setup.go_on_from(earlier.setup)
@@ -166,7 +167,7 @@ class DistillationCallback(FitHooks):
             self._patches.replace(pl_module, "lr_scheduler_step", move_on)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See that the losses' parameters are optimized, and take up a resumed run where it stopped."""
+        """Have the losses' parameters optimized, and take up a resumed run where it stopped."""
         named = {f"{ATTRIBUTE}.{name}": p for name, p in self.losses.named_parameters() if p.requires_grad}
         join_optimizer(trainer.optimizers, named)
         self._place_teacher(trainer)

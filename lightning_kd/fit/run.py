@@ -8,16 +8,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.networks import device_of, is_compiled, original
-from lightning_kd.distributed.sharding import check_clips, check_not_one_graph, mesh_of
+from lightning_kd.distributed.sharding import check_clips, mesh_of
 from lightning_kd.distributed.unused_parameters import UnusedParameters
-from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
@@ -31,6 +29,7 @@ from lightning_kd.fit.neighbours import copy_again, keep_from_ddp, say_what_the_
 from lightning_kd.fit.part_log import PartLog
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.resume.state import ResumeState
+from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
@@ -49,6 +48,7 @@ class DistillationRun:
         hooks: The door, which answers how batches and outputs are read.
         task_weight: Factor of the task term, a number or a schedule.
         calls: Which calls of the student count; ``None`` if the door makes the one call itself.
+        patches: The list of what the door has put on other objects, which the run goes on with.
 
     Raises:
         ValueError: If a layer does not exist, or student and teacher share parameters.
@@ -62,6 +62,7 @@ class DistillationRun:
         hooks: Hooks,
         task_weight: Scalar = 1.0,
         calls: Calls | None = None,
+        patches: Patches | None = None,
     ) -> None:
         self.objective = Objective(losses, task_weight)
         self.step = TrainingStep(student, teacher, self.objective, hooks, calls)
@@ -70,7 +71,7 @@ class DistillationRun:
         self.lines = Lines(self.objective)
         self.evaluation = Evaluation(self.step)
         self.unused = UnusedParameters()
-        self.patches = Patches()
+        self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
         self._warned_of_empty = False
 
@@ -173,26 +174,10 @@ class DistillationRun:
         Args:
             trainer: The Trainer, while it configures the model.
             shard_student: Splits the student over the processes; ``None`` if the module has done so itself.
-
-        Raises:
-            ValueError: If student or teacher have no weights after that.
         """
-        mesh = mesh_of(trainer)
-        if mesh is None:
-            return
-        self.unused.sharded = True
-        losses, teacher = self.objective.losses, self.teacher
-        check_not_one_graph(self.student, "student")
-        if teacher is not None and teacher.module is not None:
-            check_not_one_graph(teacher.module, "teacher")
-        if shard_student is not None:
-            shard_student(self.student, mesh)
-        check_has_weights(self.student)
-        if any(True for _ in losses.parameters()) and not is_sharded(losses):
-            fully_shard(losses, mesh=mesh)
-        if isinstance(teacher, FrozenTeacher):
-            self.step.hooks.shard_teacher(teacher.module, mesh)
-            teacher.materialize(trainer.strategy.root_device)
+        if mesh_of(trainer) is not None:
+            self.unused.sharded = True
+            split(self.step, trainer, shard_student)
 
     # Training
 
