@@ -16,8 +16,8 @@ from lightning_kd.capture.networks import undisturbed
 from lightning_kd.capture.rehearsal import student_call
 from lightning_kd.configurable import Configurable
 from lightning_kd.fit.run import DistillationRun
-from lightning_kd.losses.base import upcast
 from lightning_kd.losses.logits.base import IGNORE_INDEX
+from lightning_kd.losses.tensors import upcast
 
 
 class Difficulty(Configurable, ABC):

@@ -13,7 +13,8 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen
 from lightning_kd.engine.objective import Goal, Objective
-from lightning_kd.losses.base import DistillationLoss, StepTensors, add_up
+from lightning_kd.losses.base import DistillationLoss, StepTensors
+from lightning_kd.losses.tensors import add_up
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
 
 _NO_BATCH = Batch()

@@ -6,13 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.tensors import is_empty, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
 Shape = tuple[int, ...]
@@ -81,8 +80,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     stage: Stage | None = None
     """What is to be trained before the main training; its loss is :meth:`evaluate_stage`."""
     relational: ClassVar[bool] = False
-    """The loss compares samples with one another, so a batch split over processes is another loss; such a class takes
-    ``gather`` (whether to compare the samples of all processes) and keeps it under that name."""
+    """The loss compares samples with one another, so a batch that is split over processes gives another value."""
+    gather: bool = False
+    """Whether a relational loss compares the samples of all processes; an option of such a loss."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself sees to in all processes, so that DDP sends nothing for them."""
 
@@ -113,11 +113,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             twice = sorted({layer for layer in layers if layers.count(layer) > 1})
             if twice:
                 raise ValueError(f"{name}: {role} layer {twice[0]!r} is named twice; name each layer once.")
-        mine, its = self._student_layers, self._teacher_layers
-        if self.pairs_layers and len(mine) != len(its):
+        students, teachers = list(self._student_layers), list(self._teacher_layers)
+        if self.pairs_layers and len(students) != len(teachers):
             raise ValueError(
-                f"{name}: expected as many student layers as teacher layers, got {len(mine)} {list(mine)} and "
-                f"{len(its)} {list(its)}."
+                f"{name}: expected as many student layers as teacher layers, got {len(students)} {students} and "
+                f"{len(teachers)} {teachers}."
             )
 
     @property
@@ -212,17 +212,19 @@ class DistillationLoss(Configurable, nn.Module, ABC):
                 args.append(_read(step.teacher_features, self._teacher_layers))
         else:
             args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
-        extra = {}
+        extra: dict[str, Tensor | None] = {}
         if self.needs_target:
             extra["target"] = step.target
         if self.needs_index:
             extra["index"] = step.index
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
-        if self.relational and getattr(self, "gather", False):
-            args = [gather(arg) if isinstance(arg, Tensor) else arg and [gather(one) for one in arg] for arg in args]
+        if self.relational and self.gather:
+            args = [_gathered(arg) for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
-        if not self.replicated_buffers and is_empty(args[0]):  # what is replicated is exchanged even so
+        # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
+        # without samples must call it too.
+        if not self.replicated_buffers and is_empty(args[0]):
             return zero_of(args[0])
         value = self(*args, **extra)
         if not isinstance(value, Tensor):
@@ -253,109 +255,6 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if not _holds_modules(value))
 
 
-def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise a ``ValueError`` that names both shapes unless the two tensors have the same batch size."""
-    if student.ndim == 0 or teacher.ndim == 0 or student.shape[0] != teacher.shape[0]:
-        raise ValueError(
-            f"{function}: expected the same batch size, got student {tuple(student.shape)} "
-            f"and teacher {tuple(teacher.shape)}."
-        )
-
-
-def check_same_shape(function: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
-    """Raise a ``ValueError`` that names both shapes and the remedy unless the two shapes are equal."""
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"{function}: expected equal shapes, got student {tuple(student.shape)} "
-            f"and teacher {tuple(teacher.shape)}; {remedy}."
-        )
-
-
-def check_maps(function: str, student: Shape, teacher: Shape) -> None:
-    """Raise a ``ValueError`` that names both shapes unless both are feature maps."""
-    if len(student) != 4 or len(teacher) != 4:
-        raise ValueError(
-            f"{function}: expected feature maps (B, C, H, W), got student {student} and teacher {teacher}; "
-            "name convolutional layers."
-        )
-
-
-def check_positive(function: str, **values: Scalar) -> None:
-    """Raise a ``ValueError`` that names the first argument that is not a positive, finite number at all times."""
-    for name, value in values.items():
-        if not all(0.0 < extreme < float("inf") for extreme in extremes(value)):
-            raise ValueError(f"{function}: expected {name} > 0, got {value}.")
-
-
-def check_not_negative(function: str, **values: Scalar) -> None:
-    """Raise a ``ValueError`` that names the first argument that is negative or not finite at some time."""
-    for name, value in values.items():
-        if not all(0.0 <= extreme < float("inf") for extreme in extremes(value)):
-            raise ValueError(f"{function}: expected a finite {name} >= 0, got {value}.")
-
-
-def check_rows(function: str, student: Tensor, teacher: Tensor) -> None:
-    """Raise a ``ValueError`` that names both shapes unless both hold features of as many samples."""
-    check_same_batch(function, student, teacher)
-    if student.ndim < 2 or teacher.ndim < 2:
-        raise ValueError(
-            f"{function}: expected (B, ...) with an axis beside the batch, got student {tuple(student.shape)} and "
-            f"teacher {tuple(teacher.shape)}."
-        )
-
-
-def check_map_layers(
-    loss: DistillationLoss, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]
-) -> None:
-    """Raise a ``ValueError`` that names the layers and both shapes unless every layer of a loss returns a map."""
-    for mine, its in zip(loss.student_layers, loss.teacher_layers, strict=True):
-        check_maps(f"{type(loss).__name__}, layers {mine!r} and {its!r}", student_shapes[mine], teacher_shapes[its])
-
-
-def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Return the pairs of one student and one teacher tensor, or of two lists of them."""
-    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
-        return [(student, teacher)]
-    students = [student] if isinstance(student, Tensor) else student
-    teachers = [teacher] if isinstance(teacher, Tensor) else teacher
-    return list(zip(students, teachers, strict=True))
-
-
-def add_up(values: Sequence[Tensor]) -> Tensor:
-    """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
-    return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
-
-
-def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
-    """Whether a tensor, or the first of several, holds no samples."""
-    if tensors is None:
-        return False
-    first = tensors if isinstance(tensors, Tensor) else tensors[0]
-    return first.numel() == 0 and first.ndim > 0 and first.shape[0] == 0
-
-
-def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
-    """Return the loss of tensors without samples: 0, with a gradient of 0 for whatever computed them."""
-    several = [tensors] if isinstance(tensors, Tensor) else tensors or []
-    return add_up([upcast(one).sum() * 0.0 for one in several])
-
-
-def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Average-pool two maps (B, C, H, W) to the smaller height and the smaller width of the two."""
-    height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return _pool(student, (height, width)), _pool(teacher, (height, width))
-
-
-def upcast(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Return the tensor in float64, or in float32 on a device that has no float64."""
-    return tensor.float() if tensor.device.type == "mps" else tensor.double()
-
-
 def _holds_modules(value: object) -> bool:
     values = value if isinstance(value, Sequence | nn.ModuleList) and not isinstance(value, str) else [value]
     return any(isinstance(one, nn.Module) for one in values)
@@ -367,9 +266,12 @@ def _as_names(layers: Layers) -> tuple[str, ...]:
     return (layers,) if isinstance(layers, str) else tuple(layers)
 
 
+def _gathered(tensors: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
+    """Return the samples of all processes, for a tensor or for each of a list."""
+    if isinstance(tensors, list):
+        return [gather(tensor) for tensor in tensors]
+    return None if tensors is None else gather(tensors)
+
+
 def _read(features: Mapping[str, Tensor], layers: tuple[str, ...]) -> Tensor | list[Tensor]:
     return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
-
-
-def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
-    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)

@@ -36,8 +36,8 @@ class Inputs:
     @property
     def step(self) -> StepTensors:
         """The step of a loss that takes a whole one."""
-        mine, its = (dict(zip(self.layers, side, strict=True)) for side in (self.students, self.teachers))
-        return StepTensors(mine.pop(LOGITS, None), its.pop(LOGITS, None), mine, its)
+        students, teachers = (dict(zip(self.layers, side, strict=True)) for side in (self.students, self.teachers))
+        return StepTensors(students.pop(LOGITS, None), teachers.pop(LOGITS, None), students, teachers)
 
     @property
     def students(self) -> list[Tensor]:
@@ -178,10 +178,10 @@ def shapes(
     names = (component.student_layers or (LOGITS,), component.teacher_layers or (LOGITS,))
     if inputs.layers:
         names = (inputs.layers, inputs.layers)
-    mine, its = dict(zip(names[0], students, strict=False)), dict(zip(names[1], teachers, strict=False))
+    students, teachers = dict(zip(names[0], students, strict=False)), dict(zip(names[1], teachers, strict=False))
     if "student_logits" in inputs.extra:
-        mine[LOGITS] = tuple(inputs.extra["student_logits"].shape)
-    return mine, its
+        students[LOGITS] = tuple(inputs.extra["student_logits"].shape)
+    return students, teachers
 
 
 def as_list(features: Features | None) -> list[Tensor]:

@@ -89,13 +89,13 @@ def _read(name: str, crossed: bool) -> Iterator[Golden]:
     with np.load(FOLDER / entry["file"]) as stored:
         arrays = {key: torch.from_numpy(stored[key]) for key in stored.files}
     for case in entry["cases"]:
-        mine = {k.split("/", 1)[1]: a for k, a in arrays.items() if k.startswith(case["id"] + "/")}
+        arrays_of_case = {k.split("/", 1)[1]: a for k, a in arrays.items() if k.startswith(case["id"] + "/")}
         others = [cross["saved_suffix"] for cross in case.get("cross", ()) if "saved_suffix" in cross]
-        saved = [{"suffix": s, "hyper": {}, "outputs": [k for k in mine if k.endswith(s)]} for s in others]
+        saved = [{"suffix": s, "hyper": {}, "outputs": [k for k in arrays_of_case if k.endswith(s)]} for s in others]
         outputs = {o for variant in [*case["variants"], *saved] for o in variant["outputs"]}
         for variant in [*case["variants"], *(saved if crossed else [])]:
             suffix = variant["suffix"]
-            own = {o.removesuffix(suffix): mine[o] for o in variant["outputs"]}
-            inputs = {k: a for k, a in mine.items() if k not in outputs}
+            own = {o.removesuffix(suffix): arrays_of_case[o] for o in variant["outputs"]}
+            inputs = {k: a for k, a in arrays_of_case.items() if k not in outputs}
             hyper = {**case["hyper"], **variant["hyper"]}
             yield Golden(name, case["id"], suffix, hyper, {**inputs, **own})

@@ -42,10 +42,10 @@ def test_it_equals_a_loop_over_all_responses(margin: float) -> None:
     assert value.item() == pytest.approx(0.003 * expected / 3, rel=1e-12)
 
 
-@pytest.mark.parametrize(("mine", "its"), [((6, 3), (3, 5)), ((1, 1), (2, 2)), ((4, 4), (3, 3))])
-def test_the_larger_map_is_pooled_along_each_axis(mine: tuple[int, int], its: tuple[int, int]) -> None:
-    student, teacher = random(3, 4, *mine, seed=1), random(3, 4, *its, seed=2)
-    size = [min(pair) for pair in zip(mine, its, strict=True)]
+@pytest.mark.parametrize(("student_size", "teacher_size"), [((6, 3), (3, 5)), ((1, 1), (2, 2)), ((4, 4), (3, 3))])
+def test_the_larger_map_is_pooled_along_each_axis(student_size: tuple[int, int], teacher_size: tuple[int, int]) -> None:
+    student, teacher = random(3, 4, *student_size, seed=1), random(3, 4, *teacher_size, seed=2)
+    size = [min(pair) for pair in zip(student_size, teacher_size, strict=True)]
     pooled = [torch.nn.functional.adaptive_avg_pool2d(features, size) for features in (student, teacher)]
     torch.testing.assert_close(ab_loss(student, teacher), ab_loss(*pooled))
 

@@ -31,11 +31,11 @@ def test_info_nce_equals_a_loop_of_cross_entropies(size, symmetric):
 @pytest.mark.parametrize("size", [(2, 3), (5, 3), (4, 7)])
 def test_triplet_equals_a_loop_over_all_triplets(size):
     student, teacher = (random(*size, seed=seed).requires_grad_() for seed in (1, 2))
-    mine, its = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
+    students, teachers = F.normalize(student, dim=1), F.normalize(teacher, dim=1)
     expected = 0.0
-    for i, anchor in enumerate(mine):
-        far = min((anchor - other).square().sum() for j, other in enumerate(its) if j != i)
-        expected = expected + (1.0 + (anchor - its[i]).square().sum() - far).clamp_min(0) / len(mine)
+    for i, anchor in enumerate(students):
+        far = min((anchor - other).square().sum() for j, other in enumerate(teachers) if j != i)
+        expected = expected + (1.0 + (anchor - teachers[i]).square().sum() - far).clamp_min(0) / len(students)
     value = triplet_loss(student, teacher, margin=1.0)
     torch.testing.assert_close(value, expected)
     for ours, theirs in zip(

@@ -77,15 +77,15 @@ def test_the_function_equals_the_published_code(record: Golden) -> None:
 
 @pytest.mark.parametrize(("student", "teacher"), [((3, 5), (3, 5)), ((5, 2), (2, 4)), ((1, 1), (3, 2))])
 def test_it_equals_a_loop_over_samples_and_elements(student: tuple[int, int], teacher: tuple[int, int]) -> None:
-    mine, its = random(3, 4, *student, seed=1), random(3, 4, *teacher, seed=2)
+    student_map, teacher_map = random(3, 4, *student, seed=1), random(3, 4, *teacher, seed=2)
     size = [min(pair) for pair in zip(student, teacher, strict=True)]
-    pooled = [nn.functional.adaptive_avg_pool2d(x, size) for x in (mine, its)]
+    pooled = [nn.functional.adaptive_avg_pool2d(x, size) for x in (student_map, teacher_map)]
     total = 0.0
     for s, t in zip(*pooled, strict=True):
         lengths = [sum(v * v for v in x.flatten().tolist()) ** 0.5 for x in (s, t)]
         for a, b in zip(s.flatten().tolist(), t.flatten().tolist(), strict=True):
             total += abs(a / lengths[0] - b / lengths[1])
-    assert factor_transfer_loss(mine, its).item() == pytest.approx(total / pooled[0].numel(), rel=1e-12)
+    assert factor_transfer_loss(student_map, teacher_map).item() == pytest.approx(total / pooled[0].numel(), rel=1e-12)
 
 
 @pytest.mark.parametrize("options", [{}, CODE, {**CODE, "p1": 3.0, "p2": 1.5}], ids=str)

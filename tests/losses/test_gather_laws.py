@@ -51,8 +51,13 @@ def half(inputs: Inputs, rank: int) -> Inputs:
 def found(built: DistillationLoss, inputs: Inputs) -> dict[str, Tensor]:
     """Value and gradients of a training step."""
     inputs = inputs.fresh()
-    mine, its = (list(layers) or [LOGITS] for layers in (built.student_layers, built.teacher_layers))
-    student, teacher = dict(zip(mine, inputs.students, strict=True)), dict(zip(its, inputs.teachers, strict=True))
+    student_layers, teacher_layers = (
+        list(layers) or [LOGITS] for layers in (built.student_layers, built.teacher_layers)
+    )
+    student, teacher = (
+        dict(zip(student_layers, inputs.students, strict=True)),
+        dict(zip(teacher_layers, inputs.teachers, strict=True)),
+    )
     extra = {name: inputs.extra.get(name) for name in ("target", "index")}
     value = built.evaluate(StepTensors(student.pop(LOGITS, None), teacher.pop(LOGITS, None), student, teacher, **extra))
     value.backward()  # type: ignore[no-untyped-call]

@@ -22,11 +22,11 @@ def _pooled(features: Tensor, rows: int, columns: int) -> Tensor:
     return nn.functional.adaptive_avg_pool2d(features, (rows, columns))
 
 
-@pytest.mark.parametrize(("mine", "its"), [((5, 3), (5, 3)), ((6, 3), (3, 5)), ((1, 1), (2, 2))])
-def test_it_equals_a_loop_over_all_responses(mine: tuple[int, int], its: tuple[int, int]) -> None:
-    student, teacher = random(3, 4, *mine, seed=1), random(3, 4, *its, seed=2)
+@pytest.mark.parametrize(("student_size", "teacher_size"), [((5, 3), (5, 3)), ((6, 3), (3, 5)), ((1, 1), (2, 2))])
+def test_it_equals_a_loop_over_all_responses(student_size: tuple[int, int], teacher_size: tuple[int, int]) -> None:
+    student, teacher = random(3, 4, *student_size, seed=1), random(3, 4, *teacher_size, seed=2)
     margin = -random(4, seed=3).abs()
-    size = [min(pair) for pair in zip(mine, its, strict=True)]
+    size = [min(pair) for pair in zip(student_size, teacher_size, strict=True)]
     expected = 0.0
     for one, other in zip(_pooled(student, *size), _pooled(teacher, *size), strict=True):
         for channel in range(4):
@@ -125,9 +125,9 @@ def test_one_layer_of_each_kind() -> None:
     loss.see_layers({}, {"c": nn.Conv2d(1, 2, 1), "d": _norm([1.0] * 3, [0.0] * 3)})
     loss.build({"a": (2, 2, 4, 4), "b": (2, 2, 2, 2)}, {"c": (2, 2, 4, 4), "d": (2, 3, 2, 2)})
     maps = [random(2, 2, 4, 4, seed=1).float(), random(2, 2, 2, 2, seed=2).float()]
-    its = [random(2, 2, 4, 4, seed=3).float(), random(2, 3, 2, 2, seed=4).float()]
-    loss(maps, its)
-    first = its[0].transpose(0, 1)
+    teachers = [random(2, 2, 4, 4, seed=3).float(), random(2, 3, 2, 2, seed=4).float()]
+    loss(maps, teachers)
+    first = teachers[0].transpose(0, 1)
     expected = [*(channel[channel < 0].mean().item() for channel in first), *[-math.sqrt(2 / math.pi)] * 3]
     assert loss.margin.tolist() == pytest.approx(expected)
 

@@ -127,10 +127,13 @@ def test_the_gradient_of_rkd_is_not_differentiated_once_more() -> None:
 def test_the_variant_equals_repdistillers_code(record: Golden) -> None:
     component = CCLoss("a", "b", variant="repdistiller", dim=int(record.hyper["feat_dim"]))
     component.build({"a": record.arrays["s0"].shape}, {"b": record.arrays["t0"].shape})
-    mine, its = component.student_embeddings[0], component.teacher_embeddings[0]
-    for layer, side in ((mine, "s"), (its, "t")):
+    student_embedding, teacher_embedding = component.student_embeddings[0], component.teacher_embeddings[0]
+    for layer, side in ((student_embedding, "s"), (teacher_embedding, "t")):
         layer.load_state_dict({n: record.arrays[f"param.embed_{side}.linear.{n}"] for n in ("weight", "bias")})
-    named = {"embed_s": torch.nn.ModuleDict({"linear": mine}), "embed_t": torch.nn.ModuleDict({"linear": its})}
+    named = {
+        "embed_s": torch.nn.ModuleDict({"linear": student_embedding}),
+        "embed_t": torch.nn.ModuleDict({"linear": teacher_embedding}),
+    }
     check_golden(record, lambda s, t, _: component(s[0], t[0]), torch.nn.ModuleDict(named))
 
 
@@ -138,12 +141,12 @@ def test_the_variant_equals_repdistillers_code(record: Golden) -> None:
 def test_the_kernels_are_those_of_torchdistill_which_takes_the_root(record: Golden) -> None:
     """Its loss is the root of the sum of squares, over the squared batch."""
     arrays = record.arrays
-    mine, its = (
+    student, teacher = (
         F.linear(arrays[f"{x}0"], *(arrays[f"param.embed_{x}.linear.{name}"] for name in ("weight", "bias")))
         for x in ("s", "t")
     )
-    ours = cc_loss(mine, its, kernel=record.suffix.removeprefix("__torchdistill_"))
-    torch.testing.assert_close(ours.sqrt() / len(mine), arrays["loss"].reshape(()))
+    ours = cc_loss(student, teacher, kernel=record.suffix.removeprefix("__torchdistill_"))
+    torch.testing.assert_close(ours.sqrt() / len(student), arrays["loss"].reshape(()))
 
 
 def test_a_high_order_is_the_gaussian_kernel() -> None:

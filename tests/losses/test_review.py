@@ -146,8 +146,8 @@ def test_every_stage_learns_from_the_first_of_the_teacher() -> None:
 
     def gradients(changed: int) -> list[Tensor]:
         leaves = [s.clone().requires_grad_() for s in students]
-        its = [t + (i == changed) * random(*t.shape, seed=9) for i, t in enumerate(teachers)]
-        copy.deepcopy(loss)(leaves, its).backward()
+        changed_teachers = [t + (i == changed) * random(*t.shape, seed=9) for i, t in enumerate(teachers)]
+        copy.deepcopy(loss)(leaves, changed_teachers).backward()
         return [leaf.grad for leaf in leaves]
 
     neither, early, late = (gradients(i) for i in (-1, 0, 1))

@@ -6,20 +6,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_map_layers,
-    check_maps,
-    check_positive,
-    check_same_shape,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_shape
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar, Unit
 
@@ -128,11 +118,11 @@ class ABLoss(DistillationLoss):
             ValueError: If a layer returns no map.
         """
         check_map_layers(self, student_shapes, teacher_shapes)
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            self.projectors.append(batch_norm_connector(student_shapes[mine], teacher_shapes[its]))
+        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
+            self.projectors.append(batch_norm_connector(student_shapes[student_layer], teacher_shapes[teacher_layer]))
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
         """Compute the unweighted loss, see ``ab_loss``; the sum over several pairs, each half of the next."""
         pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
-        losses = [ab_loss(projector(mine), its, margin=self.margin) for projector, (mine, its) in pairs]
+        losses = [ab_loss(projector(s), t, margin=self.margin) for projector, (s, t) in pairs]
         return add_up([loss * 0.5 ** (len(losses) - 1 - i) for i, loss in enumerate(losses)])

@@ -6,19 +6,9 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_map_layers,
-    check_maps,
-    check_positive,
-    check_same_batch,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
 from lightning_kd.schedules import Scalar
 
 

@@ -6,8 +6,10 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Shape, add_up, check_positive, upcast
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import cross_entropy_of_labelled
+from lightning_kd.losses.tensors import add_up, upcast
 from lightning_kd.schedules import Scalar
 
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, pool_to_smaller, upcast, wide
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast, wide
 from lightning_kd.schedules import Scalar, Unit
 
 
@@ -150,14 +151,14 @@ class FSPLoss(DistillationLoss):
                 f"{[s for s, _ in pairs]} and teacher {[t for _, t in pairs]}; name two or more: "
                 'FSPLoss(["layer1", "layer2"], ["layer1", "layer2"]).'
             )
-        self.projectors.extend(
-            nn.Identity() if mine[1] == its[1] else nn.Conv2d(mine[1], its[1], 1, bias=False) for mine, its in pairs
-        )
+        channels = [(student_shape[1], teacher_shape[1]) for student_shape, teacher_shape in pairs]
+        self.projectors.extend(nn.Identity() if s == t else nn.Conv2d(s, t, 1, bias=False) for s, t in channels)
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Compute the unweighted loss: the sum over neighbouring layers."""
-        mine = [projector(features) for projector, features in zip(self.projectors, student, strict=True)]
-        return add_up([fsp_loss(*ours, *its) for ours, its in zip(pairwise(mine), pairwise(teacher), strict=True)])
+        student_maps = [projector(features) for projector, features in zip(self.projectors, student, strict=True)]
+        flows = zip(pairwise(student_maps), pairwise(teacher), strict=True)
+        return add_up([fsp_loss(*student_flow, *teacher_flow) for student_flow, teacher_flow in flows])
 
 
 def _product(bottom: Tensor, top: Tensor) -> Tensor:
@@ -171,16 +172,16 @@ def _product(bottom: Tensor, top: Tensor) -> Tensor:
 def _exact_product(bottom: Tensor, top: Tensor) -> Tensor:
     """Return the matrices in float64, so that two may be subtracted whose features lie close together, far from zero.
 
-    Every channel is parted into a level and what is left; only of what is left the products of all positions are taken,
-    in the tensors' own precision.
+    Every channel is split into its mean (the level) and the rest. Only the products of the rest are summed over the
+    positions, and that sum is in the precision of the tensors.
     """
     with torch.autocast(device_type=bottom.device.type, enabled=False):
-        (bottom, level), (top, its_level) = (_part(upcast(features)) for features in (bottom, top))
+        (bottom, bottom_level), (top, top_level) = (_part(upcast(features)) for features in (bottom, top))
         bottom, top = (features.flatten(2) for features in pool_to_smaller(bottom, top))
-        means, its_means = wide(bottom.mean(dim=2)), wide(top.mean(dim=2))
+        bottom_means, top_means = wide(bottom.mean(dim=2)), wide(top.mean(dim=2))
         products = wide(top @ bottom.mT / bottom.shape[2])
-        return products.baddbmm_(its_level.unsqueeze(2), (level + means).unsqueeze(1)).baddbmm_(
-            its_means.unsqueeze(2), level.unsqueeze(1)
+        return products.baddbmm_(top_level.unsqueeze(2), (bottom_level + bottom_means).unsqueeze(1)).baddbmm_(
+            top_means.unsqueeze(2), bottom_level.unsqueeze(1)
         )
 
 

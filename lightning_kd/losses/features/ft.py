@@ -7,23 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    StepTensors,
-    add_up,
-    check_map_layers,
-    check_maps,
-    check_positive,
-    check_same_batch,
-    is_empty,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-    zero_of,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape, StepTensors
+from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.tensors import add_up, is_empty, pair_up, pool_to_smaller, upcast, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
 Variant = Literal["authors", "repdistiller"]
@@ -89,8 +76,10 @@ def factor_transfer_loss(
         student, teacher = pool_to_smaller(upcast(student_factor), upcast(teacher_factor.detach()))
         if variant == "authors":
             return _distance_of_directions(student.flatten(1), teacher.flatten(1))
-        mine, its = _pooled_direction(student, p1), _pooled_direction(teacher, p1)
-        return F.l1_loss(mine, its) if p2 == 1.0 else (mine - its).abs().pow(p2).mean()
+        student_direction, teacher_direction = _pooled_direction(student, p1), _pooled_direction(teacher, p1)
+        if p2 == 1.0:
+            return F.l1_loss(student_direction, teacher_direction)
+        return (student_direction - teacher_direction).abs().pow(p2).mean()
 
 
 @final
@@ -162,11 +151,11 @@ class FTLoss(DistillationLoss):
             ValueError: If a layer returns no map.
         """
         check_map_layers(self, student_shapes, teacher_shapes)
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            channels = teacher_shapes[its][1]
+        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
+            channels = teacher_shapes[teacher_layer][1]
             factor = max(1, int(channels * self.rate))
             self.paraphrasers.append(Paraphraser(channels, factor))
-            self.translators.append(Translator(student_shapes[mine][1], factor))
+            self.translators.append(Translator(student_shapes[student_layer][1], factor))
 
     def evaluate_stage(self, step: StepTensors) -> Tensor:
         """Return the mean squared error of the paraphrasers' reconstruction of the teacher's features."""
@@ -260,15 +249,15 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     """
     length = torch.linalg.vector_norm(student, dim=1, keepdim=True).clamp_min(_SHORTEST)
     with torch.no_grad():
-        its_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
-        scale = torch.exp2(torch.log2(its_length / length).round())
+        teacher_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
+        scale = torch.exp2(torch.log2(teacher_length / length).round())
         scaled_length = length * scale
         difference = (student * scale).sub_(teacher)
         excess = torch.linalg.vecdot(difference, teacher) * 2 + torch.linalg.vecdot(difference, difference)
-        excess = excess.unsqueeze(1) / (scaled_length + its_length)  # |s| - |t|
-        clamped = torch.minimum(length, its_length) <= _SHORTEST
-        excess = torch.where(clamped, scaled_length - its_length, excess)
-        difference.addcmul_(teacher, excess / its_length, value=-1)
+        excess = excess.unsqueeze(1) / (scaled_length + teacher_length)  # |s| - |t|
+        clamped = torch.minimum(length, teacher_length) <= _SHORTEST
+        excess = torch.where(clamped, scaled_length - teacher_length, excess)
+        difference.addcmul_(teacher, excess / teacher_length, value=-1)
         value = (difference.abs().sum(dim=1, keepdim=True) / scaled_length).sum()
         signs = difference.sign_()
     slope = (torch.linalg.vecdot(signs, student).unsqueeze(1) / length).sum()

@@ -7,16 +7,9 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_same_shape,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_same_shape
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 

@@ -8,19 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_map_layers,
-    check_maps,
-    check_positive,
-    check_same_batch,
-    pair_up,
-    pool_to_smaller,
-    wide,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, wide
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -74,15 +64,16 @@ def nst_loss(
     check_same_batch("nst_loss", student, teacher)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = pool_to_smaller(student, teacher.detach())
+        student_map, teacher_map = pool_to_smaller(student, teacher.detach())
         if kernel == "polynomial":
-            value: Tensor = cast(Any, _SquaredProducts).apply(mine.flatten(2), its.flatten(2))
+            value: Tensor = cast(Any, _SquaredProducts).apply(student_map.flatten(2), teacher_map.flatten(2))
             return value.to(dtype)
-        mine, its = (F.normalize(wide(features).flatten(2), dim=2) for features in (mine, its))
+        maps = (student_map, teacher_map)
+        student_channels, teacher_channels = (F.normalize(wide(one).flatten(2), dim=2) for one in maps)
         if kernel == "linear":
-            value = (mine.mean(dim=1) - its.mean(dim=1)).square().sum(dim=1)
+            value = (student_channels.mean(dim=1) - teacher_channels.mean(dim=1)).square().sum(dim=1)
         else:
-            value = _gaussian(mine, its, bandwidth)
+            value = _gaussian(student_channels, teacher_channels, bandwidth)
         return value.mean().to(dtype)
 
 
@@ -145,16 +136,19 @@ class _SquaredProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
-        (mine, lengths), (its, _) = _directions(student), _directions(teacher)
-        (batch, channels, positions), others = mine.shape, its.shape[1]
+        (student_directions, lengths), (teacher_directions, _) = _directions(student), _directions(teacher)
+        (batch, channels, positions), others = student_directions.shape, teacher_directions.shape[1]
         if positions < max(channels, others):
-            slope = torch.baddbmm(its.mT @ its, mine.mT, mine, beta=-1.0 / others, alpha=1.0 / channels)
+            teacher_products, transposed = teacher_directions.mT @ teacher_directions, student_directions.mT
+            slope = torch.baddbmm(
+                teacher_products, transposed, student_directions, beta=-1.0 / others, alpha=1.0 / channels
+            )
             value = slope.square().sum()
-            ctx.save_for_backward(mine, lengths, slope)
+            ctx.save_for_backward(student_directions, lengths, slope)
         else:
-            everyone = torch.cat([mine, its], dim=1)
-            own, cross = (mine @ everyone.mT).split([channels, others], dim=2)
-            other = its @ its.mT
+            everyone = torch.cat([student_directions, teacher_directions], dim=1)
+            own, cross = (student_directions @ everyone.mT).split([channels, others], dim=2)
+            other = teacher_directions @ teacher_directions.mT
             value = own.square().sum() / channels**2 + other.square().sum() / others**2
             value = value - 2.0 * cross.square().sum() / (channels * others)
             ctx.save_for_backward(everyone, lengths, torch.cat([own / channels, cross / -others], dim=2))
@@ -165,10 +159,12 @@ class _SquaredProducts(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         rows, lengths, slope = ctx.saved_tensors
         batch, channels = lengths.shape[:2]
-        mine = rows[:, :channels]
-        slope = mine @ slope if slope.shape[1] == slope.shape[2] == mine.shape[2] else slope @ rows
-        moves = lengths > _SHORTEST  # a shorter channel is divided by a constant
-        slope = slope.addcmul(mine, (mine * slope).sum(dim=2, keepdim=True) * moves, value=-1.0)
+        student_directions = rows[:, :channels]
+        by_position = slope.shape[1] == slope.shape[2] == student_directions.shape[2]
+        slope = student_directions @ slope if by_position else slope @ rows
+        normalised = lengths > _SHORTEST  # a shorter channel is divided by a constant
+        radial = (student_directions * slope).sum(dim=2, keepdim=True) * normalised
+        slope = slope.addcmul(student_directions, radial, value=-1.0)
         return slope.mul_(grad * (4.0 / (batch * channels)) / lengths), None
 
 
@@ -179,8 +175,9 @@ def _directions(channels: Tensor) -> tuple[Tensor, Tensor]:
     return rows / lengths, lengths
 
 
-def _gaussian(mine: Tensor, its: Tensor, bandwidth: float | None) -> Tensor:
-    own, other, cross = (_squared_distances(x, y) for x, y in ((mine, mine), (its, its), (mine, its)))
+def _gaussian(student: Tensor, teacher: Tensor, bandwidth: float | None) -> Tensor:
+    pairs = ((student, student), (teacher, teacher), (student, teacher))
+    own, other, cross = (_squared_distances(x, y) for x, y in pairs)
     variance = cross.detach().mean().clamp_min(1e-12) if bandwidth is None else bandwidth**2
     own, other, cross = ((-distances / (2 * variance)).exp().mean(dim=(1, 2)) for distances in (own, other, cross))
     return own + other - 2 * cross

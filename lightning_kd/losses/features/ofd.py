@@ -9,17 +9,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_kd.distributed.gather import is_distributed
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_map_layers,
-    check_maps,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_map_layers, check_maps
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar
 
@@ -121,10 +113,10 @@ class OFDLoss(DistillationLoss):
             ValueError: If a layer returns no map.
         """
         check_map_layers(self, student_shapes, teacher_shapes)
-        its = [teacher_shapes[name] for name in self.teacher_layers]
-        for name, shape in zip(self.student_layers, its, strict=True):
+        teacher_layer_shapes = [teacher_shapes[name] for name in self.teacher_layers]
+        for name, shape in zip(self.student_layers, teacher_layer_shapes, strict=True):
             self.projectors.append(batch_norm_connector(student_shapes[name], shape))
-        self._widths = [shape[1] for shape in its]
+        self._widths = [shape[1] for shape in teacher_layer_shapes]
         named = zip(self.teacher_layers, self._widths, strict=True)
         self.register_buffer("margin", torch.cat([self._known.get(name, torch.zeros(width)) for name, width in named]))
         self.register_buffer("count", torch.zeros(sum(self._widths), dtype=torch.long))
@@ -135,7 +127,7 @@ class OFDLoss(DistillationLoss):
         if self.training and len(self._known) < len(pairs):
             self._learn_margins([features for _, features in pairs])
         parts = zip(self.projectors, pairs, self.margin.split(self._widths), strict=True)
-        losses = [ofd_loss(projector(mine), its, margin) for projector, (mine, its), margin in parts]
+        losses = [ofd_loss(projector(s), t, margin) for projector, (s, t), margin in parts]
         return add_up([loss * 0.5 ** (len(losses) - 1 - i) for i, loss in enumerate(losses)])
 
     @torch.no_grad()

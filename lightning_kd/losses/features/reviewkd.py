@@ -7,7 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, add_up, check_maps, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_maps, check_same_shape
+from lightning_kd.losses.tensors import add_up, upcast
 from lightning_kd.schedules import Scalar
 
 _LEVELS = (4, 2, 1)
@@ -110,25 +112,25 @@ class ReviewKDLoss(DistillationLoss):
         Raises:
             ValueError: If there are fewer than two layers, or one returns neither a map nor an embedding.
         """
-        mine = [student_shapes[name] for name in self.student_layers]
-        its = [teacher_shapes[name] for name in self.teacher_layers]
-        if len(mine) < 2 or any(len(shape) not in (2, 4) for shape in (*mine, *its)):
+        student_stages = [student_shapes[name] for name in self.student_layers]
+        teacher_stages = [teacher_shapes[name] for name in self.teacher_layers]
+        if len(student_stages) < 2 or any(len(shape) not in (2, 4) for shape in (*student_stages, *teacher_stages)):
             raise ValueError(
                 f"ReviewKDLoss: expected at least two layers of each network that return maps (B, C, H, W) or an "
-                f"embedding (B, C), got student {mine} and teacher {its}; name two or more: "
+                f"embedding (B, C), got student {student_stages} and teacher {teacher_stages}; name two or more: "
                 'ReviewKDLoss(["layer1", "layer2"], ["layer1", "layer2"]).'
             )
-        middle = self.mid_channels or min(_MOST_CHANNELS, mine[-1][1])
-        for i, (ours, theirs) in enumerate(zip(mine, its, strict=True)):
-            self.fusions.append(_Fusion(ours[1], middle, theirs[1], fuses=i < len(mine) - 1))
+        middle = self.mid_channels or min(_MOST_CHANNELS, student_stages[-1][1])
+        for i, (student_shape, teacher_shape) in enumerate(zip(student_stages, teacher_stages, strict=True)):
+            self.fusions.append(_Fusion(student_shape[1], middle, teacher_shape[1], fuses=i < len(student_stages) - 1))
 
     def forward(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Compute the unweighted loss: the sum of ``hcl_loss`` over the stages."""
         losses, later = [], None
         stages = list(zip(self.fusions, map(_as_map, student), map(_as_map, teacher), strict=True))
-        for fusion, mine, its in reversed(stages):
-            fused, later = fusion(mine, later, its.shape[2:])
-            losses.append(hcl_loss(fused, its))
+        for fusion, student_map, teacher_map in reversed(stages):
+            fused, later = fusion(student_map, later, teacher_map.shape[2:])
+            losses.append(hcl_loss(fused, teacher_map))
         return add_up(losses)
 
 

@@ -8,16 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_positive,
-    pair_up,
-    pool_to_smaller,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_positive
+from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Scalar
 
@@ -132,9 +125,9 @@ class VIDLoss(DistillationLoss):
         """
         excess = self.initial_variance - self.eps
         log_scale = excess + math.log(-math.expm1(-excess))  # the inverse of softplus
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            shapes = student_shapes[mine], teacher_shapes[its]
-            _check_pair(f"VIDLoss, layers {mine!r} and {its!r}", *shapes)
+        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
+            shapes = student_shapes[student_layer], teacher_shapes[teacher_layer]
+            _check_pair(f"VIDLoss, layers {student_layer!r} and {teacher_layer!r}", *shapes)
             hidden = self.hidden_channels or width(shapes[1])
             self.regressors.append(_regressor(width(shapes[0]), hidden, width(shapes[1]), len(shapes[0]) == 4))
             self.log_scales.append(nn.Parameter(torch.full((width(shapes[1]),), log_scale)))

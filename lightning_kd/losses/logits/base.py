@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_same_shape
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.losses.checks import check_same_shape
 
 IGNORE_INDEX = -100
 """The class id of a sample without a label, as in ``torch.nn.functional.cross_entropy``."""

@@ -5,8 +5,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import check_not_negative, check_positive, upcast
+from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 _EPS = 1e-8
@@ -66,10 +67,10 @@ def dist_loss(
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
-    mine, its = (_probabilities(logits, temperature) for logits in (student, teacher))
-    average = 1.0 / mine.shape[1]
-    within_samples = _correlations(mine, its, average, average, dim=1).mean()
-    within_classes = _correlations(mine, its, mine.mean(dim=0), its.mean(dim=0), dim=0).mean()
+    student, teacher = (_probabilities(logits, temperature) for logits in (student, teacher))
+    average = 1.0 / student.shape[1]
+    within_samples = _correlations(student, teacher, average, average, dim=1).mean()
+    within_classes = _correlations(student, teacher, student.mean(dim=0), teacher.mean(dim=0), dim=0).mean()
     scale = temperature**2
     return scale * (beta + gamma) - scale * beta * within_samples - scale * gamma * within_classes
 
@@ -132,8 +133,9 @@ def _probabilities(logits: Tensor, temperature: float) -> Tensor:
 def _correlations(
     student: Tensor, teacher: Tensor, student_mean: Tensor | float, teacher_mean: Tensor | float, dim: int
 ) -> Tensor:
-    mine, its = student - student_mean, teacher - teacher_mean
-    return (mine * its).sum(dim=dim) / (_length(mine, student_mean, dim) * _length(its, teacher_mean, dim))
+    student, teacher = student - student_mean, teacher - teacher_mean
+    lengths = _length(student, student_mean, dim) * _length(teacher, teacher_mean, dim)
+    return (student * teacher).sum(dim=dim) / lengths
 
 
 def _length(differences: Tensor, mean: Tensor | float, dim: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import check_not_negative, check_positive, upcast
+from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.logits.base import (
     IGNORE_INDEX,
     LogitLoss,
@@ -14,6 +14,7 @@ from lightning_kd.losses.logits.base import (
     class_ids,
     mean_over_labelled,
 )
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 
@@ -77,10 +78,10 @@ def dkd_loss(
     check_logits("dkd_loss", student_logits, teacher_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
-    mine, my_others = _decouple(student / temperature, ids)
-    its, its_others = _decouple(teacher / temperature, ids)
-    of_target = _binary_divergence(mine, its)
-    of_others = F.kl_div(my_others, its_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
+    student_odds, student_others = _decouple(student / temperature, ids)
+    teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
+    of_target = _binary_divergence(student_odds, teacher_odds)
+    of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
     return mean_over_labelled(alpha * of_target + beta * of_others, labelled) * temperature**2
 
 

@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, Shape, check_positive, upcast
+from lightning_kd.losses.base import LOGITS, Shape
+from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 _STD_EPS = 1e-7

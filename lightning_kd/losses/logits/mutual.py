@@ -6,9 +6,11 @@ from typing import cast, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, StepTensors, check_positive, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, StepTensors
+from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.logits.base import cross_entropy_of_labelled
 from lightning_kd.losses.logits.kd import kd_loss
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 

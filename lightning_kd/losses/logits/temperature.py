@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.configurable import Configurable
-from lightning_kd.losses.base import upcast
 from lightning_kd.losses.logits.base import IGNORE_INDEX, class_ids
+from lightning_kd.losses.tensors import upcast
 
 Rule = Literal["confidence", "entropy", "correctness"]
 

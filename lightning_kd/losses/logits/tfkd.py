@@ -7,8 +7,10 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, check_positive, upcast
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import IGNORE_INDEX, check_class_axis, class_ids, mean_over_labelled
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 

@@ -8,18 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_positive,
-    check_rows,
-    check_same_shape,
-    pair_up,
-    upcast,
-    wide,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
+from lightning_kd.losses.tensors import add_up, pair_up, upcast, wide
 from lightning_kd.schedules import Scalar
 
 Variant = Literal["paper", "repdistiller"]
@@ -161,7 +152,7 @@ class CCLoss(DistillationLoss):
         pairs = [(s, t.detach()) for s, t in pair_up(student, teacher)]
         if self.variant == "repdistiller":
             embeddings = zip(self.student_embeddings, self.teacher_embeddings, pairs, strict=True)
-            pairs = [(mine(s.flatten(1)), its(t.flatten(1))) for mine, its, (s, t) in embeddings]
+            pairs = [(embed_s(s.flatten(1)), embed_t(t.flatten(1))) for embed_s, embed_t, (s, t) in embeddings]
         options = self.variant, self.kernel, self.gamma, self.order
         return add_up([_correlation("CCLoss", s, t, *options) for s, t in pairs])
 
@@ -177,8 +168,8 @@ def _correlation(
             check_same_shape(function, student, teacher, remedy)
             gap = (upcast(student).flatten(1) - upcast(teacher).flatten(1)).abs()
             return (gap[:-1] * gap[1:]).sum() / max(len(gap) - 1, 1)
-        mine, its = (_kernels(features.flatten(1), kernel, gamma, order) for features in (student, teacher))
-        return F.mse_loss(mine, its).to(torch.promote_types(student.dtype, torch.float32))
+        student_kernel, teacher_kernel = (_kernels(one.flatten(1), kernel, gamma, order) for one in (student, teacher))
+        return F.mse_loss(student_kernel, teacher_kernel).to(torch.promote_types(student.dtype, torch.float32))
 
 
 def _kernels(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast, wide
+from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.samples.embedding import embeddings
+from lightning_kd.losses.tensors import upcast, wide
 from lightning_kd.schedules import Scalar
 
 
@@ -90,8 +92,8 @@ def triplet_loss(student: Tensor, teacher: Tensor, *, margin: float = 0.2) -> Te
     check_positive("triplet_loss", margin=margin)
     _check_embeddings("triplet_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = (F.normalize(wide(embedding), dim=1) for embedding in (student, teacher))
-        cosines = _shifted_cosines(mine, its, student)
+        student_rows, teacher_rows = (F.normalize(wide(embedding), dim=1) for embedding in (student, teacher))
+        cosines = _shifted_cosines(student_rows, teacher_rows, student)
         if len(cosines) < 2:
             return cosines.sum() * 0.0
         own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
@@ -165,8 +167,9 @@ class InfoNCELoss(_EmbeddedPair):
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted loss of one pair of features."""
-        mine, its = self.embed(student, teacher)
-        return info_nce_loss(mine, its, temperature=self.now(self.temperature), symmetric=self.symmetric)
+        embedded_student, embedded_teacher = self.embed(student, teacher)
+        temperature = self.now(self.temperature)
+        return info_nce_loss(embedded_student, embedded_teacher, temperature=temperature, symmetric=self.symmetric)
 
 
 @final
@@ -211,11 +214,11 @@ class TripletLoss(_EmbeddedPair):
         return triplet_loss(*self.embed(student, teacher), margin=self.margin)
 
 
-def _shifted_cosines(mine: Tensor, its: Tensor, like: Tensor) -> Tensor:
+def _shifted_cosines(student: Tensor, teacher: Tensor, like: Tensor) -> Tensor:
     """Return the cosines (B, B) up to a constant of each row, which is chosen so that float32 is enough for them."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    middle, its = mine.detach().mean(dim=0), its - its.detach().mean(dim=0)
-    return (mine - middle).to(dtype) @ its.to(dtype).T + (its @ middle).to(dtype)
+    middle, teacher = student.detach().mean(dim=0), teacher - teacher.detach().mean(dim=0)
+    return (student - middle).to(dtype) @ teacher.to(dtype).T + (teacher @ middle).to(dtype)
 
 
 def _pick(logits: Tensor) -> Tensor:

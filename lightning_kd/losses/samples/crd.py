@@ -11,8 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_kd.distributed.gather import gather, is_distributed
-from lightning_kd.losses.base import DistillationLoss, Shape, check_positive, check_same_shape, upcast
+from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.samples.embedding import embeddings
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 EPS = 1e-7
@@ -75,15 +77,15 @@ def crd_loss(
     """
     check_positive("crd_loss", temperature=temperature)
     _check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
-    mine, its = _suited(student, teacher_bank), _suited(teacher, student_bank)
-    if len(mine) == 0:
-        return (mine.sum() + its.sum()) * 0.0
+    student, teacher = _suited(student, teacher_bank), _suited(teacher, student_bank)
+    if len(student) == 0:
+        return (student.sum() + teacher.sum()) * 0.0
     with torch.autocast(device_type=student.device.type, enabled=False):
         if log_normalizers is None:
-            sums = _log_sums(mine, its, student_bank, teacher_bank, contrast_index, temperature)
+            sums = _log_sums(student, teacher, student_bank, teacher_bank, contrast_index, temperature)
             log_normalizers = _log_normalizers(sums, len(student_bank), contrast_index.shape[1])
-        return _one_side(mine, teacher_bank, contrast_index, log_normalizers[0], temperature) + _one_side(
-            its, student_bank, contrast_index, log_normalizers[1], temperature
+        return _one_side(student, teacher_bank, contrast_index, log_normalizers[0], temperature) + _one_side(
+            teacher, student_bank, contrast_index, log_normalizers[1], temperature
         )
 
 
@@ -270,38 +272,39 @@ class CRDLoss(DistillationLoss):
         if "student_bank" not in self._buffers:
             raise RuntimeError("CRDLoss: not built yet; call set_dataset, then build.")
         index = self._checked(index, len(student))
-        mine, its = self.student_embedding(student), self.teacher_embedding(teacher.detach())
+        embedded_student, embedded_teacher = self.student_embedding(student), self.teacher_embedding(teacher.detach())
         learns = self.training and torch.is_grad_enabled()
         temperature = self.now(self.temperature)
         if contrast_index is None:
             contrast_index = self.draw(index)
         if learns and not self._calibrated:
-            self._calibrate(mine.detach(), its.detach(), contrast_index, temperature)
+            self._calibrate(embedded_student.detach(), embedded_teacher.detach(), contrast_index, temperature)
         banks = self.student_bank, self.teacher_bank
         normalizers = self.log_normalizers if self._calibrated else None
-        value = crd_loss(mine, its, *banks, contrast_index, log_normalizers=normalizers, temperature=temperature)
+        embedded = embedded_student, embedded_teacher
+        value = crd_loss(*embedded, *banks, contrast_index, log_normalizers=normalizers, temperature=temperature)
         if learns:
-            self._remember(mine.detach(), its.detach(), index)
+            self._remember(embedded_student.detach(), embedded_teacher.detach(), index)
         return value
 
     @torch.no_grad()
-    def _calibrate(self, mine: Tensor, its: Tensor, contrast_index: Tensor, temperature: float) -> None:
+    def _calibrate(self, student: Tensor, teacher: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
         if is_distributed() and not self._began:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
         self._began = True  # a process whose first batch is empty comes here again, alone
-        mine, its = _suited(mine, self.teacher_bank), _suited(its, self.student_bank)
-        sums = _log_sums(mine, its, self.student_bank, self.teacher_bank, contrast_index, temperature)
+        student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
+        sums = _log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
         sums = gather(sums) if self.gather else sums
         if len(sums):
             self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
             self._calibrated = True
 
     @torch.no_grad()
-    def _remember(self, mine: Tensor, its: Tensor, index: Tensor) -> None:
+    def _remember(self, student: Tensor, teacher: Tensor, index: Tensor) -> None:
         """Move the rows of the samples, gathered in every process alike or not, towards their new embeddings."""
-        both = torch.cat((mine, its), dim=1)
+        both = torch.cat((student, teacher), dim=1)
         if self.gather:
             index, both = gather(index), gather(both)
         first = _first_of_equals(index)
@@ -427,8 +430,8 @@ def _value_and_gradient(
 
 
 def _log_sums(
-    mine: Tensor,
-    its: Tensor,
+    student: Tensor,
+    teacher: Tensor,
     student_bank: Tensor,
     teacher_bank: Tensor,
     contrast_index: Tensor,
@@ -437,7 +440,7 @@ def _log_sums(
     """Return log sum exp of each sample's scores, (B, 2): of the student with the teacher's bank, and vice versa."""
     sides = []
     with torch.no_grad():
-        for anchor, bank in ((mine, teacher_bank), (its, student_bank)):
+        for anchor, bank in ((student, teacher_bank), (teacher, student_bank)):
             scores = anchor.new_empty(contrast_index.shape)
             by_product = _by_product(bank, contrast_index)
             for rows, columns in _blocks(anchor, bank, contrast_index):
@@ -494,12 +497,16 @@ def _suited(embedding: Tensor, bank: Tensor) -> Tensor:
     return upcast(embedding).to(torch.promote_types(bank.dtype, torch.float32))
 
 
-def _check_shapes(student: Tensor, teacher: Tensor, mine: Tensor, its: Tensor, contrast_index: Tensor) -> None:
+def _check_shapes(
+    student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, contrast_index: Tensor
+) -> None:
     check_same_shape("crd_loss", student, teacher, "embed both in the same width")
-    if student.ndim != 2 or mine.ndim != 2 or mine.shape != its.shape or mine.shape[1] != student.shape[1]:
+    banks_match = student_bank.ndim == 2 and student_bank.shape == teacher_bank.shape
+    if student.ndim != 2 or not banks_match or student_bank.shape[1] != student.shape[1]:
         raise ValueError(
             f"crd_loss: expected embeddings (B, d) and banks (n, d), got student {tuple(student.shape)}, teacher "
-            f"{tuple(teacher.shape)}, student_bank {tuple(mine.shape)} and teacher_bank {tuple(its.shape)}."
+            f"{tuple(teacher.shape)}, student_bank {tuple(student_bank.shape)} and teacher_bank "
+            f"{tuple(teacher_bank.shape)}."
         )
     if contrast_index.ndim != 2 or len(contrast_index) != len(student) or contrast_index.shape[1] < 2:
         raise ValueError(

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, upcast
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.losses.tensors import upcast
 
 
 class UnitEmbedding(nn.Linear):
@@ -38,12 +39,14 @@ def embeddings(
         ValueError: If several layers are named, or a shape has no axis beside the batch.
     """
     name = type(loss).__name__
-    mine, its = loss.student_layers, loss.teacher_layers
-    if len(mine) > 1 or len(its) > 1:
+    student_layers, teacher_layers = loss.student_layers, loss.teacher_layers
+    if len(student_layers) > 1 or len(teacher_layers) > 1:
         raise ValueError(
-            f"{name}: expected one layer a side, got {list(mine)} and {list(its)}; add one {name} for each pair."
+            f"{name}: expected one layer a side, got {list(student_layers)} and {list(teacher_layers)}; add one {name} "
+            "for each pair."
         )
-    student, teacher = student_shapes[(mine or (LOGITS,))[0]], teacher_shapes[(its or (LOGITS,))[0]]
+    student = student_shapes[(student_layers or (LOGITS,))[0]]
+    teacher = teacher_shapes[(teacher_layers or (LOGITS,))[0]]
     if len(student) < 2 or len(teacher) < 2:
         raise ValueError(
             f"{name}: expected features (B, ...) with an axis beside the batch, got student {student} and teacher "

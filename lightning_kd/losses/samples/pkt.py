@@ -6,18 +6,9 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_positive,
-    check_rows,
-    check_same_shape,
-    pair_up,
-    upcast,
-    wide,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
+from lightning_kd.losses.tensors import add_up, pair_up, upcast, wide
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
 
@@ -59,8 +50,8 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     check_positive("pkt_loss", eps=eps)
     check_rows("pkt_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = _neighbours(upcast(student), eps), _neighbours(upcast(teacher.detach()), eps)
-        return (its * ((its + eps) / (mine + eps)).log()).mean()
+        student_chances, teacher_chances = (_neighbours(upcast(one), eps) for one in (student, teacher.detach()))
+        return (teacher_chances * ((teacher_chances + eps) / (student_chances + eps)).log()).mean()
 
 
 def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None) -> Tensor:
@@ -99,9 +90,10 @@ def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None
     """
     if bandwidth is not None:
         check_positive("mmd_loss", bandwidth=bandwidth)
-    mine, its = (wide(rows) for rows in _rows("mmd_loss", student, teacher))
+    student_rows, teacher_rows = (wide(rows) for rows in _rows("mmd_loss", student, teacher))
     with torch.autocast(device_type=student.device.type, enabled=False):
-        own, other, cross = (_squared_distances(x, y) for x, y in ((mine, mine), (its, its), (mine, its)))
+        pairs = ((student_rows, student_rows), (teacher_rows, teacher_rows), (student_rows, teacher_rows))
+        own, other, cross = (_squared_distances(x, y) for x, y in pairs)
         variance = cross.detach().mean().clamp_min(1e-12) if bandwidth is None else bandwidth**2
         own, other, cross = ((squares / (-2 * variance)).exp().mean() for squares in (own, other, cross))
         return (own + other - 2 * cross).to(torch.promote_types(student.dtype, torch.float32))
@@ -137,18 +129,19 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Li, Swersky & Zemel, "Generative Moment Matching Networks", ICML 2015, arXiv:1502.02761, match all moments at
         once; of Sun & Saenko, "Deep CORAL", ECCV 2016 Workshops, arXiv:1607.01719, are the covariances.
     """
-    mine, its = _rows("moment_matching_loss", student, teacher)
+    dtype = torch.promote_types(student.dtype, torch.float32)
+    student, teacher = _rows("moment_matching_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        size, width = mine.shape
-        means = (mine.mean(dim=0) - its.mean(dim=0)).square().mean()
-        mine, its = mine - mine.mean(dim=0), its - its.mean(dim=0)
+        size, width = student.shape
+        means = (student.mean(dim=0) - teacher.mean(dim=0)).square().mean()
+        student, teacher = student - student.mean(dim=0), teacher - teacher.mean(dim=0)
         if width > 2 * size:
-            mine, its = wide(mine), wide(its)  # the three terms nearly cancel
-            own, other, cross = mine @ mine.T, its @ its.T, mine @ its.T
+            student, teacher = wide(student), wide(teacher)  # the three terms nearly cancel
+            own, other, cross = student @ student.T, teacher @ teacher.T, student @ teacher.T
             squares = own.square().sum() + other.square().sum() - 2 * cross.square().sum()
         else:
-            squares = (mine.T @ mine - its.T @ its).square().sum()
-        return (means + squares / (size * width) ** 2).to(torch.promote_types(student.dtype, torch.float32))
+            squares = (student.T @ student - teacher.T @ teacher).square().sum()
+        return (means + squares / (size * width) ** 2).to(dtype)
 
 
 @final
@@ -219,15 +212,15 @@ class PKTLoss(DistillationLoss):
         """
         if len(self.projectors):
             raise RuntimeError("PKTLoss: built already; construct a new one for other layers.")
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
-            shapes = student_shapes[mine], teacher_shapes[its]
+        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
+            shapes = student_shapes[student_layer], teacher_shapes[teacher_layer]
             if self.mode == "cosine" or shapes[0][1:] == shapes[1][1:]:
                 self.projectors.append(nn.Identity())
                 continue
             if len(shapes[0]) != 2 or len(shapes[1]) != 2:
                 raise ValueError(
-                    f"PKTLoss, layers {mine!r} and {its!r}: expected embeddings (B, C) or equal shapes, got student "
-                    f"{shapes[0]} and teacher {shapes[1]}; name layers that return embeddings."
+                    f"PKTLoss, layers {student_layer!r} and {teacher_layer!r}: expected embeddings (B, C) or equal "
+                    f"shapes, got student {shapes[0]} and teacher {shapes[1]}; name layers that return embeddings."
                 )
             projector = LinearProjector()
             projector.build(*shapes)
@@ -248,8 +241,8 @@ def _rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tens
     """Return both batches as rows around a common origin, which keeps small distances exact in float32 as well."""
     check_rows(function, student, teacher)
     check_same_shape(function, student, teacher, "bring the student to the teacher's width with a projector")
-    mine, its = upcast(student).flatten(1), upcast(teacher.detach()).flatten(1)
-    return mine - its[:1], its - its[:1]
+    student_rows, teacher_rows = upcast(student).flatten(1), upcast(teacher.detach()).flatten(1)
+    return student_rows - teacher_rows[:1], teacher_rows - teacher_rows[:1]
 
 
 def _squared_distances(x: Tensor, y: Tensor) -> Tensor:

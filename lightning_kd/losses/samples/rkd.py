@@ -6,15 +6,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    add_up,
-    check_not_negative,
-    check_rows,
-    pair_up,
-    wide,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers
+from lightning_kd.losses.checks import check_not_negative, check_rows
+from lightning_kd.losses.tensors import add_up, pair_up, wide
 from lightning_kd.schedules import Scalar
 
 _SMALLEST_SQUARE, _SMALLEST_LENGTH = 1e-12, 1e-12
@@ -63,8 +57,8 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
     check_not_negative("rkd_loss", distance_weight=distance_weight, angle_weight=angle_weight)
     check_rows("rkd_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = (features.flatten(1) for features in (student, teacher.detach()))
-        value: Tensor = cast(Any, _Relations).apply(mine, its, distance_weight, angle_weight)
+        student, teacher = (features.flatten(1) for features in (student, teacher.detach()))
+        value: Tensor = cast(Any, _Relations).apply(student, teacher, distance_weight, angle_weight)
         return value
 
 
@@ -120,15 +114,15 @@ class _Relations(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, distance_weight: float, angle_weight: float) -> Tensor:
-        mine = _centred(student)
-        own, other = _geometry(mine), _geometry(_centred(teacher))
-        value, slope = torch.zeros_like(own[0][0, 0]), torch.zeros_like(own[0])
+        student_rows = _centred(student)
+        student_geometry, teacher_geometry = _geometry(student_rows), _geometry(_centred(teacher))
+        value, slope = torch.zeros_like(student_geometry[0][0, 0]), torch.zeros_like(student_geometry[0])
         if len(student) > 1:
             for weight, part in ((distance_weight, _distances), (angle_weight, _angles)):
                 if weight:
-                    part_value, part_slope = part(*own, *other)
+                    part_value, part_slope = part(*student_geometry, *teacher_geometry)
                     value, slope = value + weight * part_value, slope.add_(part_slope, alpha=weight)
-        ctx.save_for_backward(((slope + slope.T) @ mine).to(student.dtype))
+        ctx.save_for_backward(((slope + slope.T) @ student_rows).to(student.dtype))
         return value.to(torch.promote_types(student.dtype, torch.float32))
 
     @staticmethod
@@ -153,12 +147,12 @@ def _geometry(rows: Tensor) -> tuple[Tensor, Tensor]:
     return products, torch.where(squares > noise * both, squares, 0.0).fill_diagonal_(0.0)
 
 
-def _distances(_: Tensor, squares: Tensor, __: Tensor, its_squares: Tensor) -> tuple[Tensor, Tensor]:
+def _distances(_: Tensor, squares: Tensor, __: Tensor, teacher_squares: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean of the distances' part, and its slope along the inner products."""
-    lengths, its_lengths = (_lengths(squared) for squared in (squares, its_squares))
+    lengths, teacher_lengths = (_lengths(squared) for squared in (squares, teacher_squares))
     count = len(squares) * (len(squares) - 1)
-    mean, its_mean = lengths.sum() / count, its_lengths.sum() / count
-    difference = lengths / mean - its_lengths / its_mean
+    mean, teacher_mean = lengths.sum() / count, teacher_lengths.sum() / count
+    difference = lengths / mean - teacher_lengths / teacher_mean
     steep = difference.clamp(-1.0, 1.0)
     value = (steep * (difference - steep / 2)).mean()
     by_length = (steep - (steep * lengths).sum() / mean / count) / mean / len(squares) ** 2
@@ -166,17 +160,19 @@ def _distances(_: Tensor, squares: Tensor, __: Tensor, its_squares: Tensor) -> t
     return value, _along_products(by_square)
 
 
-def _angles(products: Tensor, squares: Tensor, its_products: Tensor, its_squares: Tensor) -> tuple[Tensor, Tensor]:
+def _angles(
+    products: Tensor, squares: Tensor, teacher_products: Tensor, teacher_squares: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the mean of the angles' part, and its slope along the inner products, block by block of corners."""
     size = len(products)
-    inverse, its_inverse = _inverse(squares), _inverse(its_squares)
+    inverse, teacher_inverse = _inverse(squares), _inverse(teacher_squares)
     value, slope = torch.zeros_like(products[0, 0]), torch.zeros_like(products)
     turns, sums = [], []
     step = _corners_at_once(products)
     for start in range(0, size, step):
         block = slice(start, start + step)
         cosines = _cosines(products, inverse, block)
-        difference = cosines - _cosines(its_products, its_inverse, block)
+        difference = cosines - _cosines(teacher_products, teacher_inverse, block)
         steep = difference.clamp(-1.0, 1.0)
         value = value + (steep * difference.sub_(steep, alpha=0.5)).sum()
         turns.append(cosines.mul_(steep).sum(dim=2))

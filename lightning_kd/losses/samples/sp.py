@@ -8,18 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import (
-    DistillationLoss,
-    Layers,
-    Shape,
-    add_up,
-    check_map_layers,
-    check_maps,
-    check_rows,
-    check_same_batch,
-    pair_up,
-    upcast,
-)
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.checks import check_map_layers, check_maps, check_rows, check_same_batch
+from lightning_kd.losses.tensors import add_up, pair_up, upcast
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -129,8 +120,11 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
             f"{tuple(teacher.shape)}; bring the student to the teacher's channels with a projector, as ICKDLoss does."
         )
     with torch.autocast(device_type=student.device.type, enabled=False):
-        mine, its = (_correlations(upcast(features).flatten(2)) for features in (student, teacher.detach()))
-        return (mine - its).square().sum() / (mine.shape[0] * mine.shape[1])
+        student_products, teacher_products = (
+            _correlations(upcast(features).flatten(2)) for features in (student, teacher.detach())
+        )
+        batch, channels = student.shape[:2]
+        return (student_products - teacher_products).square().sum() / (batch * channels)
 
 
 @final
@@ -182,9 +176,9 @@ class ICKDLoss(DistillationLoss):
         if len(self.projectors):
             raise RuntimeError("ICKDLoss: built already; construct a new one for other layers.")
         check_map_layers(self, student_shapes, teacher_shapes)
-        for mine, its in zip(self.student_layers, self.teacher_layers, strict=True):
+        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
             projector = ConvProjector(bias=False, norm=True) if self.projector is None else deepcopy(self.projector)
-            projector.build(student_shapes[mine], teacher_shapes[its])
+            projector.build(student_shapes[student_layer], teacher_shapes[teacher_layer])
             self.projectors.append(projector)
 
     def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:

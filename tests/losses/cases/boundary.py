@@ -66,7 +66,7 @@ MUTANTS = (
     Mutant("margin on one side alone", "(margin + sign * student)", "(margin * (sign > 0) + sign * student)"),
     Mutant("every stage alike", " * 0.5 ** (len(losses) - 1 - i)", ""),
     Mutant("the first stage counts most", "(len(losses) - 1 - i)", "i"),
-    Mutant("detach the student", "projector(mine)", "projector(mine.detach() + 0 * mine)"),
+    Mutant("detach the student", "projector(s)", "projector(s.detach() + 0 * s)"),
 )
 
 

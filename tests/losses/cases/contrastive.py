@@ -32,14 +32,16 @@ MUTANTS = (
 
 def by_info_nce(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, InfoNCELoss)
-    mine, its = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
-    return info_nce_loss(mine, its, temperature=component.now(component.temperature), symmetric=component.symmetric)
+    student, teacher = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
+    return info_nce_loss(
+        student, teacher, temperature=component.now(component.temperature), symmetric=component.symmetric
+    )
 
 
 def by_triplet(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, TripletLoss)
-    mine, its = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
-    return triplet_loss(mine, its, margin=component.margin)
+    student, teacher = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
+    return triplet_loss(student, teacher, margin=component.margin)
 
 
 BAD = ((random(4, 3, seed=1), random(2, 3, seed=2)), (random(4, 3, 2, seed=1), random(4, 3, 2, seed=2)))
@@ -94,8 +96,8 @@ TRIPLET = Case(
     ),
     (
         *MUTANTS,
-        Mutant("forget what was taken off", " + (its @ middle).to(dtype)", ""),
-        Mutant("compare one's own kind", "@ its.to(dtype).T", "@ (mine - middle).to(dtype).T"),
+        Mutant("forget what was taken off", " + (teacher @ middle).to(dtype)", ""),
+        Mutant("compare one's own kind", "@ teacher.to(dtype).T", "@ (student - middle).to(dtype).T"),
         Mutant("easiest negative", "masked_fill(own, -torch.inf).amax", "masked_fill(own, torch.inf).amin"),
         Mutant("sum", "clamp_min(0.0).mean()", "clamp_min(0.0).sum()"),
         Mutant("no hinge", ".clamp_min(0.0).mean()", ".mean()"),

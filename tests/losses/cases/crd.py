@@ -54,7 +54,7 @@ REFERENCES = (
     Reference(ONE, SAMPLE, FIRST, UNKNOWN),
 )
 MUTANTS = (
-    Mutant("swap the banks", "_one_side(mine, teacher_bank", "_one_side(mine, student_bank"),
+    Mutant("swap the banks", "_one_side(student, teacher_bank", "_one_side(student, student_bank"),
     Mutant("swap the normalisers", "log_normalizers[0], temperature) + ", "log_normalizers[1], temperature) + "),
     Mutant("forget the number of negatives", "share = negatives / len(bank)", "share = 1 / len(bank)"),
     Mutant("count the positive as a negative", "scores[:, 0].neg_()", "pass"),
@@ -76,10 +76,10 @@ def settle(component: DistillationLoss) -> None:
 def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, CRDLoss)
     drawn = component.draw(inputs.extra["index"])
-    mine, its = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
+    student, teacher = component.student_embedding(inputs.students[0]), component.teacher_embedding(inputs.teachers[0])
     banks = component.student_bank, component.teacher_bank
     temperature = component.now(component.temperature)
-    return crd_loss(mine, its, *banks, drawn, log_normalizers=component.log_normalizers, temperature=temperature)
+    return crd_loss(student, teacher, *banks, drawn, log_normalizers=component.log_normalizers, temperature=temperature)
 
 
 def case(name: str, **options: object) -> Case:

@@ -118,7 +118,11 @@ REFERENCES = (
     ),
 )
 MUTANTS = (
-    Mutant("sum over the batch in RepDistiller's variant", "F.l1_loss(mine, its)", "F.l1_loss(mine, its) * len(mine)"),
+    Mutant(
+        "sum over the batch in RepDistiller's variant",
+        "F.l1_loss(student_direction, teacher_direction)",
+        "F.l1_loss(student_direction, teacher_direction) * len(student)",
+    ),
     Mutant("another slope of the leaky ReLU", "nn.LeakyReLU(0.1", "nn.LeakyReLU(0.01"),
     Mutant(
         "normalise each channel",
@@ -128,7 +132,7 @@ MUTANTS = (
     Mutant("squares", "/ scaled_length).sum()", "/ scaled_length).square().sum()"),
     Mutant("sum over the batch", "total / student.numel()", "total / student[0].numel()"),
     Mutant("batch normalisation in the other network", "if norm else nn.Identity()", "if not norm else nn.Identity()"),
-    Mutant("forget p2", "F.l1_loss(mine, its) if p2 == 1.0", "F.l1_loss(mine, its) if p2 > 0"),
+    Mutant("forget p2", "if p2 == 1.0:", "if p2 > 0:"),
     Mutant("forget p1", "if p == 2.0 else factor.pow(p)", "if p > 0 else factor.pow(p)"),
     Mutant("the teacher as it is", "factor = paraphraser(t)", "factor = t"),
     Mutant("detach the student", "translator(s)", "translator(s.detach() + 0 * s)"),

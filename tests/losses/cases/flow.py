@@ -42,9 +42,11 @@ REFERENCES = (
 MUTANTS = (
     Mutant("sum over positions", " / bottom.shape[2]", ""),
     Mutant("the paper's sum over entries", "F.mse_loss(student, teacher)", "(student - teacher).square().sum()"),
-    Mutant("every layer to the last", "pairwise(mine)", "[(one, mine[-1]) for one in mine[:-1]]"),
+    Mutant(
+        "every layer to the last", "pairwise(student_maps)", "[(one, student_maps[-1]) for one in student_maps[:-1]]"
+    ),
     Mutant("the levels alone", "wide(top @ bottom.mT / bottom.shape[2])", "0.0 * wide(top @ bottom.mT)"),
-    Mutant("forget a level", "(level + means)", "means"),
+    Mutant("forget a level", "(bottom_level + bottom_means)", "bottom_means"),
     Mutant("let the gradient reach the teacher", "@torch.no_grad()", ""),
     Mutant("detach the student", "projector(features) for", "projector(features.detach() + 0 * features) for"),
 )
@@ -52,8 +54,8 @@ MUTANTS = (
 
 def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, FSPLoss)
-    mine = [p(s) for p, s in zip(component.projectors, inputs.students, strict=True)]
-    flows = zip(pairwise(mine), pairwise(inputs.teachers), strict=True)
+    student_maps = [p(s) for p, s in zip(component.projectors, inputs.students, strict=True)]
+    flows = zip(pairwise(student_maps), pairwise(inputs.teachers), strict=True)
     return sum((fsp_loss(*s, *t) for s, t in flows), torch.zeros((), dtype=torch.float64))
 
 

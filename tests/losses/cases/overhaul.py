@@ -70,7 +70,7 @@ MUTANTS = (
     Mutant("the mean of all responses", ".clamp_max(0.0).sum", ".sum"),
     Mutant("the mean over all positions", "(features < 0).sum", "(features < 1e9).sum"),
     Mutant("let the gradient reach the teacher", "upcast(teacher.detach())", "upcast(teacher)"),
-    Mutant("detach the student", "projector(mine)", "projector(mine.detach() + 0 * mine)"),
+    Mutant("detach the student", "projector(s)", "projector(s.detach() + 0 * s)"),
 )
 
 

@@ -24,7 +24,11 @@ REFERENCES = (
 )
 MUTANTS = (
     Mutant("batchmean", ".log()).mean()", ".log()).sum(dim=1).mean()"),
-    Mutant("swap the two", "(its + eps) / (mine + eps)", "(mine + eps) / (its + eps)"),
+    Mutant(
+        "swap the two",
+        "(teacher_chances + eps) / (student_chances + eps)",
+        "(student_chances + eps) / (teacher_chances + eps)",
+    ),
     Mutant("forget the shift to 0..1", "(rows @ rows.T + 1.0) / 2.0", "rows @ rows.T"),
     Mutant("forget to normalise rows", "return kernel / kernel.sum(dim=1, keepdim=True)", "return kernel"),
     Mutant("forget the length", "keepdim=True) + eps)", "keepdim=True) * 0 + 1)"),
@@ -107,7 +111,7 @@ MOMENTS_REFERENCES = (
 MOMENTS_MUTANTS = (
     Mutant("forget the means", "(means + squares", "(squares"),
     Mutant("sum over the covariances", "(size * width) ** 2", "size**2"),
-    Mutant("forget to centre", "mine - mine.mean(dim=0), its - its.mean(dim=0)", "mine, its"),
+    Mutant("forget to centre", "student - student.mean(dim=0), teacher - teacher.mean(dim=0)", "student, teacher"),
     Mutant("one cross term", "sum() - 2 * cross.square()", "sum() - cross.square()"),
     Mutant("detach the student", "matching_loss(s, t)", "matching_loss(s.detach() + 0 * s, t)"),
 )

@@ -84,7 +84,11 @@ CC_MUTANTS = (
     Mutant("forget the factor before the series", "math.exp(-2 * gamma) * series", "series"),
     Mutant("forget the factorial", "gamma / order", "gamma"),
     Mutant("forget the length", "products / (lengths.unsqueeze(1) * lengths)", "products"),
-    Mutant("the root of the sum of squares", "F.mse_loss(mine, its)", "(mine - its).norm().div(len(mine) ** 2)"),
+    Mutant(
+        "the root of the sum of squares",
+        "F.mse_loss(student_kernel, teacher_kernel)",
+        "(student_kernel - teacher_kernel).norm().div(len(student) ** 2)",
+    ),
     Mutant("every sample with itself", "(gap[:-1] * gap[1:])", "(gap * gap)"),
     Mutant("the sign of the difference", "upcast(teacher).flatten(1)).abs()", "upcast(teacher).flatten(1))"),
     Mutant("let the gradient reach the teacher", "(s, t.detach()) for s", "(s, t) for s"),

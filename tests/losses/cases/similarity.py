@@ -75,8 +75,8 @@ ICKD_REFERENCES = (
 ICKD_MUTANTS = (
     Mutant("forget to normalise", "F.normalize(channels @ channels.mT, dim=2)", "channels @ channels.mT"),
     Mutant("normalise the channels", "channels @ channels.mT, dim=2", "F.normalize(channels) @ channels.mT, dim=2"),
-    Mutant("mean over the row", "(mine.shape[0] * mine.shape[1])", "mine.numel()"),
-    Mutant("sum over the batch", "(mine.shape[0] * mine.shape[1])", "mine.shape[1]"),
+    Mutant("mean over the row", "(batch * channels)", "student_products.numel()"),
+    Mutant("sum over the batch", "(batch * channels)", "channels"),
     Mutant("let the gradient reach the teacher", "(student, teacher.detach())", "(student, teacher)"),
     Mutant("detach the student", "ickd_loss(projector(s), t)", "ickd_loss(projector(s.detach() + 0 * s), t)"),
 )

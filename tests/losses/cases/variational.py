@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_kd.functional import vid_loss
 from lightning_kd.losses import DistillationLoss, VIDLoss
-from lightning_kd.losses.base import pool_to_smaller
+from lightning_kd.losses.tensors import pool_to_smaller
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 ONE = {"student": "a", "teacher": "b"}
@@ -103,8 +103,8 @@ def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     for regress, log_scale, s, t in zip(
         component.regressors, component.log_scales, inputs.students, inputs.teachers, strict=True
     ):
-        mine, its = pool_to_smaller(s, t) if s.ndim == 4 else (s, t)
-        total = total + vid_loss(regress(mine), its, log_scale, eps=component.eps)
+        student, teacher = pool_to_smaller(s, t) if s.ndim == 4 else (s, t)
+        total = total + vid_loss(regress(student), teacher, log_scale, eps=component.eps)
     return total
 
 

@@ -1,0 +1,55 @@
+"""Small tensor operations that the losses share."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Return the pairs of one student and one teacher tensor, or of two lists of them."""
+    if isinstance(student, Tensor) and isinstance(teacher, Tensor):
+        return [(student, teacher)]
+    students = [student] if isinstance(student, Tensor) else student
+    teachers = [teacher] if isinstance(teacher, Tensor) else teacher
+    return list(zip(students, teachers, strict=True))
+
+
+def add_up(values: Sequence[Tensor]) -> Tensor:
+    """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
+    return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
+
+
+def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
+    """Whether a tensor, or the first of several, holds no samples."""
+    if tensors is None:
+        return False
+    first = tensors if isinstance(tensors, Tensor) else tensors[0]
+    return first.numel() == 0 and first.ndim > 0 and first.shape[0] == 0
+
+
+def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
+    """Return the loss of tensors without samples: 0, with a gradient of 0 for whatever computed them."""
+    several = [tensors] if isinstance(tensors, Tensor) else tensors or []
+    return add_up([upcast(one).sum() * 0.0 for one in several])
+
+
+def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Average-pool two maps (B, C, H, W) to the smaller height and the smaller width of the two."""
+    height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    return _pool(student, (height, width)), _pool(teacher, (height, width))
+
+
+def upcast(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return the tensor in float64, or in float32 on a device that has no float64."""
+    return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:
+    return features if features.shape[2:] == size else F.adaptive_avg_pool2d(features, size)
