@@ -21,9 +21,9 @@ from lightning_kd.losses.samples.cc import cc_loss as cc_loss
 from lightning_kd.losses.samples.contrastive import info_nce_loss as info_nce_loss
 from lightning_kd.losses.samples.contrastive import triplet_loss as triplet_loss
 from lightning_kd.losses.samples.crd import crd_loss as crd_loss
+from lightning_kd.losses.samples.ickd import ickd_loss as ickd_loss
 from lightning_kd.losses.samples.pkt import mmd_loss as mmd_loss
 from lightning_kd.losses.samples.pkt import moment_matching_loss as moment_matching_loss
 from lightning_kd.losses.samples.pkt import pkt_loss as pkt_loss
 from lightning_kd.losses.samples.rkd import rkd_loss as rkd_loss
-from lightning_kd.losses.samples.sp import ickd_loss as ickd_loss
 from lightning_kd.losses.samples.sp import similarity_preserving_loss as similarity_preserving_loss

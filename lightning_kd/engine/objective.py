@@ -7,9 +7,9 @@ from typing import cast
 from torch import Tensor
 
 from lightning_kd.losses.base import DistillationLoss, StepTensors
-from lightning_kd.losses.tensors import add_up
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.tensors import add_up
 from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
 
 

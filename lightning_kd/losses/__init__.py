@@ -28,7 +28,7 @@ from lightning_kd.losses.samples.cc import CCLoss as CCLoss
 from lightning_kd.losses.samples.contrastive import InfoNCELoss as InfoNCELoss
 from lightning_kd.losses.samples.contrastive import TripletLoss as TripletLoss
 from lightning_kd.losses.samples.crd import CRDLoss as CRDLoss
+from lightning_kd.losses.samples.ickd import ICKDLoss as ICKDLoss
 from lightning_kd.losses.samples.pkt import PKTLoss as PKTLoss
 from lightning_kd.losses.samples.rkd import RKDLoss as RKDLoss
-from lightning_kd.losses.samples.sp import ICKDLoss as ICKDLoss
 from lightning_kd.losses.samples.sp import SPLoss as SPLoss

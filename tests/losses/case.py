@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -94,6 +95,8 @@ class Mutant:
     name: str
     old: str
     new: str
+    module: ModuleType | None = None
+    """Whose source is changed, if not that of the loss's own file: a module that the loss's file imports from."""
 
 
 @dataclass(frozen=True)

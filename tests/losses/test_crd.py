@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
-from lightning_kd.losses.samples import crd as family
+from lightning_kd.losses.samples import crd, crd_blocks
 from tests import processes
 from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
@@ -42,7 +42,7 @@ def same(ours, theirs, tolerance):
 def test_two_steps_equal_the_authors_code(case, dtype, way, monkeypatch):
     if case["dtype"] == "float32" and dtype == torch.float64:
         dtype = torch.float32  # their numbers have no more digits
-    monkeypatch.setattr(family, "PRODUCT_RATIO", 16 if way == "product" else 0)
+    monkeypatch.setattr(crd_blocks, "PRODUCT_RATIO", 16 if way == "product" else 0)
     with np.load(FOLDER / "crd.npz") as stored:
         arrays = {k.split("/")[1]: torch.from_numpy(stored[k]) for k in stored.files if k.startswith(case["id"])}
     hyper = case["hyper"]
@@ -86,7 +86,7 @@ def test_two_steps_equal_the_authors_code(case, dtype, way, monkeypatch):
 
 @pytest.mark.parametrize("way", ["product", "rows"])
 def test_it_equals_a_loop_over_all_comparisons(way, monkeypatch):
-    monkeypatch.setattr(family, "PRODUCT_RATIO", 16 if way == "product" else 0)
+    monkeypatch.setattr(crd_blocks, "PRODUCT_RATIO", 16 if way == "product" else 0)
     student, teacher = (F.normalize(random(3, 5, seed=seed), dim=1).requires_grad_() for seed in (1, 2))
     banks = random(11, 5, seed=3), random(11, 5, seed=4)
     rows = torch.randint(11, (3, 8), generator=torch.Generator().manual_seed(5))
@@ -121,7 +121,7 @@ def test_it_is_finite_where_the_exponentials_are_not(temperature):
 
 @pytest.mark.parametrize("way", ["product", "rows"])
 def test_float32_is_exact_for_a_tight_cluster(way, monkeypatch):
-    monkeypatch.setattr(family, "PRODUCT_RATIO", 16 if way == "product" else 0)
+    monkeypatch.setattr(crd_blocks, "PRODUCT_RATIO", 16 if way == "product" else 0)
     features = [(5 + 1e-3 * random(6, 5, seed=seed)).float() for seed in (1, 2)]
     banks = [F.normalize(5 + 1e-3 * random(20, 5, seed=seed), dim=1).float() for seed in (3, 4)]
     rows = torch.randint(20, (6, 9), generator=torch.Generator().manual_seed(5))
@@ -309,7 +309,7 @@ def test_an_index_of_another_form_is_refused(index):
 
 
 def test_a_device_is_asked_now_and_then_and_forgets_nothing():
-    watch = family._Watch()
+    watch = crd._Watch()
     good, bad = torch.tensor(False), torch.tensor(True)
     looks = []
     for number in range(1, 102):

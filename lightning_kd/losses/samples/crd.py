@@ -1,24 +1,22 @@
 """Contrastive representation distillation (CRD): tell the own sample from thousands of others, by memory banks."""
 
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, cast, final
+from collections.abc import Mapping
+from typing import Any, Literal, final
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_kd.distributed.gather import gather, is_distributed
 from lightning_kd.losses.base import DistillationLoss, Shape
 from lightning_kd.losses.checks import check_positive, check_same_shape
+from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
-EPS = 1e-7
-PRODUCT_RATIO = 16  # rows of the bank per negative up to which one product with the whole bank is the faster way
 NegativesFrom = Literal["other_classes", "any"]
 
 
@@ -82,9 +80,9 @@ def crd_loss(
         return (student.sum() + teacher.sum()) * 0.0
     with torch.autocast(device_type=student.device.type, enabled=False):
         if log_normalizers is None:
-            sums = _log_sums(student, teacher, student_bank, teacher_bank, contrast_index, temperature)
-            log_normalizers = _log_normalizers(sums, len(student_bank), contrast_index.shape[1])
-        return _one_side(student, teacher_bank, contrast_index, log_normalizers[0], temperature) + _one_side(
+            sums = log_sums(student, teacher, student_bank, teacher_bank, contrast_index, temperature)
+            log_normalizers = normalizers_of(sums, len(student_bank), contrast_index.shape[1])
+        return one_side(student, teacher_bank, contrast_index, log_normalizers[0], temperature) + one_side(
             teacher, student_bank, contrast_index, log_normalizers[1], temperature
         )
 
@@ -295,10 +293,10 @@ class CRDLoss(DistillationLoss):
             dist.broadcast(self.teacher_bank, src=0)
         self._began = True  # a process whose first batch is empty comes here again, alone
         student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
-        sums = _log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
+        sums = log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
         sums = gather(sums) if self.gather else sums
         if len(sums):
-            self.log_normalizers.copy_(_log_normalizers(sums, self.num_samples, contrast_index.shape[1]))
+            self.log_normalizers.copy_(normalizers_of(sums, self.num_samples, contrast_index.shape[1]))
             self._calibrated = True
 
     @torch.no_grad()
@@ -372,120 +370,6 @@ class _Watch:
                 "CRDLoss: two samples of a batch have the same row index, so what its row should remember is not "
                 "defined; use a sampler without replacement."
             )
-
-
-class _WithGradient(torch.autograd.Function):
-    """Gives a value the gradient that was computed along with it."""
-
-    @staticmethod
-    def forward(ctx: Any, anchor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return grad * gradient, None, None
-
-
-def _one_side(
-    anchor: Tensor, bank: Tensor, contrast_index: Tensor, log_normalizer: Tensor, temperature: float
-) -> Tensor:
-    """Compare the embeddings of one network with the bank of the other."""
-    wanted = torch.is_grad_enabled() and anchor.requires_grad
-    with torch.no_grad():
-        value, gradient = _value_and_gradient(
-            anchor.detach(), bank, contrast_index, log_normalizer, temperature, wanted
-        )
-    if not wanted:
-        return value
-    result: Tensor = cast(Any, _WithGradient).apply(anchor, value, gradient)
-    return result
-
-
-def _value_and_gradient(
-    anchor: Tensor, bank: Tensor, contrast_index: Tensor, log_normalizer: Tensor, temperature: float, wanted: bool
-) -> tuple[Tensor, Tensor]:
-    negatives = contrast_index.shape[1] - 1
-    share = negatives / len(bank)
-    # With u = log P - log(c + eps), a positive costs softplus(-u), a negative softplus(u) + log((c + eps) / c).
-    offset = log_normalizer.to(anchor.dtype) + math.log(share + EPS)
-    by_product = _by_product(bank, contrast_index)
-    total, gradient = anchor.new_zeros(()), torch.zeros_like(anchor)
-    for rows, columns in _blocks(anchor, bank, contrast_index):
-        index = contrast_index[rows, columns]
-        scores, kept = _scores(anchor[rows], bank, index, by_product)
-        scores.div_(temperature).sub_(offset)
-        if columns.start == 0:
-            scores[:, 0].neg_()
-        total += F.softplus(scores, threshold=40.0).sum()
-        if wanted:
-            slopes = scores.sigmoid_()
-            if columns.start == 0:
-                slopes[:, 0].neg_()
-            gradient[rows] += _pull(slopes, kept, bank, index)
-    value = total / len(anchor) + negatives * math.log1p(EPS / share)
-    return value, gradient.div_(len(anchor) * temperature)
-
-
-def _log_sums(
-    student: Tensor,
-    teacher: Tensor,
-    student_bank: Tensor,
-    teacher_bank: Tensor,
-    contrast_index: Tensor,
-    temperature: float,
-) -> Tensor:
-    """Return log sum exp of each sample's scores, (B, 2): of the student with the teacher's bank, and vice versa."""
-    sides = []
-    with torch.no_grad():
-        for anchor, bank in ((student, teacher_bank), (teacher, student_bank)):
-            scores = anchor.new_empty(contrast_index.shape)
-            by_product = _by_product(bank, contrast_index)
-            for rows, columns in _blocks(anchor, bank, contrast_index):
-                scores[rows, columns] = _scores(anchor[rows], bank, contrast_index[rows, columns], by_product)[0]
-            sides.append((scores / temperature).logsumexp(dim=1))
-        return torch.stack(sides, dim=1)
-
-
-def _log_normalizers(log_sums: Tensor, num_samples: int, width: int) -> Tensor:
-    return log_sums.logsumexp(dim=0) + math.log(num_samples / (len(log_sums) * width))
-
-
-def _by_product(bank: Tensor, contrast_index: Tensor) -> bool:
-    return len(bank) <= PRODUCT_RATIO * contrast_index.shape[1]
-
-
-def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Split the comparisons so that what is computed of a block stays small: on a CPU in its caches if it can."""
-    on_cpu = anchor.device.type == "cpu"
-    batch, width = contrast_index.shape
-    if _by_product(bank, contrast_index):
-        height = max(1, (2**21 if on_cpu else 2**26) // len(bank))
-    else:
-        budget = 2**19 if on_cpu else 2**26
-        height = max(1, budget // (width * bank.shape[1]))
-        width = max(1, min(width, budget // bank.shape[1]))
-    for top in range(0, batch, height):
-        for left in range(0, contrast_index.shape[1], width):
-            yield slice(top, top + height), slice(left, left + width)
-
-
-def _scores(anchor: Tensor, bank: Tensor, index: Tensor, by_product: bool) -> tuple[Tensor, Tensor]:
-    """Return the products of each anchor with its rows of the bank, and what :func:`_pull` can use again."""
-    if by_product:
-        products = anchor @ bank.to(anchor.dtype).T
-        return products.gather(1, index), products
-    picked = bank.index_select(0, index.flatten()).view(*index.shape, -1).to(anchor.dtype)  # faster than bank[index]
-    return (picked @ anchor.unsqueeze(2)).squeeze(2), picked
-
-
-def _pull(slopes: Tensor, kept: Tensor, bank: Tensor, index: Tensor) -> Tensor:
-    """Return the sum of each anchor's rows of the bank, weighted by the slopes."""
-    if kept.ndim == 2:
-        return kept.zero_().scatter_add_(1, index, slopes) @ bank.to(slopes.dtype)
-    return (slopes.unsqueeze(1) @ kept).squeeze(1)
 
 
 def _first_of_equals(index: Tensor) -> Tensor:

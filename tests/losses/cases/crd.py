@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss, DistillationLoss
+from lightning_kd.losses.samples import crd_blocks
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 ONE = {"student": "a", "teacher": "b", "dim": 2, "negatives": 1, "temperature": 1.0}
@@ -54,14 +55,14 @@ REFERENCES = (
     Reference(ONE, SAMPLE, FIRST, UNKNOWN),
 )
 MUTANTS = (
-    Mutant("swap the banks", "_one_side(student, teacher_bank", "_one_side(student, student_bank"),
+    Mutant("swap the banks", "one_side(student, teacher_bank", "one_side(student, student_bank"),
     Mutant("swap the normalisers", "log_normalizers[0], temperature) + ", "log_normalizers[1], temperature) + "),
-    Mutant("forget the number of negatives", "share = negatives / len(bank)", "share = 1 / len(bank)"),
-    Mutant("count the positive as a negative", "scores[:, 0].neg_()", "pass"),
-    Mutant("forget the temperature", "scores.div_(temperature).sub_(offset)", "scores.sub_(offset)"),
-    Mutant("mean over the comparisons", "total / len(anchor) +", "total / contrast_index.numel() +"),
-    Mutant("forget eps over c", "negatives * math.log1p(EPS / share)", "0.0"),
-    Mutant("sum for mean in Z", "math.log(num_samples / (len(log_sums) * width))", "math.log(num_samples)"),
+    Mutant("forget the number of negatives", "share = negatives / len(bank)", "share = 1 / len(bank)", crd_blocks),
+    Mutant("count the positive as a negative", "scores[:, 0].neg_()", "pass", crd_blocks),
+    Mutant("forget the temperature", "scores.div_(temperature).sub_(offset)", "scores.sub_(offset)", crd_blocks),
+    Mutant("mean over the comparisons", "total / len(anchor) +", "total / contrast_index.numel() +", crd_blocks),
+    Mutant("forget eps over c", "negatives * math.log1p(EPS / share)", "0.0", crd_blocks),
+    Mutant("sum for mean in Z", "math.log(num_samples / (len(log_sums) * width))", "math.log(num_samples)", crd_blocks),
     Mutant("draw of the own class", "drawn += (drawn >= first) * count", "pass"),
     Mutant("let the gradient reach the teacher", "teacher_embedding(teacher.detach())", "teacher_embedding(teacher)"),
 )
