@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import IO, Any, Literal, Self, cast
@@ -249,8 +249,8 @@ class DistillationModule(LightningModule):
         ModuleHooks(self.run, self._take_up_lr).join(self.trainer)
         self.run.join(self.trainer)
         if mesh_of(self.trainer) is not None:
-            split = partial(self.run.split, self.trainer, self.shard_student)
-            self.run.patches.after(self, "configure_model", split)
+            # until the end of the run: Lightning 2.6 asks after the call, too, whether configure_model is overridden
+            self.run.patches.replace(self, "configure_model", partial(self._configure_and_split, self.configure_model))
         if stage != "fit":
             self.run.step.attach()
             return
@@ -266,7 +266,7 @@ class DistillationModule(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
-        if self._trainer is not None:
+        if self._trainer is not None and not self._trainer.state.stopped:
             self._capture()  # refuses a set-up that was left out, before the first step
         trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
         optimizer = self.make_optimizer(trainable)
@@ -399,6 +399,10 @@ class DistillationModule(LightningModule):
         if isinstance(self.run.teacher, FrozenTeacher):
             self.run.teacher.apply(fn)
         return self
+
+    def _configure_and_split(self, configure_model: Callable[[], None]) -> None:
+        configure_model()
+        self.run.split(self.trainer, self.shard_student)
 
     def _take_up_lr(self) -> None:
         """Make optimizer and scheduler anew if a finder has set the learning rate since set-up."""

@@ -182,7 +182,7 @@ def test_a_call_of_forward_itself_is_refused_with_the_remedy():
         def __call__(self, x):
             return self.forward(x)
 
-    with pytest.raises(ValueError, match=r"did not call the student ''.*called as in self\(x\)"):
+    with pytest.raises(ValueError, match=r"did not call the student ''.*Call modules as self\(x\)"):
         fit(Direct(), callbacks=[DistillationCallback(support.teacher(), [kd()], student="")])
 
 

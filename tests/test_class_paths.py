@@ -111,7 +111,7 @@ WRONG = [
     (eval, Callable[[str], float]),
     (spec("subprocess.Popen", args="false"), Any),
     (spec("subprocess.Popen", args="false"), object),
-    (os.popen, Callable),
+    (os.getcwd, Callable),
     (spec("lightning.pytorch.cli.os.system", command="false"), Any),
     (spec("functools.partial", func="os.system"), Any),
     (functools.partial(os.system, "false"), Callable),

@@ -177,7 +177,7 @@ def test_the_averaged_copy_does_not_write_into_the_students_record(door, first):
 
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             twin = getattr(ema._average_model.module, "student" if door == "module" else "net")
-            with distiller().recording() as record:
+            with distiller().capture.recording() as record:
                 twin(batch[0])
                 self.seen.append((record.called, list(record.features)))
                 distiller().capture.call(batch[0])

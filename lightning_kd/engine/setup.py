@@ -187,6 +187,8 @@ class SetUp:
             capture.check_ran(call)
             capture.copy_changed(call)
             lesson = self._first_lesson(batch, call)
+            if self.step.teacher is not None:
+                self.step.teacher.check_first_answer(lesson)
             self._check_first(call, lesson)
             return {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
 

@@ -1,6 +1,5 @@
 """What this package puts on other people's objects during a fit: one list, taken back in every way a fit can end."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -53,7 +52,7 @@ class Patches:
         """Do something once, after the next call of a method."""
         method = getattr(owner, name)
 
-        @functools.wraps(method)
+        # Lightning 2.6 looks through functools.wraps for an override of configure_model, so this one is not wrapped
         def method_then(*args: Any, **kwargs: Any) -> Any:
             result = method(*args, **kwargs)
             self.put_back(owner, name)

@@ -55,8 +55,15 @@ class Teacher(ABC):
         """
 
     def first_answer(self, batch: Any, call: Call) -> Lesson:
-        """Answer at set-up, where a teacher may learn about itself; by default an ordinary answer."""
+        """Answer at set-up, perhaps before any layer is watched; by default an ordinary answer."""
         return self.answer(batch, call)
+
+    def check_first_answer(self, lesson: Lesson) -> None:
+        """Check the first answer with all watched layers, and learn from it what later answers need.
+
+        Raises:
+            RuntimeError: If a watched layer did not run, or more than once.
+        """
 
     def watch(self, layers: Iterable[str]) -> None:
         """Learn which layers the losses read, by their dotted names; called at set-up.

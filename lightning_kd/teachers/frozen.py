@@ -13,7 +13,7 @@ from lightning_kd.capture.hooks import Capture
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import materialize
-from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.base import Lesson, Teacher
 
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
@@ -93,11 +93,14 @@ class FrozenTeacher(Teacher):
         return answer
 
     def first_answer(self, batch: Any, call: Call) -> Call:
-        """Answer at set-up, and learn which layers are overwritten in place, to copy their values from then on."""
-        answer = self._run(call)
-        self.capture.check_ran(answer)
-        self.capture.copy_changed(answer)
-        return answer
+        """Run the teacher at set-up, where its layers may not be watched yet."""
+        return self._run(call)
+
+    def check_first_answer(self, lesson: Lesson) -> None:
+        """Learn which layers are overwritten in place, to copy their values from then on."""
+        assert isinstance(lesson, Call), "our own answer"
+        self.capture.check_ran(lesson)
+        self.capture.copy_changed(lesson)
 
     def _run(self, call: Call) -> Call:
         with self.capture.recording() as answer:
