@@ -301,4 +301,6 @@ def _begin(log: Path | None) -> None:
         for output in (1, 2):
             os.dup2(written, output)
         sys.stdout, sys.stderr = (os.fdopen(output, "w", buffering=1, closefd=False) for output in (1, 2))
+    # a fit of Lightning 2.6 resets the handler of SIGABRT, and faulthandler sets no handler that it believes to be set
+    faulthandler.disable()
     faulthandler.enable(2)

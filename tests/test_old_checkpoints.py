@@ -15,6 +15,9 @@ from lightning_kd.teachers import from_checkpoint
 from tests.golden.checkpoints.archive import FOLDER, bits, environment, path_of, read
 from tests.golden.checkpoints.scenarios import COMMAND_LINE, ROOT, SCENARIOS, User, fit, make
 
+# Lightning warns if a newer Lightning wrote a checkpoint, which does not change what it holds
+pytestmark = pytest.mark.filterwarnings("ignore:The loaded checkpoint was produced with Lightning:UserWarning")
+
 FITS = [(name, door) for name, scenario in SCENARIOS.items() for door in scenario.doors]
 POINTS = [(name, door, point) for name, door in FITS for point in SCENARIOS[name].points]
 PREFIX = {"module": "student.", "callback": "net.", COMMAND_LINE: "student."}
@@ -91,10 +94,13 @@ def check_close(run, expected, tolerance, *, lines=0, but=None):
     for name, value in run.end.items():
         if but is None or not name.startswith(but):
             torch.testing.assert_close(value, expected.end[name], msg=lambda m, name=name: f"{name}: {m}", **options)
-    rest = expected.curve[lines:]
-    assert [(step, list(values)) for step, values in run.curve] == [(step, list(values)) for step, values in rest]
-    mine, theirs = ([float.fromhex(v) for _, values in curve for v in values.values()] for curve in (run.curve, rest))
-    assert mine == pytest.approx(theirs, rel=tolerance, abs=tolerance)
+    # another Lightning logs the values of a step in another order
+    got, rest = ([(step, sorted(values.items())) for step, values in c] for c in (run.curve, expected.curve[lines:]))
+    assert [(step, [name for name, _ in values]) for step, values in got] == [
+        (step, [name for name, _ in values]) for step, values in rest
+    ]
+    numbers, stored = ([float.fromhex(v) for _, values in curve for _, v in values] for curve in (got, rest))
+    assert numbers == pytest.approx(stored, rel=tolerance, abs=tolerance)
 
 
 @pytest.mark.parametrize(("name", "door"), FITS)

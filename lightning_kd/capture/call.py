@@ -4,11 +4,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-UNKNOWN = -1
-"""The version of a tensor that counts no changes: in compiled code, and in inference mode."""
+from lightning_kd.capture.private import UNKNOWN, version_of
 
 
 @dataclass(slots=True)
@@ -40,7 +38,7 @@ class Call:
     def changed_layers(self) -> list[str]:
         """Return the layers whose value was changed in place after they had returned it."""
         versions = self.versions
-        if UNKNOWN not in versions and [value._version for value in self.features.values()] == versions:
+        if UNKNOWN not in versions and [version_of(value) for value in self.features.values()] == versions:
             return []
         pairs = zip(self.features.items(), versions, strict=True)
         return [layer for (layer, value), version in pairs if _is_changed(value, version)]
@@ -70,18 +68,13 @@ def describe_call(call: Call) -> str:
     return f"({', '.join([*map(_show, call.args), *named])})"
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often a tensor has been changed in place, ``UNKNOWN`` where tensors keep no count."""
-    return UNKNOWN if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
-
-
 def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
     """Return the tensors among some values, each with its version."""
     return [(value, version_of(value)) for value in values if isinstance(value, Tensor)]
 
 
 def _is_changed(tensor: Tensor, version: int) -> bool:
-    return version != UNKNOWN and tensor._version != version
+    return version != UNKNOWN and version_of(tensor) != version
 
 
 def _show(value: object) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.private import tree_leaves, tree_map_only
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any] | Batch
 """Inputs of a model: one tensor, a tuple of positional ones, a dictionary of named ones, or a Batch for both."""

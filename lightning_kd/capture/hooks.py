@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_kd.capture.call import Call, version_of, with_versions
+from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original
+from lightning_kd.capture.private import is_compiled_in_place, remove_forward_hooks, version_of
 
 Calls = Literal["one", "first", "last", "each"]
 """Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
@@ -92,7 +93,7 @@ class Capture:
 
     def _attach_call(self) -> None:
         # a module compiled in place compiles its own hooks too, each by itself, which is of no use for these
-        in_place = self.module._compiled_call_impl is not None
+        in_place = is_compiled_in_place(self.module)
         put_input, put_call = (
             partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (_put_input, _put_call)
         )
@@ -209,7 +210,7 @@ class Capture:
         for name in layers:
             layer = original(self.module).get_submodule(name)
             if isinstance(layer, nn.ModuleList | nn.ModuleDict) and len(layer):
-                inner = ", ".join(f"{name}.{key}" for key in list(layer._modules)[:3])
+                inner = ", ".join(f"{name}.{key}" for key, _ in list(layer.named_children())[:3])
                 return f"{message}; {name!r} is a {type(layer).__name__}, which is never called itself: name {inner}."
         return f"{message}, such as one around them."
 
@@ -230,11 +231,7 @@ class Recording:
 def without_captures(copy: nn.Module) -> None:
     """Take the hooks of every :class:`Capture` off a copy of a module: a capture has no handles of copied hooks."""
     for part in copy.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if isinstance(hook, partial) and isinstance(hook.args[0], _Store):
-                    for table in (hooks, part._forward_hooks_with_kwargs, part._forward_pre_hooks_with_kwargs):
-                        table.pop(key, None)
+        remove_forward_hooks(part, lambda hook: isinstance(hook, partial) and isinstance(hook.args[0], _Store))
 
 
 class _Store:

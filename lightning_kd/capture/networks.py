@@ -7,24 +7,25 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+
+from lightning_kd.capture.private import ORIGINAL, is_compiled_in_place, tree_map_only
 
 
 def original(module: nn.Module) -> nn.Module:
     """Return the module that ``torch.compile(module)`` was given, or the module itself."""
-    inner = getattr(module, "_orig_mod", module)
+    inner = getattr(module, ORIGINAL, module)
     assert isinstance(inner, nn.Module)
     return inner
 
 
 def plain_name(key: str) -> str:
     """Return the name that a weight of a compiled module has in the plain one."""
-    return key.replace("_orig_mod.", "")
+    return key.replace(f"{ORIGINAL}.", "")
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether the module or a part of it was compiled in place by ``module.compile()``."""
-    return module is not original(module) or any(part._compiled_call_impl is not None for part in module.modules())
+    """Whether the module was compiled, or it or a part of it was compiled in place by ``module.compile()``."""
+    return module is not original(module) or any(map(is_compiled_in_place, module.modules()))
 
 
 def first_tensor(output: object) -> Tensor | None:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
-from torch.utils._pytree import tree_leaves
+
+from lightning_kd.capture.private import TorchDispatchMode, is_traceable_wrapper_subclass, is_writing, tree_leaves
 
 
 @contextmanager
@@ -55,7 +55,7 @@ class _CopyOnWrite(TorchDispatchMode):
         self._copies: list[tuple[Tensor, Tensor]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._schema.is_mutable:
+        if is_writing(func):
             for leaf in tree_leaves((args, kwargs)):
                 if isinstance(leaf, Tensor):
                     written = self._tensors.pop(_address(leaf), ())

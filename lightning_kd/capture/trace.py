@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_kd.capture.networks import first_tensor, original
+from lightning_kd.capture.private import version_of
 
 _NO_SOURCE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
 
@@ -77,4 +78,4 @@ class _Hook:
     def __call__(self, layer: nn.Module, args: object, output: object) -> None:
         value = first_tensor(output)
         if value is not None and value.ndim >= 2:
-            self.seen.append(Seen(self.name, layer, value, value._version))
+            self.seen.append(Seen(self.name, layer, value, version_of(value)))

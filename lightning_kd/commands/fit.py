@@ -65,7 +65,10 @@ class DistillationCLI(LightningCLI):
             options.weights_only = True
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning 2.6 would replace the configured options by those that the checkpoint names."""
+        """Do nothing: Lightning 2.6 would replace the configured options by those that the checkpoint names.
+
+        There is no public option that switches this off.
+        """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the summary table."""

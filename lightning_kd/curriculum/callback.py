@@ -20,8 +20,10 @@ from torch.utils.data import (
 )
 
 from lightning_kd.curriculum.difficulty import Scorer, TeacherLoss, check_scores, score_samples
+from lightning_kd.curriculum.private import restart_iterator, wrapped_sampler
 from lightning_kd.curriculum.sampler import CurriculumSampler
 from lightning_kd.fit.find import find_run
+from lightning_kd.fit.patches import Patches
 from lightning_kd.schedules import LinearSchedule, Unit
 
 Order = Literal["easy_to_hard", "hard_to_easy"]
@@ -102,7 +104,8 @@ class Curriculum(Callback):
         self.sampler: CurriculumSampler | None = None
         self._seed: int | None = None
         self._started = False
-        self._replaced: tuple[Any, object] | None = None
+        self._patches = Patches()
+        self._ordered: BatchSampler | None = None
 
     # What the Trainer calls
 
@@ -113,9 +116,9 @@ class Curriculum(Callback):
         self.difficulty = self.sampler = self._seed = None
         self._started = False
         self._warn_without_effect(trainer)
-        self._release(trainer)
+        self._patches.undo_all()
         process = partial(self._process, trainer, pl_module, trainer.strategy.process_dataloader)
-        trainer.strategy.process_dataloader = process  # type: ignore[method-assign]
+        self._patches.replace(trainer.strategy, "process_dataloader", process)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Choose the seed, and note that the teacher can score from now on."""
@@ -135,7 +138,7 @@ class Curriculum(Callback):
         self.sampler.due = due
         if drawn is not None:  # worker processes draw before this hook, when Lightning makes the loader's iterator
             with torch.random.fork_rng(devices=[]):
-                iter(cast(Any, trainer.fit_loop._data_fetcher))
+                restart_iterator(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Pass the step of the run to the sampler."""
@@ -145,11 +148,11 @@ class Curriculum(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the strategy and the data loader as they were."""
-        self._release(trainer)
+        self._patches.undo_all()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the strategy and the data loader as they were."""
-        self._release(trainer)
+        self._patches.undo_all()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scores and the seed."""
@@ -165,7 +168,8 @@ class Curriculum(Callback):
         self, trainer: Trainer, pl_module: LightningModule, process: Callable[[object], object], loader: object
     ) -> object:
         if trainer.training:
-            self._put_back()
+            if self._ordered is not None:  # the loader of an epoch before
+                self._patches.put_back(self._ordered, "sampler")
             self._install(trainer, pl_module, loader)
         return process(loader)
 
@@ -183,8 +187,8 @@ class Curriculum(Callback):
         sampler.prepare = partial(self._prepare, trainer, pl_module, sampler)
         sampler.due = _due(trainer)
         sampler.batches_a_step = trainer.accumulate_grad_batches
-        loader.batch_sampler.sampler = self.sampler = sampler
-        self._replaced = loader.batch_sampler, replaced
+        self.sampler, self._ordered = sampler, loader.batch_sampler
+        self._patches.replace(self._ordered, "sampler", sampler)
 
     def _prepare(self, trainer: Trainer, pl_module: LightningModule, sampler: CurriculumSampler) -> None:
         """Give a sampler the order of difficulty, if it has none."""
@@ -233,16 +237,6 @@ class Curriculum(Callback):
                 f"the {'hardest' if self.order == 'easy_to_hard' else 'easiest'} are never seen; shorten length."
             )
 
-    def _release(self, trainer: Trainer) -> None:
-        vars(trainer.strategy).pop("process_dataloader", None)
-        self._put_back()
-
-    def _put_back(self) -> None:
-        if self._replaced is not None:
-            batch_sampler, sampler = self._replaced
-            batch_sampler.sampler = sampler
-            self._replaced = None
-
 
 def _due(trainer: Trainer) -> tuple[int, int, int]:
     """Return epoch and step at which the next epoch begins, and the batches done if it is resumed in the middle."""
@@ -279,7 +273,7 @@ def check_loader(loader: object) -> None:
         )
     sampler = batch_sampler.sampler
     if isinstance(sampler, DistributedSamplerWrapper):
-        sampler = cast(Any, sampler.dataset)._sampler
+        sampler = wrapped_sampler(sampler)
     if not isinstance(sampler, RandomSampler | SequentialSampler | DistributedSampler):
         raise ValueError(
             f"Curriculum: the sampler {type(sampler).__name__} itself chooses the samples, and would be replaced; use "

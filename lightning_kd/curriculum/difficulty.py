@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset
 from lightning_kd.capture.networks import undisturbed
 from lightning_kd.capture.rehearsal import student_call
 from lightning_kd.configurable import Configurable
+from lightning_kd.curriculum.private import before_transfer
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.logits.base import IGNORE_INDEX
 from lightning_kd.losses.tensors import upcast
@@ -159,7 +160,7 @@ def _score_batch(
     trainer: Trainer, pl_module: LightningModule, run: DistillationRun, scorer: Scorer, batch: Any
 ) -> Tensor:
     batch = trainer.precision_plugin.convert_input(batch)
-    batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    batch = before_transfer(pl_module, batch)
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
     hooks = run.step.hooks
     call = student_call(pl_module, run.student, batch)

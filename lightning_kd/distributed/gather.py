@@ -30,6 +30,14 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def default_store() -> dist.distributed_c10d.Store:
+    """Return the store by which the processes of a run found each other.
+
+    torch 2.10 to 2.14 have no public name for it, and a store is the only way to wait for one process alone.
+    """
+    return dist.distributed_c10d._get_default_store()
+
+
 def mean_over_processes(tensor: Tensor) -> Tensor:
     """Return the mean of a tensor without gradient over all processes."""
     if not is_distributed():

@@ -1,6 +1,5 @@
 """FSDP2: how student, teacher and losses are split over the processes, and when."""
 
-import inspect
 from typing import Any, cast
 
 import torch
@@ -10,9 +9,9 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.utils._pytree import tree_leaves
 
 from lightning_kd.capture.networks import original
+from lightning_kd.capture.private import is_one_graph, tree_leaves
 
 
 def shard(module: nn.Module, mesh: DeviceMesh, *, reshard_after_forward: bool | None = None, **options: Any) -> None:
@@ -82,10 +81,7 @@ def check_not_one_graph(network: nn.Module, role: str) -> None:
         network: The network that is split.
         role: ``"student"`` or ``"teacher"``.
     """
-    contexts = [getattr(network, "dynamo_ctx", None)]
-    if network._compiled_call_impl is not None:  # compiled in place: its context has no name
-        contexts.append(inspect.getclosurevars(network._compiled_call_impl).nonlocals.get("self"))
-    if any(getattr(context, "fullgraph", False) for context in contexts):
+    if is_one_graph(network):
         raise MisconfigurationException(
             f"The {role} is compiled with fullgraph=True, but ModelParallelStrategy puts its blocks together one by "
             f"one while it runs, which is not one graph. Compile the blocks: for block in {role}.children(): "

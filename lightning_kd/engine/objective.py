@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import cast
 
 from torch import Tensor
 
@@ -46,7 +45,7 @@ class Objective:
     def __init__(self, losses: NamedLosses, task_weight: Scalar = 1.0) -> None:
         self.losses = losses
         self.task_weight = task_weight
-        self.named = cast("dict[str, DistillationLoss]", dict(losses.items()))
+        self.named = dict(losses.items())
         """The losses that are added by name, in order."""
         self.leaves = [
             (f"{name}.{inner}" if inner else name, leaf)

@@ -13,12 +13,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
-from torch.utils._pytree import tree_flatten_with_path, tree_map, tree_unflatten
 
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import Example, as_call, batch_size, on_cpu
 from lightning_kd.capture.hooks import without_captures
 from lightning_kd.capture.networks import original
+from lightning_kd.capture.private import tree_flatten_with_path, tree_map, tree_unflatten
 
 
 def make_program(

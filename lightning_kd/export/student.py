@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.networks import original, plain_name
-from lightning_kd.distributed.gather import is_distributed
+from lightning_kd.distributed.gather import default_store, is_distributed
 from lightning_kd.distributed.whole_state import is_sharded, whole_state
 from lightning_kd.export.program import make_program, onnx_bytes
 from lightning_kd.files.atomic import atomic_write
@@ -201,7 +201,7 @@ def _in_first_process(write: Callable[[], None]) -> None:
     if not is_distributed():
         write()
         return
-    store, key = dist.distributed_c10d._get_default_store(), f"lightning_kd/export/{next(_exports)}"
+    store, key = default_store(), f"lightning_kd/export/{next(_exports)}"
     if dist.get_rank() > 0:
         store.wait([key], _LONGEST)
         if failure := store.get(key).decode():

@@ -51,6 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def write_whole_checkpoints(trainer: Trainer) -> None:
     """Let a Trainer use :class:`AtomicCheckpointIO`, unless its user chose another ``CheckpointIO``."""
+    # Lightning 2.6 has no public base class of a CheckpointIO around another one, such as AsyncCheckpointIO, and the
+    # setter of its property checkpoint_io does nothing once there is an inner one
     wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
     while isinstance(io, _WrappingCheckpointIO):
         wrapper, io = io, io.checkpoint_io

@@ -124,7 +124,8 @@ def _kinds(hint: Any) -> tuple[tuple[type, ...], bool]:
         parts = [_kinds(arg) for arg in args if arg is not Ellipsis]
         return tuple(dict.fromkeys(kind for kinds, _ in parts for kind in kinds)), any(is_open for _, is_open in parts)
     named = origin or hint
-    if not inspect.isclass(named) or named.__module__ in _NO_KIND or getattr(named, "_is_protocol", False):
+    is_protocol = getattr(named, "_is_protocol", False)  # typing.is_protocol comes with Python 3.13
+    if not inspect.isclass(named) or named.__module__ in _NO_KIND or is_protocol:
         return (), True
     return (named,), False
 

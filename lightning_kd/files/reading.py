@@ -10,7 +10,6 @@ from typing import IO, Any
 
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.fabric.utilities.types import _PATH
 
 from lightning_kd.files.checkpoint import reading
 from lightning_kd.files.class_paths import check_arguments
@@ -20,7 +19,7 @@ OPTIONS_KEYS = ("hyper_parameters", "hparams", "module_arguments")
 _INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 
 
-def load_plain(source: _PATH | IO[bytes]) -> Any:
+def load_plain(source: str | os.PathLike[str] | IO[bytes]) -> Any:
     """Read what ``torch.save`` has written, tensors and plain data only, onto the CPU.
 
     Args:
@@ -50,7 +49,7 @@ def load_plain(source: _PATH | IO[bytes]) -> Any:
         finally:
             source.seek(start)
     if "://" in str(source):
-        with get_filesystem(source).open(source, "rb") as file:
+        with get_filesystem(str(source)).open(str(source), "rb") as file:
             return _load(file, source)
     return _load(source, source, mmap=zipfile.is_zipfile(source) or None)
 

@@ -9,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lightning_kd.capture.networks import plain_name
+from lightning_kd.capture.private import replace_tensors
 from lightning_kd.distributed.whole_state import placed_like
 from lightning_kd.files.checkpoint import reading
 from lightning_kd.files.reading import load_plain
@@ -100,7 +101,7 @@ def materialize(
     waiting = {name for name, tensor in before if tensor.is_meta}
     # tied weights are one tensor under several names; one key for them makes one storage, so they stay tied
     storage = {tensor: torch.empty_like(tensor, device=device) for _, tensor in before if tensor.is_meta}
-    model._apply(lambda t: storage[t] if t in storage else t.to(device))
+    replace_tensors(model, lambda t: storage[t] if t in storage else t.to(device))
     original, wanted = dict(before), dict(_named_tensors(model))
     files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     for path in files:

@@ -1,8 +1,8 @@
 """Names of losses: under which they are logged and saved."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from typing import TypeVar, cast
 
 from torch import nn
 
@@ -13,8 +13,44 @@ RESERVED = ("task", "loss")
 T = TypeVar("T")
 
 
-class NamedLosses(nn.ModuleDict):
-    """The losses of a run by name, evaluated inside one call: where FSDP2 gathers the parameters that they own."""
+class NamedLosses(nn.Module):
+    """The losses of a run by name, evaluated inside one call: where FSDP2 gathers the parameters that they own.
+
+    It can be read like a dictionary. It is no ``nn.ModuleDict``, because torch 2.10 and 2.11 do not shard those, even
+    if they have a forward.
+
+    Args:
+        losses: The losses by name, in order.
+    """
+
+    def __init__(self, losses: Mapping[str, DistillationLoss] | None = None) -> None:
+        super().__init__()
+        for name, loss in (losses or {}).items():
+            self.add_module(name, loss)
+
+    def __getitem__(self, name: str) -> DistillationLoss:
+        return cast(DistillationLoss, self._modules[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._modules)
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._modules
+
+    def keys(self) -> KeysView[str]:
+        """Return the names of the losses, in order."""
+        return self._modules.keys()
+
+    def values(self) -> ValuesView[DistillationLoss]:
+        """Return the losses, in order."""
+        return cast("ValuesView[DistillationLoss]", self._modules.values())
+
+    def items(self) -> ItemsView[str, DistillationLoss]:
+        """Return the losses with their names, in order."""
+        return cast("ItemsView[str, DistillationLoss]", self._modules.items())
 
     def forward(self, evaluate: Callable[[], T]) -> T:
         """Return what ``evaluate`` returns."""

@@ -1,0 +1,72 @@
+"""Torch's private names that the other files need, each with its reason: look here when a new torch breaks something.
+
+torch 2.10 to 2.14 have no public name for any of them.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass as is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+from torch.utils._pytree import tree_map_only as tree_map_only
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
+ORIGINAL = "_orig_mod"
+"""The attribute under which ``torch.compile(module)`` keeps the module; it is a part of the keys of a state dict."""
+UNKNOWN = -1
+"""The version of a tensor that counts no changes: in compiled code, and in inference mode."""
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor has been changed in place, ``UNKNOWN`` where tensors keep no count.
+
+    Autograd counts in ``_version``. Only this count shows that a value which a loss reads later is another one by then.
+    """
+    return UNKNOWN if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether ``module.compile()`` was called, which leaves a trace in ``_compiled_call_impl`` only."""
+    return module._compiled_call_impl is not None
+
+
+def is_one_graph(module: nn.Module) -> bool:
+    """Whether a module was compiled with ``fullgraph=True``.
+
+    ``torch.compile(module)`` keeps its context as ``dynamo_ctx``. ``module.compile()`` keeps it in the closure of
+    ``_compiled_call_impl`` only.
+    """
+    contexts = [getattr(module, "dynamo_ctx", None)]
+    if module._compiled_call_impl is not None:
+        contexts.append(inspect.getclosurevars(module._compiled_call_impl).nonlocals.get("self"))
+    return any(getattr(context, "fullgraph", False) for context in contexts)
+
+
+def remove_forward_hooks(module: nn.Module, condition: Callable[[object], bool]) -> None:
+    """Remove the forward hooks of a module that satisfy a condition.
+
+    A handle removes its hook from one module only. The copy of a module has copies of the hooks, but no handles.
+    """
+    for hooks in (module._forward_hooks, module._forward_pre_hooks):
+        for key in [key for key, hook in hooks.items() if condition(hook)]:
+            for table in (hooks, module._forward_hooks_with_kwargs, module._forward_pre_hooks_with_kwargs):
+                table.pop(key, None)
+
+
+def is_writing(operation: Any) -> bool:
+    """Whether an operation that a ``TorchDispatchMode`` is given writes to one of its inputs, as its schema says."""
+    return bool(operation._schema.is_mutable)
+
+
+def replace_tensors(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+    """Replace every parameter and buffer of a module by what a function makes of it.
+
+    ``module.to()`` does so by ``_apply``. Its public relatives take a device or a format, not a function.
+    """
+    module._apply(function)
