@@ -77,8 +77,25 @@ class Projector(Configurable, nn.Module, ABC):
             )
 
 
+class _ChannelProjector(Projector):
+    """Linear map of the last axis."""
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.bias = bias
+
+    def make_layers(self, student_shape: Shape, teacher_shape: Shape) -> None:
+        """Create the linear layer."""
+        self.linear = nn.Linear(width(student_shape), width(teacher_shape), bias=self.bias)
+
+    def forward(self, student: Tensor) -> Tensor:
+        """Project the last axis of the student's features."""
+        self.check_built()
+        return self.linear(student)  # type: ignore[no-any-return]  # modules are called through Any
+
+
 @final
-class LinearProjector(Projector):
+class LinearProjector(_ChannelProjector):
     """Linear map of feature vectors ``(B, C)``.
 
     Args:
@@ -87,22 +104,9 @@ class LinearProjector(Projector):
 
     axes = "(B, C)"
 
-    def __init__(self, bias: bool = True) -> None:
-        super().__init__()
-        self.bias = bias
-
-    def make_layers(self, student_shape: Shape, teacher_shape: Shape) -> None:
-        """Create the linear layer."""
-        self.linear = nn.Linear(width(student_shape), width(teacher_shape), bias=self.bias)
-
-    def forward(self, student: Tensor) -> Tensor:
-        """Project ``(B, C)``."""
-        self.check_built()
-        return self.linear(student)  # type: ignore[no-any-return]  # modules are called through Any
-
 
 @final
-class TokenProjector(Projector):
+class TokenProjector(_ChannelProjector):
     """The same linear map of every token of a sequence ``(B, N, C)``.
 
     Args:
@@ -110,19 +114,6 @@ class TokenProjector(Projector):
     """
 
     axes = "(B, N, C)"
-
-    def __init__(self, bias: bool = True) -> None:
-        super().__init__()
-        self.bias = bias
-
-    def make_layers(self, student_shape: Shape, teacher_shape: Shape) -> None:
-        """Create the linear layer."""
-        self.linear = nn.Linear(width(student_shape), width(teacher_shape), bias=self.bias)
-
-    def forward(self, student: Tensor) -> Tensor:
-        """Project ``(B, N, C)``."""
-        self.check_built()
-        return self.linear(student)  # type: ignore[no-any-return]
 
 
 @final

@@ -21,7 +21,8 @@ from lightning_kd.projectors import (
 )
 
 Shape = tuple[int, ...]
-KINDS = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Projector) and v is not Projector]
+PUBLIC = [value for name, value in vars(module).items() if not name.startswith("_")]
+KINDS = [v for v in PUBLIC if isinstance(v, type) and issubclass(v, Projector) and v is not Projector]
 SHAPES: dict[type[Projector], tuple[Shape, Shape]] = {
     LinearProjector: ((4, 3), (4, 5)),
     TokenProjector: ((4, 7, 3), (4, 7, 5)),

@@ -65,4 +65,5 @@ def check_map_layers(
     """Raise a ``ValueError`` that names the layers and both shapes unless every layer of a loss returns a map."""
     name = type(loss).__name__
     for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
-        check_maps(f"{name}, layers {student!r} and {teacher!r}", student_shapes[student], teacher_shapes[teacher])
+        pair = f"{name}, student layer {student!r} and teacher layer {teacher!r}"
+        check_maps(pair, student_shapes[student], teacher_shapes[teacher])

@@ -21,6 +21,11 @@ def add_up(values: Sequence[Tensor]) -> Tensor:
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
 
 
+def add_up_halving(values: Sequence[Tensor]) -> Tensor:
+    """Add the losses of several pairs of layers, the last with weight 1, the one before with 1/2, then 1/4."""
+    return add_up([value * 0.5 ** (len(values) - 1 - i) for i, value in enumerate(values)])
+
+
 def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
     """Whether a tensor, or the first of several, holds no samples."""
     if tensors is None:

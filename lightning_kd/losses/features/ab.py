@@ -1,15 +1,16 @@
 """Activation boundaries (AB): make the student's neurons fire for the samples for which the teacher's do."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
-from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_shape
+from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.checks import check_maps, check_positive, check_same_shape
+from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
+from lightning_kd.losses.tensors import add_up_halving, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar, Unit
 
@@ -63,7 +64,7 @@ def ab_loss(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
 
 
 @final
-class ABLoss(DistillationLoss):
+class ABLoss(LayerPairLoss):
     """Make the student's neurons fire where the teacher's do, before it learns its task (activation boundaries, AB).
 
     Best as an initialisation of a convolutional student with the teacher's stages: the published method first trains
@@ -87,6 +88,8 @@ class ABLoss(DistillationLoss):
     """
 
     reads = "pre_activation_maps"
+    needs_maps = True
+    per_pair = ("projectors",)
 
     def __init__(
         self,
@@ -107,22 +110,14 @@ class ABLoss(DistillationLoss):
         self.stage = stage if stage_length != 0 else None
         self.projectors = nn.ModuleList()
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make a projector for each pair of layers.
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
+        """Make the projector of one pair."""
+        return (batch_norm_connector(student, teacher),)
 
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
+    def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, see ``ab_loss``."""
+        return ab_loss(projector(student), teacher, margin=self.margin)
 
-        Raises:
-            ValueError: If a layer returns no map.
-        """
-        check_map_layers(self, student_shapes, teacher_shapes)
-        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
-            self.projectors.append(batch_norm_connector(student_shapes[student_layer], teacher_shapes[teacher_layer]))
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss, see ``ab_loss``; the sum over several pairs, each half of the next."""
-        pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
-        losses = [ab_loss(projector(s), t, margin=self.margin) for projector, (s, t) in pairs]
-        return add_up([loss * 0.5 ** (len(losses) - 1 - i) for i, loss in enumerate(losses)])
+    def combine(self, values: Sequence[Tensor]) -> Tensor:
+        """Add the losses of several pairs, each with half of the weight of the next."""
+        return add_up_halving(values)

@@ -1,14 +1,14 @@
 """Attention transfer (AT): make the student look where the teacher looks."""
 
-from collections.abc import Mapping
 from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
-from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
+from lightning_kd.losses.base import Layers
+from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import pool_to_smaller, upcast
 from lightning_kd.schedules import Scalar
 
 
@@ -52,7 +52,7 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0)
 
 
 @final
-class ATLoss(DistillationLoss):
+class ATLoss(LayerPairLoss):
     """Make the student look where the teacher looks (attention transfer, AT).
 
     Best for convolutional networks of one family: it has no parameters of its own and does not ask for equal widths,
@@ -70,27 +70,16 @@ class ATLoss(DistillationLoss):
     """
 
     reads = "maps"
+    needs_maps = True
 
     def __init__(self, student: Layers = None, teacher: Layers = None, *, p: float = 2.0, weight: Scalar = 1.0) -> None:
         super().__init__(student, teacher, weight=weight)
         check_positive("ATLoss", p=p)
         self.p = p
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Check that every layer returns a map.
-
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            ValueError: If one is not 4-D.
-        """
-        check_map_layers(self, student_shapes, teacher_shapes)
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of maps, or the sum over several."""
-        return add_up([attention_transfer_loss(s, t, p=self.p) for s, t in pair_up(student, teacher)])
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, see ``attention_transfer_loss``."""
+        return attention_transfer_loss(student, teacher, p=self.p)
 
 
 def _attention(features: Tensor, p: float) -> Tensor:

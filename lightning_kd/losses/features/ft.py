@@ -1,16 +1,16 @@
 """Factor transfer (FT): make the student's features explain the teacher's, both in words learned for the purpose."""
 
-from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, StepTensors
-from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
+from lightning_kd.losses.base import Layers, Shape, StepTensors
+from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
+from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, is_empty, pair_up, pool_to_smaller, upcast, zero_of
+from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, upcast, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
 Variant = Literal["authors", "repdistiller"]
@@ -83,7 +83,7 @@ def factor_transfer_loss(
 
 
 @final
-class FTLoss(DistillationLoss):
+class FTLoss(LayerPairLoss):
     """Make the student's features explain the teacher's, both in learned words (factor transfer, FT).
 
     Best for pairs of different architecture. A paraphraser, an autoencoder of three convolutions and three transposed
@@ -111,6 +111,8 @@ class FTLoss(DistillationLoss):
     """
 
     reads = "map"
+    needs_maps = True
+    per_pair = ("paraphrasers", "translators")
 
     def __init__(
         self,
@@ -140,39 +142,22 @@ class FTLoss(DistillationLoss):
         self.paraphrasers = nn.ModuleList()
         self.translators = nn.ModuleList()
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make the paraphraser and the translator of each pair of layers.
-
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            ValueError: If a layer returns no map.
-        """
-        check_map_layers(self, student_shapes, teacher_shapes)
-        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
-            channels = teacher_shapes[teacher_layer][1]
-            factor = max(1, int(channels * self.rate))
-            self.paraphrasers.append(Paraphraser(channels, factor))
-            self.translators.append(Translator(student_shapes[student_layer][1], factor))
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module, nn.Module]:
+        """Make the paraphraser and the translator of one pair."""
+        channels = teacher[1]
+        factor = max(1, int(channels * self.rate))
+        return Paraphraser(channels, factor), Translator(student[1], factor)
 
     def evaluate_stage(self, step: StepTensors) -> Tensor:
         """Return the mean squared error of the paraphrasers' reconstruction of the teacher's features."""
         features = [step.teacher_features[layer] for layer in self.teacher_layers]
         return add_up([_reconstruction_error(p, f) for p, f in zip(self.paraphrasers, features, strict=True)])
 
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of maps, or the sum over several; the paraphraser is frozen."""
-        values = []
-        networks = zip(self.translators, self.paraphrasers, strict=True)
-        for (translator, paraphraser), (s, t) in zip(networks, pair_up(student, teacher), strict=True):
-            with torch.no_grad():
-                factor = paraphraser(t)
-            values.append(
-                factor_transfer_loss(translator(s), factor, variant=self.variant, p1=self.p1, p2=self.p2),
-            )
-        return add_up(values)
+    def compare(self, student: Tensor, teacher: Tensor, paraphraser: nn.Module, translator: nn.Module) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, see ``factor_transfer_loss``; the paraphraser is frozen."""
+        with torch.no_grad():
+            factor = paraphraser(teacher)
+        return factor_transfer_loss(translator(student), factor, variant=self.variant, p1=self.p1, p2=self.p2)
 
 
 @final

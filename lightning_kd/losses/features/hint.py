@@ -1,15 +1,15 @@
 """Feature distillation (hints, FitNets): make the student's features those of the teacher."""
 
 import copy
-from collections.abc import Mapping
 from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_same_shape
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import pool_to_smaller, upcast
 from lightning_kd.projectors import Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 
@@ -57,7 +57,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @final
-class HintLoss(DistillationLoss):
+class HintLoss(LayerPairLoss):
     """Make the student's features those of the teacher (feature distillation, hints, FitNets).
 
     Each pair of layers gets a trained projector from the student's width to the teacher's; the distances of several
@@ -76,6 +76,7 @@ class HintLoss(DistillationLoss):
     """
 
     reads = "map"
+    per_pair = ("projectors",)
 
     def __init__(
         self,
@@ -90,44 +91,17 @@ class HintLoss(DistillationLoss):
         self.projector = projector
         self.projectors = nn.ModuleList()
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make a projector for each pair of layers.
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
+        """Make the projector of one pair: a copy of the given one, or the linear one that suits the shapes."""
+        if len(student) == len(teacher) == 3 and student[1] != teacher[1]:
+            raise ValueError(
+                f"expected the same number of tokens, got student {student} and teacher {teacher}; name layers that "
+                "see the same tokens."
+            )
+        projector = default_projector(student, teacher) if self.projector is None else copy.deepcopy(self.projector)
+        projector.build(student, teacher)
+        return (projector,)
 
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            RuntimeError: If the loss is built already.
-            ValueError: If a pair cannot be compared.
-        """
-        if len(self.projectors):
-            raise RuntimeError("HintLoss: built already; construct a new one for other layers.")
-        layers = zip(self.student_layers, self.teacher_layers, strict=True)
-        self.projectors.extend([self._make_projector(s, t, student_shapes[s], teacher_shapes[t]) for s, t in layers])
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of features, or the sum over a list of them, see ``hint_loss``."""
-        if not len(self.projectors):
-            raise RuntimeError("HintLoss: not built yet; call build(student_shapes, teacher_shapes) first.")
-        pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
-        return add_up([hint_loss(projector(s), t) for projector, (s, t) in pairs])
-
-    def _make_projector(self, student_layer: str, teacher_layer: str, student: Shape, teacher: Shape) -> Projector:
-        try:
-            _check_tokens(student, teacher)
-            template = self.projector
-            projector = default_projector(student, teacher) if template is None else copy.deepcopy(template)
-            projector.build(student, teacher)
-        except ValueError as error:
-            layers = f"student layer {student_layer!r} and teacher layer {teacher_layer!r}"
-            raise ValueError(f"HintLoss, {layers}: {error}") from None
-        return projector
-
-
-def _check_tokens(student: Shape, teacher: Shape) -> None:
-    if len(student) == len(teacher) == 3 and student[1] != teacher[1]:
-        raise ValueError(
-            f"expected the same number of tokens, got student {student} and teacher {teacher}; name layers that "
-            "see the same tokens."
-        )
+    def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
+        """Compute the unweighted loss of one pair of features, see ``hint_loss``."""
+        return hint_loss(projector(student), teacher)

@@ -1,6 +1,5 @@
 """Neuron selectivity transfer (NST): make the student's channels fire at the positions where the teacher's do."""
 
-from collections.abc import Mapping
 from typing import Any, Literal, cast, final
 
 import torch
@@ -8,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
-from lightning_kd.losses.checks import check_map_layers, check_maps, check_positive, check_same_batch
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, wide
+from lightning_kd.losses.base import Layers
+from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import pool_to_smaller, wide
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -78,7 +78,7 @@ def nst_loss(
 
 
 @final
-class NSTLoss(DistillationLoss):
+class NSTLoss(LayerPairLoss):
     """Make the student's channels fire at the positions where the teacher's do (neuron selectivity transfer, NST).
 
     Best for feature maps of convolutional networks whose positions mean the same in both; the channels may differ in
@@ -98,6 +98,7 @@ class NSTLoss(DistillationLoss):
     """
 
     reads = "maps"
+    needs_maps = True
 
     def __init__(
         self,
@@ -113,22 +114,9 @@ class NSTLoss(DistillationLoss):
         self.kernel: Kernel = kernel
         self.bandwidth = bandwidth
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Check that every layer returns a map.
-
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            ValueError: If one is not 4-D.
-        """
-        check_map_layers(self, student_shapes, teacher_shapes)
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of maps, or the sum over several."""
-        pairs = pair_up(student, teacher)
-        return add_up([nst_loss(s, t, kernel=self.kernel, bandwidth=self.bandwidth) for s, t in pairs])
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, see ``nst_loss``."""
+        return nst_loss(student, teacher, kernel=self.kernel, bandwidth=self.bandwidth)
 
 
 class _SquaredProducts(torch.autograd.Function):

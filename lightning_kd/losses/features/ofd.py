@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape
 from lightning_kd.losses.checks import check_map_layers, check_maps
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
+from lightning_kd.losses.tensors import add_up_halving, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar
 
@@ -127,8 +127,7 @@ class OFDLoss(DistillationLoss):
         if self.training and len(self._known) < len(pairs):
             self._learn_margins([features for _, features in pairs])
         parts = zip(self.projectors, pairs, self.margin.split(self._widths), strict=True)
-        losses = [ofd_loss(projector(s), t, margin) for projector, (s, t), margin in parts]
-        return add_up([loss * 0.5 ** (len(losses) - 1 - i) for i, loss in enumerate(losses)])
+        return add_up_halving([ofd_loss(projector(s), t, margin) for projector, (s, t), margin in parts])
 
     @torch.no_grad()
     def _learn_margins(self, teachers: Sequence[Tensor]) -> None:

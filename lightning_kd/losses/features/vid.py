@@ -1,16 +1,16 @@
 """Variational information distillation (VID): make the student's features tell as much as they can of the teacher's."""
 
 import math
-from collections.abc import Mapping
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.tensors import add_up, pair_up, pool_to_smaller, upcast
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import pool_to_smaller, upcast
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Scalar
 
@@ -67,7 +67,7 @@ def vid_loss(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: floa
 
 
 @final
-class VIDLoss(DistillationLoss):
+class VIDLoss(LayerPairLoss):
     """Make the student's features tell as much as they can of the teacher's (variational information, VID).
 
     Best for pairs of different width or architecture: a trained regressor, of three 1x1 convolutions or linear layers
@@ -90,6 +90,7 @@ class VIDLoss(DistillationLoss):
     """
 
     reads = "maps"
+    per_pair = ("regressors", "log_scales")
 
     def __init__(
         self,
@@ -113,31 +114,18 @@ class VIDLoss(DistillationLoss):
         self.regressors = nn.ModuleList()
         self.log_scales = nn.ParameterList()
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make the regressor and the variances of each pair of layers.
-
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            ValueError: If the two layers of a pair are of another kind, or differ in their number of tokens.
-        """
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module, nn.Parameter]:
+        """Make the regressor and the variances of one pair."""
+        _check_pair(student, teacher)
+        student_width, teacher_width = width(student), width(teacher)
+        hidden = self.hidden_channels or teacher_width
+        regressor = _regressor(student_width, hidden, teacher_width, of_maps=len(student) == 4)
         excess = self.initial_variance - self.eps
         log_scale = excess + math.log(-math.expm1(-excess))  # the inverse of softplus
-        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
-            shapes = student_shapes[student_layer], teacher_shapes[teacher_layer]
-            _check_pair(f"VIDLoss, layers {student_layer!r} and {teacher_layer!r}", *shapes)
-            hidden = self.hidden_channels or width(shapes[1])
-            self.regressors.append(_regressor(width(shapes[0]), hidden, width(shapes[1]), len(shapes[0]) == 4))
-            self.log_scales.append(nn.Parameter(torch.full((width(shapes[1]),), log_scale)))
+        return regressor, nn.Parameter(torch.full((teacher_width,), log_scale))
 
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of features, or the sum over several."""
-        triples = zip(self.regressors, self.log_scales, pair_up(student, teacher), strict=True)
-        return add_up([self._one(regressor, log_scale, *pair) for regressor, log_scale, pair in triples])
-
-    def _one(self, regressor: nn.Module, log_scale: Tensor, student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(self, student: Tensor, teacher: Tensor, regressor: nn.Module, log_scale: Tensor) -> Tensor:
+        """Compute the unweighted loss of one pair of features, see ``vid_loss``."""
         if student.ndim == teacher.ndim == 4:
             student, teacher = pool_to_smaller(student, teacher)
         return vid_loss(regressor(student), teacher, log_scale, eps=self.eps)
@@ -150,10 +138,10 @@ def _regressor(student: int, hidden: int, teacher: int, of_maps: bool) -> nn.Seq
     return nn.Sequential(layer(student, hidden), nn.ReLU(), layer(hidden, hidden), nn.ReLU(), layer(hidden, teacher))
 
 
-def _check_pair(function: str, student: Shape, teacher: Shape) -> None:
+def _check_pair(student: Shape, teacher: Shape) -> None:
     tokens_differ = len(student) == len(teacher) == 3 and student[1] != teacher[1]
     if len(student) != len(teacher) or len(student) not in (2, 3, 4) or tokens_differ:
         raise ValueError(
-            f"{function}: expected features (B, C), (B, N, C) or (B, C, H, W), both of the same kind and of as many "
-            f"tokens, got student {student} and teacher {teacher}; name layers that match."
+            "expected features (B, C), (B, N, C) or (B, C, H, W), both of the same kind and of as many tokens, "
+            f"got student {student} and teacher {teacher}; name layers that match."
         )

@@ -1,6 +1,5 @@
 """Inter-channel correlation (ICKD): channels that are alike for the teacher shall be alike for the student."""
 
-from collections.abc import Mapping
 from copy import deepcopy
 from typing import final
 
@@ -8,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
-from lightning_kd.losses.checks import check_map_layers, check_maps, check_same_batch
-from lightning_kd.losses.tensors import add_up, pair_up, upcast
+from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.checks import check_maps, check_same_batch
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -63,7 +63,7 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @final
-class ICKDLoss(DistillationLoss):
+class ICKDLoss(LayerPairLoss):
     """Make channels that fire together in the teacher fire together in the student (inter-channel correlation, ICKD).
 
     Best for the last feature map of convolutional networks, whose positions need not agree. Each pair of layers gets a
@@ -83,6 +83,8 @@ class ICKDLoss(DistillationLoss):
     """
 
     reads = "map"
+    needs_maps = True
+    per_pair = ("projectors",)
 
     def __init__(
         self,
@@ -97,29 +99,15 @@ class ICKDLoss(DistillationLoss):
         self.projector = projector
         self.projectors = nn.ModuleList()
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make a projector for each pair of layers.
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
+        """Make the projector of one pair: a copy of the given one, or a convolution with batch normalisation."""
+        projector = ConvProjector(bias=False, norm=True) if self.projector is None else deepcopy(self.projector)
+        projector.build(student, teacher)
+        return (projector,)
 
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            RuntimeError: If the loss is built already.
-            ValueError: If a layer returns no map.
-        """
-        if len(self.projectors):
-            raise RuntimeError("ICKDLoss: built already; construct a new one for other layers.")
-        check_map_layers(self, student_shapes, teacher_shapes)
-        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
-            projector = ConvProjector(bias=False, norm=True) if self.projector is None else deepcopy(self.projector)
-            projector.build(student_shapes[student_layer], teacher_shapes[teacher_layer])
-            self.projectors.append(projector)
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of maps, or the sum over several."""
-        pairs = zip(self.projectors, pair_up(student, teacher), strict=True)
-        return add_up([ickd_loss(projector(s), t) for projector, (s, t) in pairs])
+    def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
+        """Compute the unweighted loss of one pair of maps, see ``ickd_loss``."""
+        return ickd_loss(projector(student), teacher)
 
 
 def _correlations(channels: Tensor) -> Tensor:

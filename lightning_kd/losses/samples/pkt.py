@@ -1,14 +1,14 @@
 """Probabilistic transfer (PKT): samples that are neighbours for the teacher shall be neighbours for the student."""
 
-from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
-from lightning_kd.losses.tensors import add_up, pair_up, upcast, wide
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import upcast, wide
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
 
@@ -145,7 +145,7 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @final
-class PKTLoss(DistillationLoss):
+class PKTLoss(LayerPairLoss):
     """Make the distribution of the student's embeddings that of the teacher's (probabilistic transfer, PKT).
 
     By default the teacher's neighbours become the student's (mode ``"cosine"``, the published method): best for
@@ -198,43 +198,28 @@ class PKTLoss(DistillationLoss):
         self.bandwidth = bandwidth
         self.gather = gather
         self.projectors = nn.ModuleList()
+        self.per_pair = () if mode == "cosine" else ("projectors",)
 
-    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
-        """Make a projector wherever the mode needs equal widths and they differ.
+    def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
+        """Make the projector of one pair, where the widths differ."""
+        if student[1:] == teacher[1:]:
+            return (nn.Identity(),)
+        if len(student) != 2 or len(teacher) != 2:
+            raise ValueError(
+                f"expected embeddings (B, C) or equal shapes, got student {student} and teacher {teacher}; name layers "
+                "that return embeddings."
+            )
+        projector = LinearProjector()
+        projector.build(student, teacher)
+        return (projector,)
 
-        Args:
-            student_shapes: Shape of each named student layer.
-            teacher_shapes: Shape of each named teacher layer.
-
-        Raises:
-            RuntimeError: If the loss is built already.
-            ValueError: If the mode needs equal widths, and no linear projector leads from one to the other.
-        """
-        if len(self.projectors):
-            raise RuntimeError("PKTLoss: built already; construct a new one for other layers.")
-        for student_layer, teacher_layer in zip(self.student_layers, self.teacher_layers, strict=True):
-            shapes = student_shapes[student_layer], teacher_shapes[teacher_layer]
-            if self.mode == "cosine" or shapes[0][1:] == shapes[1][1:]:
-                self.projectors.append(nn.Identity())
-                continue
-            if len(shapes[0]) != 2 or len(shapes[1]) != 2:
-                raise ValueError(
-                    f"PKTLoss, layers {student_layer!r} and {teacher_layer!r}: expected embeddings (B, C) or equal "
-                    f"shapes, got student {shapes[0]} and teacher {shapes[1]}; name layers that return embeddings."
-                )
-            projector = LinearProjector()
-            projector.build(*shapes)
-            self.projectors.append(projector)
-
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of embeddings, or the sum over several."""
-        pairs = pair_up(student, teacher)
-        if self.mode == "cosine":
-            return add_up([pkt_loss(s, t, eps=self.eps) for s, t in pairs])
-        pairs = [(projector(s), t) for projector, (s, t) in zip(self.projectors, pairs, strict=True)]
+    def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module | None = None) -> Tensor:
+        """Compute the unweighted loss of one pair of embeddings: ``pkt_loss`` or what another mode is for."""
+        if projector is None:
+            return pkt_loss(student, teacher, eps=self.eps)
         if self.mode == "mmd":
-            return add_up([mmd_loss(s, t, bandwidth=self.bandwidth) for s, t in pairs])
-        return add_up([moment_matching_loss(s, t) for s, t in pairs])
+            return mmd_loss(projector(student), teacher, bandwidth=self.bandwidth)
+        return moment_matching_loss(projector(student), teacher)
 
 
 def _rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

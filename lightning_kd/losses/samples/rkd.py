@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lightning_kd.losses.base import DistillationLoss, Layers
+from lightning_kd.losses.base import Layers
 from lightning_kd.losses.checks import check_not_negative, check_rows
-from lightning_kd.losses.tensors import add_up, pair_up, wide
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import wide
 from lightning_kd.schedules import Scalar
 
 _SMALLEST_SQUARE, _SMALLEST_LENGTH = 1e-12, 1e-12
@@ -63,7 +64,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
 
 
 @final
-class RKDLoss(DistillationLoss):
+class RKDLoss(LayerPairLoss):
     """Keep the distances and angles between the samples of a batch as the teacher has them (relational, RKD).
 
     Best for embeddings and retrieval: the widths may differ, turning, moving or scaling the embedding costs nothing,
@@ -103,10 +104,9 @@ class RKDLoss(DistillationLoss):
         self.angle_weight = angle_weight
         self.gather = gather
 
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of embeddings, or the sum over several."""
-        factors = {"distance_weight": self.distance_weight, "angle_weight": self.angle_weight}
-        return add_up([rkd_loss(s, t, **factors) for s, t in pair_up(student, teacher)])
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the unweighted loss of one pair of embeddings, see ``rkd_loss``."""
+        return rkd_loss(student, teacher, distance_weight=self.distance_weight, angle_weight=self.angle_weight)
 
 
 class _Relations(torch.autograd.Function):

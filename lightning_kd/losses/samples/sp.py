@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers
+from lightning_kd.losses.base import Layers
 from lightning_kd.losses.checks import check_rows
-from lightning_kd.losses.tensors import add_up, pair_up, upcast
+from lightning_kd.losses.pairs import LayerPairLoss
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
 
@@ -46,7 +47,7 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 @final
-class SPLoss(DistillationLoss):
+class SPLoss(LayerPairLoss):
     """Make samples that excite the teacher alike excite the student alike (similarity-preserving, SP).
 
     Best on one late layer and with large batches; the widths and sizes of the layers may differ, and there is nothing
@@ -72,9 +73,9 @@ class SPLoss(DistillationLoss):
         super().__init__(student, teacher, weight=weight)
         self.gather = gather
 
-    def forward(self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> Tensor:
-        """Compute the unweighted loss of one pair of features, or the sum over several."""
-        return add_up([similarity_preserving_loss(s, t) for s, t in pair_up(student, teacher)])
+    def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
+        """Compute the unweighted loss of one pair of features, see ``similarity_preserving_loss``."""
+        return similarity_preserving_loss(student, teacher)
 
 
 def _similarities(features: Tensor) -> Tensor:

@@ -40,7 +40,11 @@ MUTANTS = (
     Mutant("strongest channel", ".mean(dim=1)", ".amax(dim=1)"),
     Mutant("ignore p", "features.square() if p == 2.0 else features.abs().pow(p)", "features.square()"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "attention_transfer_loss(s, t,", "attention_transfer_loss(s.detach() + 0 * s, t,"),
+    Mutant(
+        "detach the student",
+        "attention_transfer_loss(student, teacher, p=self",
+        "attention_transfer_loss(student.detach() + 0 * student, teacher, p=self",
+    ),
 )
 
 

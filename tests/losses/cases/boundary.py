@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.functional import ab_loss
-from lightning_kd.losses import ABLoss, DistillationLoss
+from lightning_kd.losses import ABLoss, DistillationLoss, tensors
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 ONE = {"student": "a", "teacher": "b"}
@@ -64,9 +64,9 @@ MUTANTS = (
     Mutant("zero fires", "(teacher <= 0)", "(teacher < 0)"),
     Mutant("far beyond is wrong, too", "torch.relu(", "("),
     Mutant("margin on one side alone", "(margin + sign * student)", "(margin * (sign > 0) + sign * student)"),
-    Mutant("every stage alike", " * 0.5 ** (len(losses) - 1 - i)", ""),
-    Mutant("the first stage counts most", "(len(losses) - 1 - i)", "i"),
-    Mutant("detach the student", "projector(s)", "projector(s.detach() + 0 * s)"),
+    Mutant("every stage alike", " * 0.5 ** (len(values) - 1 - i)", "", tensors),
+    Mutant("the first stage counts most", "(len(values) - 1 - i)", "i", tensors),
+    Mutant("detach the student", "projector(student)", "projector(student.detach() + 0 * student)"),
 )
 
 

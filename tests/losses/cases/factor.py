@@ -134,8 +134,8 @@ MUTANTS = (
     Mutant("batch normalisation in the other network", "if norm else nn.Identity()", "if not norm else nn.Identity()"),
     Mutant("forget p2", "if p2 == 1.0:", "if p2 > 0:"),
     Mutant("forget p1", "if p == 2.0 else factor.pow(p)", "if p > 0 else factor.pow(p)"),
-    Mutant("the teacher as it is", "factor = paraphraser(t)", "factor = t"),
-    Mutant("detach the student", "translator(s)", "translator(s.detach() + 0 * s)"),
+    Mutant("the teacher as it is", "factor = paraphraser(teacher)", "factor = teacher"),
+    Mutant("detach the student", "translator(student)", "translator(student.detach() + 0 * student)"),
 )
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.functional import hint_loss
-from lightning_kd.losses import DistillationLoss, HintLoss
+from lightning_kd.losses import DistillationLoss, HintLoss, pairs
 from lightning_kd.projectors import ConvProjector, IdentityProjector
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
@@ -48,16 +48,15 @@ HINT_MUTANTS = (
         "student, teacher = pool_to_smaller(student, teacher)",
         "student = F.interpolate(student, size=teacher.shape[2:])",
     ),
-    Mutant(
-        "mean over pairs", "for projector, (s, t) in pairs])", "for projector, (s, t) in pairs]) / len(self.projectors)"
-    ),
+    Mutant("mean over pairs", "return add_up(values)", "return add_up(values) / len(values)", pairs),
     Mutant(
         "every pair to the first teacher",
-        "hint_loss(projector(s), t)",
-        "hint_loss(projector(s), pair_up(student, teacher)[0][1])",
+        "self.compare(s, t, *parts)",
+        "self.compare(s, pairs[0][1], *parts)",
+        pairs,
     ),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "hint_loss(projector(s), t)", "hint_loss(projector(s.detach() + 0 * s), t)"),
+    Mutant("detach the student", "hint_loss(projector(student)", "hint_loss(projector(student.detach() + 0 * student)"),
 )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.functional import ofd_loss
-from lightning_kd.losses import DistillationLoss, OFDLoss
+from lightning_kd.losses import DistillationLoss, OFDLoss, tensors
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 ONE = {"student": "a", "teacher": "b"}
@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant("no margin", "upcast(margin.detach())", "(-1e6 + upcast(margin.detach()))"),
     Mutant("every difference", "above * matters.to(above.dtype)", "above"),
     Mutant("from above alone", " | (teacher > 0)", ""),
-    Mutant("every stage alike", " * 0.5 ** (len(losses) - 1 - i)", ""),
-    Mutant("the first stage counts most", "(len(losses) - 1 - i)", "i"),
+    Mutant("every stage alike", " * 0.5 ** (len(values) - 1 - i)", "", tensors),
+    Mutant("the first stage counts most", "(len(values) - 1 - i)", "i", tensors),
     Mutant("the mean of all responses", ".clamp_max(0.0).sum", ".sum"),
     Mutant("the mean over all positions", "(features < 0).sum", "(features < 1e9).sum"),
     Mutant("let the gradient reach the teacher", "upcast(teacher.detach())", "upcast(teacher)"),

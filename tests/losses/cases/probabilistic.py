@@ -33,7 +33,11 @@ MUTANTS = (
     Mutant("forget to normalise rows", "return kernel / kernel.sum(dim=1, keepdim=True)", "return kernel"),
     Mutant("forget the length", "keepdim=True) + eps)", "keepdim=True) * 0 + 1)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "pkt_loss(s, t, eps", "pkt_loss(s.detach() + 0 * s, t, eps"),
+    Mutant(
+        "detach the student",
+        "pkt_loss(student, teacher, eps=self",
+        "pkt_loss(student.detach() + 0 * student, teacher, eps=self",
+    ),
 )
 
 
@@ -84,7 +88,7 @@ MMD_MUTANTS = (
     Mutant("variance for deviation", "bandwidth**2", "bandwidth"),
     Mutant("forget the two", "squares / (-2 * variance)", "squares / -variance"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "mmd_loss(s, t, b", "mmd_loss(s.detach() + 0 * s, t, b"),
+    Mutant("detach the student", "mmd_loss(projector(student)", "mmd_loss(projector(student.detach() + 0 * student)"),
 )
 MOMENTS = {**ONE, "mode": "moments"}
 MOMENTS_REFERENCES = (
@@ -113,7 +117,11 @@ MOMENTS_MUTANTS = (
     Mutant("sum over the covariances", "(size * width) ** 2", "size**2"),
     Mutant("forget to centre", "student - student.mean(dim=0), teacher - teacher.mean(dim=0)", "student, teacher"),
     Mutant("one cross term", "sum() - 2 * cross.square()", "sum() - cross.square()"),
-    Mutant("detach the student", "matching_loss(s, t)", "matching_loss(s.detach() + 0 * s, t)"),
+    Mutant(
+        "detach the student",
+        "matching_loss(projector(student)",
+        "matching_loss(projector(student.detach() + 0 * student)",
+    ),
 )
 
 

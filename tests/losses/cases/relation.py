@@ -34,7 +34,11 @@ RKD_MUTANTS = (
     Mutant("squares all the way", "difference.clamp(-1.0, 1.0)", "difference.clamp(-9.0, 9.0)"),
     Mutant("swap the factors", "(distance_weight, _distances), (angle_weight, _angles)", "(distance_weight, _angles),"),
     Mutant("forget the length of one way", ".mul_(inverse[corners].unsqueeze(1))", ""),
-    Mutant("detach the student", "rkd_loss(s, t, **", "rkd_loss(s.detach() + 0 * s, t, **"),
+    Mutant(
+        "detach the student",
+        "rkd_loss(student, teacher, distance_weight=self",
+        "rkd_loss(student.detach() + 0 * student, teacher, distance_weight=self",
+    ),
 )
 BAD = ((random(4, 3, seed=1), random(2, 3, seed=2)), (random(4, seed=1), random(4, 3, seed=2)))
 

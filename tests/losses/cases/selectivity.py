@@ -44,7 +44,11 @@ MUTANTS = (
     Mutant("sum over channels", "beta=-1.0 / others, alpha=1.0 / channels", "beta=-1.0"),
     Mutant("variance for deviation", "bandwidth**2", "bandwidth"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "nst_loss(s, t,", "nst_loss(s.detach() + 0 * s, t,"),
+    Mutant(
+        "detach the student",
+        "nst_loss(student, teacher, kernel=self",
+        "nst_loss(student.detach() + 0 * student, teacher, kernel=self",
+    ),
 )
 
 

@@ -30,7 +30,11 @@ MUTANTS = (
     Mutant("divide by the batch once", "F.mse_loss(_sim", "student.shape[0] * F.mse_loss(_sim"),
     Mutant("centre the features", "features.flatten(1)", "features.flatten(1) - features.flatten(1).mean(0)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant("detach the student", "preserving_loss(s, t)", "preserving_loss(s.detach() + 0 * s, t)"),
+    Mutant(
+        "detach the student",
+        "return similarity_preserving_loss(student",
+        "return similarity_preserving_loss(student.detach() + 0 * student",
+    ),
 )
 
 
@@ -78,7 +82,7 @@ ICKD_MUTANTS = (
     Mutant("mean over the row", "(batch * channels)", "student_products.numel()"),
     Mutant("sum over the batch", "(batch * channels)", "channels"),
     Mutant("let the gradient reach the teacher", "(student, teacher.detach())", "(student, teacher)"),
-    Mutant("detach the student", "ickd_loss(projector(s), t)", "ickd_loss(projector(s.detach() + 0 * s), t)"),
+    Mutant("detach the student", "ickd_loss(projector(student)", "ickd_loss(projector(student.detach() + 0 * student)"),
 )
 
 
