@@ -12,6 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +117,16 @@ def test_every_concrete_loss_of_the_package_is_exported() -> None:
         for name, thing in vars(importlib.import_module(module.name)).items():
             if _is_concrete_loss(thing):
                 assert getattr(lightning_kd.losses, name, None) is thing, f"{name} is not exported"
+
+
+@pytest.mark.parametrize("loss", exported_losses(), ids=lambda loss: loss.__name__)
+def test_the_tests_of_a_loss_lie_as_its_file_does(loss: type[DistillationLoss]) -> None:
+    """``losses/<kind>/<method>.py`` is tested by ``<kind>/test_<method>.py``, with ``<kind>/cases/<method>.py``."""
+    *kind, method = loss.__module__.removeprefix("lightning_kd.losses.").split(".")
+    folder = Path(__file__).parent.joinpath(*kind)
+    assert (folder / f"test_{method}.py").is_file()
+    cases = importlib.import_module(".".join(["tests.losses", *kind, "cases", method]))
+    assert loss in {case.loss for case in cases.CASES}
 
 
 @pytest.mark.parametrize("loss", exported_losses(), ids=lambda loss: loss.__name__)

@@ -1,15 +1,26 @@
-"""One row of facts for every exported loss, one file a family; the conformance suite does the rest.
+"""Facts of every exported loss, one file for each file of the package; the conformance suite does the rest.
 
 To add a loss: write a ``Case`` with its options, its inputs, two or three numbers derived by hand, the inputs that it
-must refuse, and the mistakes that its numbers must reveal, and put it into the ``CASES`` of its family's file. Public
-functions that are no losses go into that file's ``HELPERS``; the file of their family tests them.
+must refuse, and the mistakes that its numbers must reveal. Put it into the ``CASES`` of ``<kind>/cases/<method>.py``,
+where ``lightning_kd/losses/<kind>/<method>.py`` is the file of the loss. Public functions that are no losses go into
+that file's ``HELPERS``; the file's tests test them.
 """
 
 import pkgutil
 from importlib import import_module
+from types import ModuleType
 
 from tests.losses.case import Case
+from tests.losses.features import cases as features
+from tests.losses.logits import cases as logits
+from tests.losses.samples import cases as samples
 
-_FAMILIES = [import_module(f"{__name__}.{module.name}") for module in pkgutil.iter_modules(__path__)]
-CASES: tuple[Case, ...] = tuple(case for family in _FAMILIES for case in family.CASES)
-HELPERS: frozenset[str] = frozenset(name for family in _FAMILIES for name in getattr(family, "HELPERS", ()))
+
+def _files(name: str, path: list[str]) -> list[ModuleType]:
+    return [import_module(f"{name}.{module.name}") for module in pkgutil.iter_modules(path)]
+
+
+_FILES = [file for kind in (logits, features, samples) for file in _files(kind.__name__, list(kind.__path__))]
+_FILES += _files(__name__, list(__path__))
+CASES: tuple[Case, ...] = tuple(case for file in _FILES for case in file.CASES)
+HELPERS: frozenset[str] = frozenset(name for file in _FILES for name in getattr(file, "HELPERS", ()))

@@ -1,4 +1,4 @@
-"""The cases of the hybrid family."""
+"""The cases of hybrids."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The cases of the probabilistic family."""
+"""The cases of probabilistic transfer (PKT)."""
 
 from math import exp, log
 

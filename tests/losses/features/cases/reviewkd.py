@@ -1,4 +1,4 @@
-"""The cases of knowledge review."""
+"""The cases of knowledge review (ReviewKD)."""
 
 import math
 

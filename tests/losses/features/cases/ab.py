@@ -1,4 +1,4 @@
-"""The cases of activation boundaries."""
+"""The cases of activation boundaries (AB)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The cases of the losses without a teacher."""
+"""The cases of teacher-free distillation (Tf-KD)."""
 
 import math
 

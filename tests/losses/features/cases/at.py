@@ -1,4 +1,4 @@
-"""The cases of the attention family."""
+"""The cases of attention transfer (AT)."""
 
 import torch
 from torch import Tensor

@@ -1,59 +1,17 @@
-"""The cases of the similarity family."""
+"""The cases of inter-channel correlation (ICKD)."""
 
 from math import sqrt
 
 import torch
 from torch import Tensor
 
-from lightning_kd.functional import ickd_loss, similarity_preserving_loss
-from lightning_kd.losses import DistillationLoss, ICKDLoss, SPLoss
+from lightning_kd.functional import ickd_loss
+from lightning_kd.losses import DistillationLoss, ICKDLoss
 from lightning_kd.projectors import ConvProjector, IdentityProjector
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 ONE = {"student": "a", "teacher": "b"}
 TWO = {"student": ["a", "b"], "teacher": ["c", "d"]}
-STUDENT, TEACHER = rows([3.0, 4.0], [0.0, 5.0]), rows([1.0, 0.0], [0.0, -2.0])
-# G of the student is ((25, 20), (20, 25)) with rows of length sqrt(1025), of the teacher ((1, 0), (0, 4)), so the unit
-# matrix once normalised; both rows differ alike, by 25 / r - 1 and 20 / r.
-VALUE = 2 * ((25 / 1025**0.5 - 1) ** 2 + (20 / 1025**0.5) ** 2) / 4
-REFERENCES = (
-    Reference(ONE, Inputs(STUDENT, TEACHER), VALUE),
-    # maps are flattened: the same numbers as 1 x 2 positions
-    Reference(ONE, Inputs(STUDENT.reshape(2, 1, 1, 2), TEACHER.reshape(2, 2, 1, 1)), VALUE),
-    # two pairs are added
-    Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2 * VALUE),
-)
-MUTANTS = (
-    Mutant("forget to normalise", "F.normalize(rows @ rows.T, dim=1)", "rows @ rows.T"),
-    Mutant("normalise by the sum", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows @ rows.T, p=1.0, dim=1)"),
-    Mutant("normalise the samples", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows) @ F.normalize(rows).T"),
-    Mutant("divide by the batch once", "F.mse_loss(_sim", "student.shape[0] * F.mse_loss(_sim"),
-    Mutant("centre the features", "features.flatten(1)", "features.flatten(1) - features.flatten(1).mean(0)"),
-    Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
-    Mutant(
-        "detach the student",
-        "return similarity_preserving_loss(student",
-        "return similarity_preserving_loss(student.detach() + 0 * student",
-    ),
-)
-
-
-def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
-    pairs = zip(inputs.students, inputs.teachers, strict=True)
-    return sum((similarity_preserving_loss(s, t) for s, t in pairs), torch.zeros((), dtype=torch.float64))
-
-
-SP = Case(
-    "similarity",
-    SPLoss,
-    lambda: Inputs(random(4, 3, 5, 2, seed=1), random(4, 7, seed=2)),
-    ONE,
-    similarity_preserving_loss,
-    by_function,
-    REFERENCES,
-    MUTANTS,
-    bad_calls=((random(4, 3, seed=1), random(2, 3, seed=2)), (random(4, seed=1), random(4, 3, seed=2))),
-)
 
 CHANNELS = rows([1.0, 0.0], [1.0, 1.0]).reshape(1, 2, 1, 2)  # products ((1, 1), (1, 2))
 APART = rows([2.0, 0.0], [0.0, 1.0]).reshape(1, 2, 2, 1)  # products ((4, 0), (0, 1))
@@ -110,4 +68,4 @@ ICKD = Case(
     match_options={"projector": IdentityProjector()},
 )
 
-CASES = (SP, ICKD)
+CASES = (ICKD,)

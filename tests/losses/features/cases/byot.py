@@ -1,4 +1,4 @@
-"""The cases of self-distillation inside one network."""
+"""The cases of self-distillation inside one network (BYOT)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The cases of contrastive representation distillation."""
+"""The cases of contrastive representation distillation (CRD)."""
 
 from math import e, exp, log
 

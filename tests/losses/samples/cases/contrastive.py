@@ -1,4 +1,4 @@
-"""The cases of the in-batch contrastive family."""
+"""The cases of contrast within the batch (InfoNCE, triplet)."""
 
 from math import exp, log
 
@@ -17,7 +17,6 @@ SAME = {  # heads that change nothing but the length
 }
 STUDENT, TEACHER = rows([2.0, 0.0], [0.0, 3.0]), rows([1.0, 0.0], [-5.0, 0.0])  # cosines (1, -1) and (0, 0)
 PICK, PICKED = (log(1 + exp(-1)) + log(2)) / 2, log(1 + exp(-0.5))  # at temperature 2
-BOTH = (PICK + PICKED) / 2
 NEAR = rows([3.0, 4.0], [-5.0, 0.0])  # cosines (.6, -1) and (.8, 0): squared distances (.8, 4) and (.4, 2)
 MUTANTS = (
     Mutant("normalise over the batch", "), dim=1)", "), dim=0)"),

@@ -1,4 +1,4 @@
-"""The cases of the neuron selectivity family."""
+"""The cases of neuron selectivity transfer (NST)."""
 
 from math import exp
 

@@ -1,4 +1,4 @@
-"""The cases of the variational family."""
+"""The cases of variational information distillation (VID)."""
 
 from math import log
 

@@ -1,4 +1,4 @@
-"""The cases of overhauled feature distillation."""
+"""The cases of overhauled feature distillation (OFD)."""
 
 import math
 

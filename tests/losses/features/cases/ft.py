@@ -1,4 +1,4 @@
-"""The cases of the factor family."""
+"""The cases of factor transfer (FT)."""
 
 from math import sqrt
 

@@ -1,4 +1,4 @@
-"""The cases of the flow family."""
+"""The cases of flow distillation (FSP)."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""The cases of the feature family."""
+"""The cases of hints (FitNets)."""
 
 import torch
 from torch import Tensor

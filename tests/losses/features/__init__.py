@@ -1,0 +1,1 @@
+"""Tests of the losses that compare named layers of student and teacher."""

@@ -1,0 +1,1 @@
+"""Tests of the losses that compare the outputs of student and teacher."""

@@ -1,0 +1,1 @@
+"""The cases of the losses that compare the outputs of student and teacher."""

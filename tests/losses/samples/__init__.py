@@ -1,0 +1,1 @@
+"""Tests of the losses that compare the samples of a batch with one another."""
