@@ -84,7 +84,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     gather: bool = False
     """Whether a relational loss compares the samples of all processes; an option of such a loss."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
-    """Buffers that the loss itself sees to in all processes, so that DDP sends nothing for them."""
+    """Buffers that the loss itself keeps equal in all processes, so DDP need not send them."""
 
     def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
-        """Buffers that each process has for itself, so that a checkpoint must hold those of all; none by default."""
+        """Buffers that differ between processes, so a checkpoint must hold those of all processes; none by default."""
         return ()
 
     @property
@@ -157,34 +157,34 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     @property
     def changes_over_time(self) -> bool:
-        """Whether the loss must be told how far the run has come, as ``moment``."""
+        """Whether the loss depends on ``moment``, the progress of the run."""
         return self.stage is not None or any(isinstance(value, Schedule) for value in vars(self).values())
 
     def leaves(self) -> "Iterator[tuple[str, DistillationLoss]]":
-        """Yield the losses that read layers or logits themselves, with their names within this one: here itself."""
+        """Yield each loss that reads layers or logits itself, and its name within this one: here this loss, unnamed."""
         yield "", self
 
     def set_moment(self, moment: Moment) -> None:
-        """Tell the loss how far the run has come."""
+        """Set ``moment``, the progress of the run."""
         self.moment = moment
 
     def trains_now(self, teacher_ready: bool) -> bool:
-        """Whether the loss belongs to the main training, not to its stage alone, and has the teacher that it needs."""
+        """Whether the loss trains in the main training: it is not for its stage alone, and its teacher is ready."""
         only_stage = self.stage is not None and self.stage.then_stops and bool(self.stage.length)
         return not only_stage and (teacher_ready or not self.needs_teacher)
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
-        """Learn about the training data before :meth:`build`; only asked of a loss that ``needs_index``.
+        """Receive facts about the training data. Called before :meth:`build`, if the loss ``needs_index``.
 
         Args:
             num_samples: Number of rows, so that every index is below it.
-            targets: Class id of every row, ``None`` if the data set does not tell.
+            targets: Class id of every row, ``None`` if the data set has none.
         """
 
     def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
-        """Look at the layers themselves before :meth:`build`, for a loss that needs more than what they return.
+        """Read the layers themselves, for a loss that needs more than their outputs. Called before :meth:`build`.
 
-        A loss must neither change nor keep them.
+        A loss must not change a layer, and must not keep a reference to it.
 
         Args:
             student_layers: The student's named layers by name.
@@ -240,7 +240,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Compute the unweighted scalar loss; the signature is the subclass's own."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DistillationLoss":
-        # banks and running means move by less than 16 bits tell apart, so they keep the format that they have
+        # A bank or a running mean changes by less than 16 bits can represent. So a buffer keeps its format when the
+        # module is converted to a 16-bit one.
         before = dict(self._buffers)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, wide in before.items():
@@ -250,7 +251,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return self
 
     def extra_repr(self) -> str:
-        """Show the options that are no modules, which have lines of their own."""
+        """Show the options. Modules are left out, because torch prints each on its own line."""
         shown = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if not _holds_modules(value))
 

@@ -7,10 +7,10 @@ from lightning_kd.schedules import Moment, Unit, check_length, check_unit
 
 @dataclass
 class Stage:
-    """What a loss wants to happen before the main training; whoever runs the training sees to it.
+    """The first stage of a loss: what it trains before the main training. The engine runs the stage.
 
-    Until the stage is over only the stage's own loss trains, at a constant learning rate, and the task's loss and all
-    other losses wait. Then optimizer and learning rate schedule begin anew.
+    During the stage only the stage's own loss trains, at a constant learning rate. The task's loss and all other losses
+    wait. When the stage is over, the optimizer and the learning rate schedule begin anew.
 
     Args:
         length: Number of epochs or steps, >= 0; 0 leaves the stage out, ``None`` is a tenth of the run.

@@ -17,7 +17,7 @@ def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> l
 
 
 def add_up(values: Sequence[Tensor]) -> Tensor:
-    """Add the losses of several pairs of layers; a single one is returned as it is, at no cost."""
+    """Add the losses of several pairs of layers. A single loss is returned unchanged, without an operation."""
     return values[0] if len(values) == 1 else torch.stack(list(values)).sum()
 
 
@@ -35,7 +35,7 @@ def is_empty(tensors: Tensor | Sequence[Tensor] | None) -> bool:
 
 
 def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
-    """Return the loss of tensors without samples: 0, with a gradient of 0 for whatever computed them."""
+    """Return the loss of tensors without samples: 0, whose gradient is 0 for the parameters that computed them."""
     several = [tensors] if isinstance(tensors, Tensor) else tensors or []
     return add_up([upcast(one).sum() * 0.0 for one in several])
 

@@ -59,7 +59,7 @@ def ab_loss(student: Tensor, teacher: Tensor, *, margin: float = 1.0) -> Tensor:
     check_same_shape("ab_loss", student, teacher, "bring the student to the teacher's channels with a projector")
     sign = (teacher <= 0).to(student.dtype) * 2.0 - 1.0
     short = torch.relu(margin + sign * student)
-    hidden = 0.0 * teacher.sum()  # a sign does not tell of NaN and inf
+    hidden = 0.0 * teacher.sum()  # the comparison alone would hide NaN and inf
     return short.square().sum() * (_SCALE / max(len(student), 1)) + hidden
 
 

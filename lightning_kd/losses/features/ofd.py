@@ -59,7 +59,7 @@ def ofd_loss(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     student, teacher = pool_to_smaller(upcast(student), upcast(teacher.detach()))
     above = student - torch.maximum(teacher, upcast(margin.detach()).reshape(1, -1, 1, 1).to(teacher.dtype))
     matters = (above.detach() > 0) | (teacher > 0)
-    hidden = 0.0 * teacher.sum()  # a margin does not tell of minus infinity
+    hidden = 0.0 * teacher.sum()  # the margin alone would hide minus infinity
     return (above * matters.to(above.dtype)).square().sum() / max(len(student), 1) + hidden
 
 
@@ -72,10 +72,10 @@ class OFDLoss(DistillationLoss):
     with weight 1, the one before with 1/2, then 1/4. Stronger than plain hints, because the student need not copy how
     negative a response is that nobody sees; but it needs layers before the activation.
 
-    The margin of a channel is the mean negative response of the teacher. As in the authors' code, a normal distribution
-    tells it whose mean and deviation are offset and scale of the teacher's batch normalisation, if the named layer is
-    one or is a sequence that ends with one. For any other layer it is the mean of the negative responses that have been
-    seen in training, over all processes.
+    The margin of a channel is the mean negative response of the teacher. If the named layer is a batch normalisation,
+    or a sequence that ends with one, the margin is computed as in the authors' code: from a normal distribution whose
+    mean and deviation are the offset and scale of the batch normalisation. For any other layer it is the mean of the
+    negative responses that were seen in training, over all processes.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
@@ -150,7 +150,7 @@ _FAR = -3.0
 
 
 def _final_norm(layer: nn.Module) -> nn.modules.batchnorm._BatchNorm | None:
-    """Return the batch normalisation whose result the layer returns; only a sequence tells which of its own is last."""
+    """Return the batch normalisation whose output is the layer's; of other layers only a sequence has a known order."""
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
     return layer if isinstance(layer, nn.modules.batchnorm._BatchNorm) else None

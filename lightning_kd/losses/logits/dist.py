@@ -1,4 +1,4 @@
-"""Distillation from a stronger teacher (DIST): probabilities shall rise and fall together, not be equal."""
+"""Distillation from a stronger teacher (DIST): probabilities need to rise and fall together, not to be equal."""
 
 from typing import final
 
@@ -139,7 +139,7 @@ def _correlations(
 
 
 def _length(differences: Tensor, mean: Tensor | float, dim: int) -> Tensor:
-    """Return the length of the differences from the mean, 1 if they are nothing but rounding."""
+    """Return the length of the differences from the mean, or 1 if they are no larger than rounding errors."""
     length: Tensor = torch.linalg.vector_norm(differences, dim=dim)
     rounding = mean * (8 * torch.finfo(differences.dtype).eps * differences.shape[dim] ** 0.5)
     return length.masked_fill(length <= rounding, 1.0).clamp_min(_EPS)

@@ -140,9 +140,10 @@ class DKDLoss(LogitLoss):
 
 
 def _decouple(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log odds of the target class, and the log-probabilities of the others, a vast negative at the target.
+    """Return the log odds of the target class, and the log-probabilities of the other classes.
 
-    Vast and not infinite, because its difference from another network's must be 0.
+    The second has a very large negative number at the target. It is not infinite, because the difference of two
+    networks there must be 0.
     """
     others = logits.scatter(1, ids, torch.finfo(logits.dtype).min / 2)
     highest = others.detach().amax(dim=1, keepdim=True)  # taken off first, a common offset costs no digits

@@ -16,7 +16,7 @@ Rule = Literal["confidence", "entropy", "correctness"]
 
 @final
 class AdaptiveTemperature(Configurable):
-    r"""Soften a sample the more, the less the teacher's plain probabilities tell beyond one class.
+    r"""Soften each sample by a temperature of its own, which the teacher's probabilities decide.
 
     With the teacher's probabilities :math:`p = \mathrm{softmax}(z)` at temperature 1 over :math:`C` classes, the
     temperature is :math:`T = \mathrm{low} + (\mathrm{high} - \mathrm{low})\, r` where
@@ -29,7 +29,7 @@ class AdaptiveTemperature(Configurable):
     Each sample's divergence is multiplied by the square of its own temperature. No gradient reaches the teacher.
 
     Args:
-        by: What of the teacher decides.
+        by: Which property of the teacher's probabilities decides.
         low: Lowest temperature, > 0.
         high: Highest temperature, >= ``low``.
 

@@ -85,7 +85,7 @@ class TfKDLoss(DistillationLoss):
     """Make the student as certain as an imagined teacher that is always right (teacher-free distillation, Tf-KD).
 
     Best where there is no teacher, or the student is stronger than any: a kind of label smoothing that costs nothing.
-    It needs labels, samples without one are left out, and it tells nothing about which classes are alike. Use it with
+    It needs labels, samples without one are left out, and it says nothing about which classes are alike. Use it with
     the task's own loss; the weight matters most.
 
     Args:

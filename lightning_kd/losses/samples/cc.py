@@ -1,4 +1,4 @@
-"""Correlation congruence (CC): samples shall be alike as the teacher has them alike."""
+"""Correlation congruence (CC): keep the correlations between samples as they are for the teacher."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Contrast within the batch (InfoNCE, triplet): the teacher's embedding of the same sample shall be the nearest."""
+"""Contrast within the batch (InfoNCE, triplet): make the teacher's embedding of the same sample the nearest."""
 
 from abc import ABC
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Contrastive representation distillation (CRD): tell the own sample from thousands of others, by memory banks."""
+"""Contrastive representation distillation (CRD): find a sample's own row among thousands, in memory banks."""
 
 import math
 from collections.abc import Mapping
@@ -182,7 +182,7 @@ class CRDLoss(DistillationLoss):
 
         Args:
             num_samples: Number of rows, so that every index is below it.
-            targets: Class id of every row, ``None`` if the data set does not tell.
+            targets: Class id of every row, ``None`` if the data set has none.
 
         Raises:
             ValueError: If there are no rows, or classes are needed and not there.
@@ -291,7 +291,7 @@ class CRDLoss(DistillationLoss):
         if is_distributed() and not self._began:
             dist.broadcast(self.student_bank, src=0)
             dist.broadcast(self.teacher_bank, src=0)
-        self._began = True  # a process whose first batch is empty comes here again, alone
+        self._began = True  # a process whose first batch is empty calls this again, when the others do not broadcast
         student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
         sums = log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
         sums = gather(sums) if self.gather else sums
@@ -311,7 +311,7 @@ class CRDLoss(DistillationLoss):
             bank.index_copy_(0, index, moved[first])
 
     def _checked(self, index: Tensor, size: int) -> Tensor:
-        """Return the index as int64, after a check that costs a device no wait."""
+        """Return the index as int64, after a check for which a device need not wait."""
         if index.shape != (size,) or index.is_floating_point():
             raise ValueError(
                 f"CRDLoss: expected one row index for each of {size} samples, got {index.dtype} of shape "
@@ -327,7 +327,7 @@ class CRDLoss(DistillationLoss):
         return index if index.device.type == "cpu" else index.clamp(0, self.num_samples - 1)
 
     def _derive(self) -> None:
-        """Bring what follows from the buffers up to date."""
+        """Compute again what depends on the buffers."""
         if "row_classes" in self._buffers and not self.row_classes.is_meta:
             self.sorted_classes, self.rows_by_class = torch.sort(self.row_classes, stable=True)
             self._largest_class = int(self.sorted_classes.unique_consecutive(return_counts=True)[1].max())
@@ -340,7 +340,7 @@ class CRDLoss(DistillationLoss):
 
 
 class _Watch:
-    """Collects what is wrong with the rows of the batches, and reads it when that is cheap."""
+    """Collects on the device what is wrong with the rows of the batches; reading it makes the device wait."""
 
     every = 50
 
@@ -350,7 +350,7 @@ class _Watch:
         self.twice: Tensor | None = None
 
     def must_look(self, outside: Tensor, twice: Tensor, *, free: bool) -> bool:
-        """Take note of a step; where it is free, at the first step and then now and again it is time to look."""
+        """Note what is wrong in a step, and return whether to look: always if that is free, else every 50 steps."""
         self.outside = outside if self.outside is None else self.outside | outside.to(self.outside.device)
         self.twice = twice if self.twice is None else self.twice | twice.to(self.twice.device)
         self.steps += 1

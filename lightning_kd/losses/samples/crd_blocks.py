@@ -17,7 +17,7 @@ PRODUCT_RATIO = 16
 def one_side(
     anchor: Tensor, bank: Tensor, contrast_index: Tensor, log_normalizer: Tensor, temperature: float
 ) -> Tensor:
-    """Return what it costs to compare the embeddings of one network with the bank of the other, see ``crd_loss``.
+    """Return one of the two sums of ``crd_loss``: the embeddings of one network against the bank of the other.
 
     Args:
         anchor: Embeddings of one network, shape (B, d), in at least float32.

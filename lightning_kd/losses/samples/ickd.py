@@ -1,4 +1,4 @@
-"""Inter-channel correlation (ICKD): channels that are alike for the teacher shall be alike for the student."""
+"""Inter-channel correlation (ICKD): make channels alike that are alike for the teacher."""
 
 from copy import deepcopy
 from typing import final

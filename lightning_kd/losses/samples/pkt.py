@@ -1,4 +1,4 @@
-"""Probabilistic transfer (PKT): samples that are neighbours for the teacher shall be neighbours for the student."""
+"""Probabilistic transfer (PKT): make samples neighbours that are neighbours for the teacher."""
 
 from typing import Literal, final
 

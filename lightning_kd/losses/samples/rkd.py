@@ -1,4 +1,4 @@
-"""Relation distillation (RKD): samples shall lie to one another as the teacher has them lie."""
+"""Relational distillation (RKD): keep the distances and angles between samples as they are for the teacher."""
 
 from typing import Any, cast, final
 

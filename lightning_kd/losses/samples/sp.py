@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation (SP): samples that are alike for the teacher shall be alike for the student."""
+"""Similarity-preserving distillation (SP): make samples alike that are alike for the teacher."""
 
 from typing import final
 
