@@ -5,6 +5,7 @@ import io
 import re
 import sys
 import tempfile
+import types
 import zipfile
 from pathlib import Path
 
@@ -59,14 +60,18 @@ branches = pytest.mark.filterwarnings("ignore:You are calling torch.compile insi
 
 
 @pytest.fixture
-def networks(tmp_path, monkeypatch):
-    """A module of Python in a folder of its own, imported under a name with the folder in it."""
+def networks(tmp_path):
+    """A module of Python in a folder of its own, imported under a name with the folder in it.
+
+    It stays imported: torch's caches keep its classes, and jsonargparse imports the module of every network it finds.
+    """
     path = tmp_path / "someones_folder" / "someones_networks.py"
     path.parent.mkdir()
     path.write_text(SOURCE)
     spec = importlib.util.spec_from_file_location("someones_folder.someones_networks", path)
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
+    sys.modules.setdefault("someones_folder", types.ModuleType("someones_folder"))
+    sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -30,7 +30,7 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
-def default_store() -> dist.distributed_c10d.Store:
+def default_store() -> Any:
     """Return the store by which the processes of a run found each other.
 
     torch 2.10 to 2.14 have no public name for it, and a store is the only way to wait for one process alone.
