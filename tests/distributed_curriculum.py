@@ -10,7 +10,7 @@ from torch.utils.data import DistributedSampler
 from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
 from tests import processes, support
-from tests.test_curriculum import Rows, Seen, curriculum, loader, teacher_of_rows
+from tests.curriculum.test_curriculum import Rows, Seen, curriculum, loader, teacher_of_rows
 
 
 def main(mode, path):

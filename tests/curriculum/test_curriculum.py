@@ -29,7 +29,7 @@ from tests import processes, support
 
 pytestmark = pytest.mark.filterwarnings("ignore:Curriculum. all samples are admitted after:UserWarning")  # short runs
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOORS = ["module", "callback"]
 COUNT = 24
 HALF = torch.log(torch.tensor([[1.0, 3.0], [4.0, 1.0]]))  # probabilities (1/4, 3/4) and (4/5, 1/5)

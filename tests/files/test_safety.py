@@ -22,7 +22,7 @@ from lightning_kd.files.reading import load_plain
 from lightning_kd.teachers import from_checkpoint
 from tests import support
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "digits" / "response.yaml"
 CALLED = os.system.__module__ + ".system"  # posix.system, or that of the platform
 

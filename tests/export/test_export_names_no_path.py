@@ -14,7 +14,7 @@ import torch
 
 from lightning_kd import export_student
 from tests import support
-from tests.test_export import assert_same_outputs
+from tests.export.test_export import assert_same_outputs
 
 SUFFIXES = ["pt", "safetensors", "pt2", "onnx"]
 SOURCE = """
@@ -49,7 +49,7 @@ class BranchNet(SomeonesNet):
         return torch.cond(x.sum() > 0, lambda someones_value: someones_value * 2, super().forward, (x,))
 """
 KINDS = ["SomeonesNet", "ObjectNet", "BranchNet"]
-FOLDERS = [Path(__file__).parents[1], Path.cwd(), Path.home(), Path(torch.__file__).parents[1], Path(sys.prefix)]
+FOLDERS = [Path(__file__).parents[2], Path.cwd(), Path.home(), Path(torch.__file__).parents[1], Path(sys.prefix)]
 FOLDERS += [Path(tempfile.gettempdir()), Path("/tmp")]
 # a path from the root, a file of Python, and names of the tests; a clone has the name of this package by default
 WORDS = rb"(?<=[\"' ])/[\w.-]+/|\w\.py\b|site-packages|someones_|lightning_kd|tests|support"
