@@ -48,12 +48,28 @@ def num_parameters(module: nn.Module) -> int:
 
 
 @contextmanager
+def isolated_random_state() -> Iterator[None]:
+    """Restore the random states of torch, Python and NumPy after the block, also if it raises.
+
+    Lightning 2.6's ``isolate_rng`` does not restore them if the block raises. So it ends before the error goes on.
+    """
+    failure = None
+    with isolate_rng():
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run the block eagerly, in eval mode, without gradients; restore every mode and random state after it."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        with isolate_rng(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with isolated_random_state(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         for part, mode in modes.items():

@@ -6,10 +6,11 @@ here: the configuration alone decides what is built.
 """
 
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import _common, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 
@@ -25,20 +26,17 @@ class DistillationCLI(LightningCLI):
     """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
-        # jsonargparse 4.53 has a list of paths that no configuration may name, such as os.system, and only warns of
-        # them until this setting is passed; an empty list adds none. Older versions have no such setting.
-        with suppress(TypeError):
-            set_parsing_settings(import_path_denylist=[])
-        super().__init__(
-            DistillationModule,
-            LightningDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"description": "Distil a student from a teacher with PyTorch Lightning."},
-            args=args,
-            **kwargs,
-        )
+        with _denied_import_paths():
+            super().__init__(
+                DistillationModule,
+                LightningDataModule,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                save_config_kwargs={"overwrite": True},
+                parser_kwargs={"description": "Distil a student from a teacher with PyTorch Lightning."},
+                args=args,
+                **kwargs,
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
@@ -60,8 +58,8 @@ class DistillationCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Read checkpoints as tensors and plain data, unless the user says otherwise."""
-        options = self.config[self.subcommand]
-        if options.weights_only is None:
+        options = self.config[self.subcommand] if self.subcommand else None  # with run=False there is no command
+        if options is not None and options.weights_only is None:
             options.weights_only = True
 
     def _parse_ckpt_path(self) -> None:
@@ -73,6 +71,25 @@ class DistillationCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the summary table."""
         parser.add_lightning_class_args(DistillationSummary, "summary")
+
+
+@contextmanager
+def _denied_import_paths() -> Iterator[None]:
+    """Let jsonargparse refuse the paths that no configuration should name, such as ``os.system``, inside the block.
+
+    jsonargparse 4.53 only warns of them until ``import_path_denylist`` is passed; an empty list adds no path. The
+    setting holds for every parser of the process, and there is no public way to read it, so the private dictionary is
+    restored. Older versions have no such setting.
+    """
+    settings = getattr(_common, "parsing_settings", {})
+    before = dict(settings)
+    try:
+        with suppress(TypeError):
+            set_parsing_settings(import_path_denylist=[])
+        yield
+    finally:
+        settings.clear()
+        settings.update(before)
 
 
 def run(args: list[str] | None = None) -> DistillationCLI:

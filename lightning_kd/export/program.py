@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import GraphModule
@@ -17,7 +16,7 @@ from torch.fx import GraphModule
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import Example, as_call, batch_size, on_cpu
 from lightning_kd.capture.hooks import without_captures
-from lightning_kd.capture.networks import original
+from lightning_kd.capture.networks import isolated_random_state, original
 from lightning_kd.capture.private import tree_flatten_with_path, tree_map, tree_unflatten
 
 
@@ -112,7 +111,7 @@ def standalone(student: nn.Module) -> nn.Module:
 @contextmanager
 def _apart() -> Iterator[None]:
     """Switch gradients and autocast off in the block, and restore random states after it."""
-    with torch.no_grad(), isolate_rng(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), isolated_random_state(), torch.autocast("cpu", enabled=False):
         yield
 
 
