@@ -1,6 +1,5 @@
 """FSDP2: how student, teacher and losses are split over the processes, and when."""
 
-import inspect
 from typing import Any, cast
 
 import torch

@@ -5,14 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
-from lightning_kd.capture.networks import device_of, original, taking_any_device, undisturbed
+from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Seen, Trace
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
@@ -110,7 +109,7 @@ class SetUp:
         whichever losses it has.
         """
         objective = self.step.objective
-        with isolate_rng():
+        with isolated_random_state():
             for loss in objective.components:
                 loss.build(shapes["student"], shapes["teacher"])
         check_not_shared(

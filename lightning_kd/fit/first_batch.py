@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_kd.capture.networks import device_of
+from lightning_kd.capture.networks import device_of, isolated_random_state
 from lightning_kd.data.indexed import targets_of
 
 
@@ -28,7 +27,7 @@ def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
         trainer: The Trainer, during ``setup`` of a fit.
         module: The module; its batch-transfer hooks, or the data module's, are applied.
     """
-    with isolate_rng():
+    with isolated_random_state():
         loader = train_loader(trainer)
         batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
         if batch is None:
@@ -51,7 +50,7 @@ def rows_and_targets(trainer: Trainer) -> tuple[int, Tensor | None]:
     Raises:
         ValueError: If the training data is no data loader over a data set with a length.
     """
-    with isolate_rng():
+    with isolated_random_state():
         dataset = getattr(train_loader(trainer), "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
         raise ValueError(
