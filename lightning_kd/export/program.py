@@ -77,10 +77,12 @@ def onnx_bytes(program: ExportedProgram) -> bytes:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError('Exporting to ONNX takes onnx and onnxscript: pip install "lightning_kd[onnx]"') from error
+    names = _output_names(program)
     with _apart():
-        translated = torch.onnx.export(program, output_names=_output_names(program), dynamo=True, verbose=False)
+        translated = torch.onnx.export(program, output_names=names, dynamo=True, verbose=False)
     assert translated is not None, "dynamo returns a program"
     model = translated.model_proto
+    _name_outputs(model.graph, names)
     _forget_notes(model)
     content: bytes = model.SerializeToString()
     return content
@@ -141,6 +143,16 @@ def _forget_notes(message: Any) -> None:
         if field.message_type is not None:
             for inner in [value] if hasattr(value, "ListFields") else value:
                 _forget_notes(inner)
+
+
+def _name_outputs(graph: Any, names: list[str]) -> None:
+    """Name the outputs of an ONNX graph: torch 2.10 gives a value that is returned twice two names of its own."""
+    renamed = {output.name: name for output, name in zip(graph.output, names, strict=True)}
+    for value in (*graph.output, *graph.value_info):
+        value.name = renamed.get(value.name, value.name)
+    for node in graph.node:
+        for used in (node.input, node.output):
+            used[:] = [renamed.get(name, name) for name in used]
 
 
 class _PlainOutput(nn.Module):
