@@ -6,12 +6,13 @@ import pytest
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from tests import processes, support
+from tests import support
 from tests.matrix import table
 from tests.matrix.cells import Cell, product, sample
 from tests.matrix.fit import fit
 from tests.matrix.table import render, shown
 from tests.matrix.verdict import complaints
+from tests.support import processes
 
 ROOT = Path(__file__).parent.parent
 

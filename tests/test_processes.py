@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import processes
+from tests.support import processes
 
 STARTERS = {"subprocess", "multiprocessing", "torch.multiprocessing", "concurrent.futures", "asyncio", "pty"}
 """Modules that start processes."""

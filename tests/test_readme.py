@@ -10,7 +10,8 @@ import pytest
 
 from lightning_kd import losses
 from lightning_kd.losses.strategies import DistillationStrategyType
-from tests import processes, support
+from tests import support
+from tests.support import processes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

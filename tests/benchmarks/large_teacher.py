@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
-from tests import processes, support
+from tests import support
+from tests.support import processes
 
 WIDTH, LAYERS, CLASSES = 2048, 24, 10
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests import processes
+from tests.support import processes
 
 Shape = tuple[int, ...]
 Loss = Callable[..., Tensor]

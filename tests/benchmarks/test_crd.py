@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
-from tests import processes
+from tests.support import processes
 
 NEGATIVES, DIM, BATCH, TEMPERATURE = 16384, 128, 64, 0.07
 

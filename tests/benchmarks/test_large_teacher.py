@@ -8,8 +8,8 @@ import re
 import torch
 from safetensors.torch import save_file
 
-from tests import processes
 from tests.benchmarks.large_teacher import Teacher
+from tests.support import processes
 
 
 def measure(mode, file):

@@ -12,7 +12,8 @@ from lightning_kd.commands.export import export
 from lightning_kd.commands.fit import run
 from lightning_kd.data import DigitsConvNet
 from lightning_kd.teachers import from_checkpoint
-from tests import processes, support
+from tests import support
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples" / "digits" / "response.yaml"

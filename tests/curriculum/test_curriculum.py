@@ -25,7 +25,8 @@ from lightning_kd import Curriculum, DistillationModule
 from lightning_kd.curriculum.difficulty import Difficulty, TeacherConfidence, TeacherEntropy, TeacherLoss
 from lightning_kd.curriculum.sampler import CurriculumSampler
 from lightning_kd.schedules import LinearSchedule, Moment
-from tests import processes, support
+from tests import support
+from tests.support import processes
 
 pytestmark = pytest.mark.filterwarnings("ignore:Curriculum. all samples are admitted after:UserWarning")  # short runs
 
@@ -656,7 +657,7 @@ def test_a_curriculum_is_written_in_yaml(tmp_path, monkeypatch):
 
 
 def two_processes(mode, folder):
-    processes.program("distributed_curriculum", mode, folder / mode, limit=300)
+    processes.program("programs.distributed_curriculum", mode, folder / mode, limit=300)
     return [torch.load(f"{folder / mode}.{rank}", weights_only=True) for rank in (0, 1)]
 
 

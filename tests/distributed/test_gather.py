@@ -3,8 +3,8 @@
 import torch
 
 from lightning_kd.distributed.gather import gather
-from tests import processes
 from tests.losses.case import random
+from tests.support import processes
 
 SAMPLES = random(5, 3, seed=1)
 SPLIT = (0, 2, 5)  # processes with 2 and 3 samples

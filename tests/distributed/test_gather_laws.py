@@ -10,10 +10,10 @@ from torch import Tensor
 
 from lightning_kd.losses import CRDLoss, DistillationLoss
 from lightning_kd.losses.base import LOGITS, StepTensors
-from tests import processes
 from tests.losses.case import Case, Inputs, build
 from tests.losses.cases import CASES
 from tests.losses.test_conformance import exported_losses
+from tests.support import processes
 
 
 def takes_gather(loss: type[DistillationLoss]) -> bool:

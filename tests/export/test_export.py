@@ -18,7 +18,8 @@ from lightning_kd import Batch, DistillationCallback, DistillationModule, export
 from lightning_kd.export.program import standalone
 from lightning_kd.export.student import choose_format
 from lightning_kd.losses import KDLoss
-from tests import processes, support
+from tests import support
+from tests.support import processes
 
 DOORS = ["module", "callback"]
 FORMATS = {"pt": "state_dict", "safetensors": "safetensors", "pt2": "torch.export", "onnx": "onnx"}
@@ -676,7 +677,7 @@ def test_folders_are_made(tmp_path):
 @pytest.mark.slow
 def test_of_two_processes_the_first_writes_and_the_other_waits(tmp_path):
     (tmp_path / "file").touch()
-    processes.program("distributed_export", tmp_path, limit=300)
+    processes.program("programs.distributed_export", tmp_path, limit=300)
     first, second = (torch.load(tmp_path / f"seen{rank}.pt", weights_only=True) for rank in (0, 1))
     assert (first["rank"], second["rank"]) == (0, 1)
     for seen in (first, second):

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from tests import processes, support
+from tests import support
 from tests.matrix.cells import with_references
 from tests.matrix.fit import fit
 from tests.matrix.verdict import complaints
+from tests.support import processes
 
 
 def judge(cells):

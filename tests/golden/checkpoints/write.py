@@ -14,9 +14,9 @@ from pathlib import Path
 import lightning
 import torch
 
-from tests import processes
 from tests.golden.checkpoints.archive import FOLDER, environment, path_of, record, write
 from tests.golden.checkpoints.scenarios import ROOT, SCENARIOS
+from tests.support import processes
 
 
 def git(*words: str) -> str:

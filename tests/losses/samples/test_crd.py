@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
 from lightning_kd.losses.samples import crd, crd_blocks
-from tests import processes
 from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
+from tests.support import processes
 
 CASES = json.loads((FOLDER / "manifest.json").read_text())["losses"]["crd"]["cases"]
 BANKS = ("student_bank", "teacher_bank")
