@@ -79,6 +79,13 @@ class ModuleHooks(FitHooks):
         before_fit: Called as a fit starts, before the run is.
     """
 
+    # Lightning 2.6 opens a block of its profiler around every hook of every callback in every batch, but passes over
+    # what is no function; a step of a millisecond would feel it
+    on_train_batch_end = None  # type: ignore[assignment]
+    on_before_zero_grad = None  # type: ignore[assignment]
+    on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = None  # type: ignore[assignment]
+
     def __init__(self, run: DistillationRun, before_fit: Callable[[], None]) -> None:
         self._run = run
         self._before_fit = before_fit
