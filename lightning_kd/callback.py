@@ -224,7 +224,7 @@ class DistillationCallback(FitHooks):
     def export(
         self,
         path: str | os.PathLike[str],
-        format: Format | None = None,  # noqa: A002  the word for it
+        format: Format | None = None,  # noqa: A002  the field's own name
         *,
         dtype: Precision | torch.dtype | None = None,
         example: Example | None = None,
@@ -232,17 +232,11 @@ class DistillationCallback(FitHooks):
     ) -> None:
         """Write the student, and nothing else, as a file of its own; in the middle of a fit or after it.
 
-        Args:
-            path: File to write: ``.pt`` or ``.pth`` (state dict), ``.safetensors``, ``.pt2`` (torch.export), ``.onnx``.
-            format: What to write; by default told by the ending of the path.
-            dtype: Format of the weights, and of a program's floating inputs; by default the student's own.
-            example: Inputs to make a ``.pt2`` or ``.onnx`` with; by default zeros of the sizes that the student was
-                called with at the beginning of the fit.
-            dynamic_batch: Whether a ``.pt2`` or ``.onnx`` takes any batch size.
+        Takes the arguments of :func:`lightning_kd.export_student`. The example is by default zeros of the sizes that
+        the student was called with at the beginning of the fit.
 
         Raises:
             RuntimeError: If no Trainer has set this callback up.
-            ValueError: As :func:`lightning_kd.export_student` does.
         """
         student = self.run.student
         losses = student._modules.pop(ATTRIBUTE, None)  # there if the student is the whole module
@@ -366,7 +360,8 @@ class DistillationCallback(FitHooks):
 
 
 def _check_alone(trainer: Trainer) -> None:
-    if sum(isinstance(callback, DistillationCallback) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if sum(isinstance(callback, DistillationCallback) for callback in callbacks) > 1:
         raise MisconfigurationException(
             "There are several DistillationCallbacks; a run takes one. Give one all the losses, and for several "
             "teachers give it lightning_kd.teachers.Ensemble([...])."

@@ -1,6 +1,5 @@
 """The first door: a LightningModule around any two modules."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +26,7 @@ from lightning_kd.capture.networks import device_of
 from lightning_kd.configurable import describe, restore
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.task import task_term
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
 from lightning_kd.files.precision import Precision, dtype_of
@@ -326,7 +326,7 @@ class DistillationModule(LightningModule):
     def export(
         self,
         path: str | os.PathLike[str],
-        format: Format | None = None,  # noqa: A002  the word for it
+        format: Format | None = None,  # noqa: A002  the field's own name
         *,
         dtype: Precision | torch.dtype | None = None,
         example: Example | None = None,
@@ -334,16 +334,8 @@ class DistillationModule(LightningModule):
     ) -> None:
         """Write the student, and nothing else, as a file of its own; at any time, also in the middle of a fit.
 
-        Args:
-            path: File to write: ``.pt`` or ``.pth`` (state dict), ``.safetensors``, ``.pt2`` (torch.export), ``.onnx``.
-            format: What to write; by default told by the ending of the path.
-            dtype: Format of the weights, and of a program's floating inputs; by default the student's own.
-            example: Inputs to make a ``.pt2`` or ``.onnx`` with; by default ``example_input_array``, or zeros of the
-                sizes that the training data had at the beginning of the fit.
-            dynamic_batch: Whether a ``.pt2`` or ``.onnx`` takes any batch size.
-
-        Raises:
-            ValueError: As :func:`lightning_kd.export_student` does.
+        Takes the arguments of :func:`lightning_kd.export_student`. The example is by default ``example_input_array``,
+        or zeros of the sizes that the training data had at the beginning of the fit.
         """
         if example is None:
             example = self.run.example() if self.example_input_array is None else self.example_input_array
@@ -424,24 +416,7 @@ class DistillationModule(LightningModule):
         return self.run.step.capture.call(*read.args, **read.kwargs)
 
     def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
-        task_loss = self.task_loss
-        if task_loss is None:
-            return None
-        logits = self.logits_of(output)
-        if logits is None or target is None:
-            missing = "logits in the student's output" if logits is None else "target in the batch"
-            raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
-        hidden = getattr(task_loss, "ignore_index", None)
-        if hidden is None or target.is_floating_point():
-            return cast(Tensor, task_loss(logits, target))
-        # a batch without a label gives 0, where the mean of nothing is NaN
-        if target.is_cpu:
-            value: Tensor = task_loss(logits, target)
-            if not math.isnan(value.item()) or (target != hidden).any():
-                return value
-        labelled = (target != hidden).any()
-        value = task_loss(logits, torch.where(labelled, target, 0))
-        return value.mul(labelled)
+        return None if self.task_loss is None else task_term(self.task_loss, self.logits_of(output), target)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
         read = self.unpack_batch(batch)
