@@ -239,7 +239,7 @@ class DistillationCallback(FitHooks):
             RuntimeError: If no Trainer has set this callback up.
         """
         student = self.run.student
-        losses = student._modules.pop(ATTRIBUTE, None)  # there if the student is the whole module
+        losses = _take_out(student)  # there if the student is the whole module
         try:
             given = self.run.example() if example is None else example
             export_student(student, path, format, dtype=dtype, example=given, dynamic_batch=dynamic_batch)
@@ -276,7 +276,7 @@ class DistillationCallback(FitHooks):
 
     def _restore(self, pl_module: LightningModule) -> None:
         self._patches.undo_all()
-        pl_module._modules.pop(ATTRIBUTE, None)
+        _take_out(pl_module)
         if self._run is not None:
             self._run.leave()
 
@@ -368,12 +368,20 @@ def _check_alone(trainer: Trainer) -> None:
         )
 
 
+def _take_out(module: nn.Module) -> nn.Module | None:
+    """Take the losses out of the user's module, and return them if they were there."""
+    losses: nn.Module | None = getattr(module, ATTRIBUTE, None)
+    if losses is not None:
+        delattr(module, ATTRIBUTE)
+    return losses
+
+
 def _drop_losses(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
     for key in [key for key in state if key.startswith(f"{prefix}{ATTRIBUTE}.")]:
         del state[key]
 
 
 def _fill_losses(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    losses = module._modules.get(ATTRIBUTE)
+    losses = getattr(module, ATTRIBUTE, None)
     if losses is not None:
         state.update({f"{prefix}{ATTRIBUTE}.{name}": value for name, value in losses.state_dict().items()})

@@ -4,12 +4,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
@@ -341,12 +341,12 @@ class DistillationModule(LightningModule):
             example = self.run.example() if self.example_input_array is None else self.example_input_array
         export_student(self.student, path, format, dtype=dtype, example=example, dynamic_batch=dynamic_batch)
 
-    @_restricted_classmethod
+    @_restricted_classmethod  # as on the method that this one overrides; Lightning 2.6 has no public name for it
     def load_from_checkpoint(
         cls,  # noqa: N805  it is a class method
-        checkpoint_path: _PATH | IO[bytes],
+        checkpoint_path: str | Path | IO[bytes],
         map_location: Any = None,
-        hparams_file: _PATH | None = None,
+        hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
         **kwargs: Any,
@@ -432,7 +432,8 @@ class DistillationModule(LightningModule):
                     self.log(f"{prefix}/loss", task, batch_size=len(read.target), sync_dist=True)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
-        if _given_hyperparameters.get() is not None:  # LightningCLI has the class paths of every module
+        # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only
+        if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
             return
         weight = self.task_weight

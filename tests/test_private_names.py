@@ -8,13 +8,18 @@ import pytest
 import lightning_kd
 
 ROOT = Path(lightning_kd.__file__).parent
-FOLDERS = ("capture", "commands", "curriculum", "data", "distributed", "export", "files", "metrics", "report")
 ALLOWED = {
     "capture/private.py",
     "commands/fit.py",
     "curriculum/private.py",
     "distributed/gather.py",
     "files/checkpoint_io.py",
+    "fit/first_batch.py",
+    "fit/neighbours.py",
+    "fit/resume/loops.py",
+    "losses/base.py",
+    "losses/samples/crd.py",
+    "module.py",
 }
 
 
@@ -33,10 +38,9 @@ def private_names(source):
     return found
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_private_names_of_others_are_gathered(folder):
-    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / folder).rglob("*.py")}
-    assert sources
+def test_private_names_of_others_are_gathered():
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for path in ROOT.rglob("*.py")}
+    assert len(sources) > 100
     found = {path: private_names(source) for path, source in sources.items() if path not in ALLOWED}
     assert {path: names for path, names in found.items() if names} == {}
 

@@ -17,6 +17,10 @@ from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_map_only as tree_map_only
 from torch.utils._pytree import tree_unflatten as tree_unflatten
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
+"""The base class of all BatchNorm layers."""
+Conv = nn.modules.conv._ConvNd
+"""The base class of all convolutions, transposed ones too."""
 ORIGINAL = "_orig_mod"
 """The attribute under which ``torch.compile(module)`` keeps the module; it is a part of the keys of a state dict."""
 UNKNOWN = -1

@@ -2,10 +2,11 @@
 
 from torch import nn
 
+from lightning_kd.capture.private import BatchNorm, Conv
 from lightning_kd.capture.trace import Seen
 from lightning_kd.losses.base import DistillationLoss
 
-_BEFORE_ACTIVATION = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.modules.conv._ConvNd)
+_BEFORE_ACTIVATION = (BatchNorm, nn.GroupNorm, Conv)
 
 
 def choose_layers(loss: DistillationLoss, student: list[Seen], teacher: list[Seen]) -> None:

@@ -6,10 +6,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_kd.capture.networks import device_of, isolated_random_state
+from lightning_kd.capture.private import tree_leaves
 from lightning_kd.data.indexed import targets_of
 
 
@@ -17,6 +17,8 @@ def train_loader(trainer: Trainer) -> Any:
     """Return the training data as the user gave it, during ``setup`` of a fit."""
     if trainer.datamodule is not None:  # type: ignore[attr-defined]
         return trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+    # Lightning 2.6 has no public name for the loaders before the loop has set them up, nor for moving a batch as the
+    # loop does
     return trainer.fit_loop._data_source.dataloader()
 
 

@@ -36,6 +36,7 @@ def copy_again(trainer: Trainer, module: LightningModule, losses: NamedLosses) -
     if not losses.state_dict():
         return
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        # Lightning 2.6 has no public name for the average
         averages = isinstance(callback, WeightAveraging | StochasticWeightAveraging)
         if averages and callback._average_model is not None:
             callback.setup(trainer, module, "fit")

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
+from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import materialize
@@ -125,7 +125,7 @@ class FrozenTeacher(Teacher):
         """Follow the owner's move to a device or format, but keep the teacher's own format if it has one."""
         if self.on_meta:  # there is nothing to move before the weights are read
             return
-        self.module._apply(fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
+        replace_tensors(self.module, fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
 
     @property
     def on_meta(self) -> bool:

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_kd.capture.private import BatchNorm
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape
 from lightning_kd.losses.checks import check_map_layers, check_maps
@@ -149,14 +150,14 @@ _RARE = 0.001
 _FAR = -3.0
 
 
-def _final_norm(layer: nn.Module) -> nn.modules.batchnorm._BatchNorm | None:
+def _final_norm(layer: nn.Module) -> BatchNorm | None:
     """Return the batch normalisation whose output is the layer's; of other layers only a sequence has a known order."""
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
-    return layer if isinstance(layer, nn.modules.batchnorm._BatchNorm) else None
+    return layer if isinstance(layer, BatchNorm) else None
 
 
-def _normal_margin(norm: nn.modules.batchnorm._BatchNorm) -> Tensor:
+def _normal_margin(norm: BatchNorm) -> Tensor:
     """Mean of the negative values of normal distributions, three deviations below 0 where they are rare."""
     if not norm.affine:
         return torch.full((norm.num_features,), -math.sqrt(2.0 / math.pi))

@@ -335,6 +335,7 @@ class CRDLoss(DistillationLoss):
             self._calibrated = bool(self.log_normalizers.isfinite().all())
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        # torch 2.10 to 2.14 have hooks before a load, but only this method for what follows it in a module by itself
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()
 
