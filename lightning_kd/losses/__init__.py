@@ -1,6 +1,7 @@
 """The losses, one file a method: the formula as a function, and the component that uses it.
 
-May import ``capture``, ``distributed``, ``projectors``, ``schedules`` and ``configurable``. Begin with ``logits/kd.py``.
+May import ``capture``, ``distributed``, ``projectors``, ``schedules`` and ``configurable``.
+Begin with ``logits/kd.py``.
 ``logits`` compares outputs, ``features`` layers, ``samples`` the samples of a batch with one another.
 To add a loss, follow the four steps in ``README.md`` here.
 """
