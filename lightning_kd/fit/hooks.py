@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch.optim import Optimizer
 
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.fit.optimizers import optimized_parameters
 from lightning_kd.fit.run import DistillationRun
 
 
@@ -124,7 +125,7 @@ class ModuleHooks(FitHooks):
         trainer.callbacks = _without_hooks_of(self.run, trainer)  # type: ignore[attr-defined]
 
     def _check_optimized(self, trainer: Trainer) -> None:
-        known = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        known = {id(p) for optimizer in trainer.optimizers for p in optimized_parameters(optimizer)}
         losses = self.run.objective.losses
         left_out = [name for name, p in losses.named_parameters() if p.requires_grad and id(p) not in known]
         if left_out and trainer.optimizers:

@@ -1,9 +1,25 @@
-"""How optimizers and learning rate schedules stood when a fit began, to begin anew with."""
+"""What optimizers were given, and how they and learning rate schedules stood when a fit began."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def optimized_parameters(optimizer: Optimizer) -> Iterator[Tensor]:
+    """Yield the parameters that an optimizer was given, also where the strategy has replaced them.
+
+    DeepSpeed 0.19 puts flat copies into ``param_groups``. Its ZeRO stages 1 and 2 keep what the user gave in
+    ``bit16_groups``, its stage 3 in ``fp16_groups``, and its optimizer for bfloat16 in ``bf16_groups``.
+    """
+    for group in optimizer.param_groups:
+        yield from group["params"]
+    for name in ("bit16_groups", "fp16_groups", "bf16_groups"):
+        for parameters in getattr(optimizer, name, []):
+            yield from parameters
 
 
 class OptimizerSnapshot:

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 
 from lightning_kd.functional import dkd_loss, ofd_loss, tfkd_loss, vid_loss
 
-TARGET = torch.arange(64) * 13
+
+def _target(student):
+    return torch.arange(len(student)) * 13
 
 
 def nst(student, teacher):
@@ -101,12 +103,12 @@ def kd(student, teacher):
 
 
 def our_dkd(student, teacher):
-    return dkd_loss(student, teacher, TARGET[: len(student)])
+    return dkd_loss(student, teacher, _target(student))
 
 
 def dkd(student, teacher):
     """The target's probability by masks, the others' by a thousand less for the target."""
-    teacher, hot = teacher.detach() / 4, F.one_hot(TARGET[: len(student)], student.shape[1]).bool()
+    teacher, hot = teacher.detach() / 4, F.one_hot(_target(student), student.shape[1]).bool()
     student = student / 4
     probabilities = (student.softmax(1), teacher.softmax(1))
     binary = [torch.stack([(p * hot).sum(1), (p * ~hot).sum(1)], dim=1) for p in probabilities]
@@ -127,12 +129,12 @@ def dist(student, teacher):
 
 
 def our_tfkd(student, _):
-    return tfkd_loss(student, TARGET[: len(student)])
+    return tfkd_loss(student, _target(student))
 
 
 def tfkd(student, _):
     classes = student.shape[1]
-    teacher = torch.full_like(student, 0.01 / (classes - 1)).scatter(1, TARGET[: len(student)].unsqueeze(1), 0.99)
+    teacher = torch.full_like(student, 0.01 / (classes - 1)).scatter(1, _target(student).unsqueeze(1), 0.99)
     return F.kl_div(F.log_softmax(student, dim=1), F.softmax(teacher / 20, dim=1), reduction="batchmean")
 
 

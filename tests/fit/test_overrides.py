@@ -93,3 +93,22 @@ def test_optimizers_that_leave_the_losses_out_are_refused_with_the_line_to_add()
     with pytest.raises(MisconfigurationException, match=words):
         support.fit(made(WithoutLosses))
     support.fit(WithoutLosses(support.student(), support.teacher(), [KDLoss()]))  # which has none
+
+
+class Flattening(torch.optim.SGD):
+    """Holds copies of the parameters, and keeps what it was given in an attribute, as DeepSpeed's do."""
+
+    def __init__(self, parameters):
+        super().__init__([torch.zeros(1, requires_grad=True)], lr=0.1)
+        self.bit16_groups = [list(parameters)]
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_an_optimizer_that_flattens_is_asked_what_it_was_given(left_out):
+    cls = type("Flat", (DistillationModule,), {})
+    cls.configure_optimizers = lambda self: Flattening((self.student if left_out else self).parameters())
+    if left_out:
+        with pytest.raises(MisconfigurationException, match="No optimizer has the parameters"):
+            support.fit(made(cls))
+    else:
+        support.fit(made(cls))

@@ -6,8 +6,6 @@ from tests.matrix.cells import FAMILIES, MODES, PRECISIONS, Cell
 
 README = Path(__file__).parent / "README.md"
 BEGIN, END = "<!-- matrix -->\n", "<!-- /matrix -->"
-NOT_RUN = ("16-mixed", "FSDPStrategy", "DeepSpeed")
-"""What needs a GPU, which the machine that made the table has not."""
 
 
 def render(verdicts: dict[Cell, list[str]]) -> str:
@@ -15,11 +13,11 @@ def render(verdicts: dict[Cell, list[str]]) -> str:
     losses = list(dict.fromkeys(cell.loss for cell in verdicts))
     columns = [(mode, precision) for mode in MODES for precision in PRECISIONS]
     names = [f"{mode}: {precision}" for mode, precision in columns]
-    lines = [["strategy", "loss", *names, *NOT_RUN], ["---"] * (2 + len(names) + len(NOT_RUN))]
+    lines = [["strategy", "loss", *names], ["---"] * (2 + len(names))]
     for loss in losses:
         family = f"`{FAMILIES[loss]}`" if loss in FAMILIES else ""
         marks = [_mark([bad for cell, bad in verdicts.items() if _is(cell, loss, *column)]) for column in columns]
-        lines.append([family, f"`{loss}`", *marks, *(["not run"] * len(NOT_RUN))])
+        lines.append([family, f"`{loss}`", *marks])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
