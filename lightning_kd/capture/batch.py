@@ -22,12 +22,15 @@ class Batch:
         kwargs: Named inputs of the model.
         target: Class ids or soft targets, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if not given.
+        mask: Which tokens (B, N) are no padding, or which samples (B,) count for the losses that compare features;
+            ``None`` if all do.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Hooks(Protocol):
@@ -52,8 +55,8 @@ def unpack_batch(batch: Any) -> Batch:
     """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
 
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
-    ``idx``, and everything else is passed to the model by name. ``x`` may itself be a tuple of positional inputs or
-    a dictionary of named ones.
+    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding.
+    ``x`` may itself be a tuple of positional inputs or a dictionary of named ones.
 
     Args:
         batch: One batch of the data loader.
@@ -72,7 +75,7 @@ def unpack_batch(batch: Any) -> Batch:
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
         index = _pop_first(named, INDEX_KEYS)
-        return Batch(kwargs=named, target=target, index=index)
+        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named))
     parts = (batch,) if isinstance(batch, Tensor) else batch
     if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 3:
         size = f" of {len(parts)} elements" if isinstance(parts, tuple | list) else ""
@@ -82,7 +85,7 @@ def unpack_batch(batch: Any) -> Batch:
         )
     x, target, index = (*parts, None, None)[:3]
     if isinstance(x, Mapping):
-        return Batch(kwargs=dict(x), target=target, index=index)
+        return Batch(kwargs=dict(x), target=target, index=index, mask=_mask_in(x))
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
 
 
@@ -109,6 +112,12 @@ def logits_of(output: Any) -> Tensor | None:
     else:
         found = first_tensor(output)
     return found if isinstance(found, Tensor) else None
+
+
+def _mask_in(named: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens are no padding, as Hugging Face's models are told."""
+    mask = named.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _pop_first(named: dict[str, Any], keys: tuple[str, ...]) -> Any:

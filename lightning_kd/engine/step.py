@@ -58,6 +58,8 @@ class TrainingStep:
         self.hooks = hooks
         self.calls = calls
         self.looked_for_frozen = False
+        self.takes_mask = False
+        """Whether a mask of the batch concerns a loss; set-up finds out."""
         self.watch()
         if teacher is not None and teacher.module is not None:
             check_not_shared(student, teacher.module, "teacher", _COPY)
@@ -130,7 +132,7 @@ class TrainingStep:
             self.capture.check_unchanged(call, with_output=self.objective.reads_logits)
             self.capture.check_gradients(call)
         lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
-        needs_batch = self.objective.needs_target or self.objective.needs_index
+        needs_batch = self.objective.needs_target or self.objective.needs_index or self.takes_mask
         tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
         if not goal.in_stage:
             if self._lacks(tensors):
@@ -172,6 +174,7 @@ class TrainingStep:
             teacher_features=lesson.features,
             target=batch.target,
             index=batch.index,
+            mask=batch.mask if self.takes_mask else None,
             teacher_ready=self.teacher_ready,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
         )

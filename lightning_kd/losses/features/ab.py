@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
@@ -81,6 +81,8 @@ class ABLoss(LayerPairLoss):
         stage_length: Number of epochs or steps that the first stage takes, >= 0; 0 trains with the task instead,
             ``None`` is a tenth of the run. Published recipes use 30 of 240 epochs.
         stage_unit: Whether to count epochs or optimizer steps.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1.
 
     Raises:
@@ -99,9 +101,10 @@ class ABLoss(LayerPairLoss):
         margin: float = 1.0,
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("ABLoss", margin=margin)
         self.margin = margin
         self.stage_length = stage_length

@@ -5,7 +5,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import upcast, wide
@@ -164,6 +164,8 @@ class PKTLoss(LayerPairLoss):
             squared distance between student and teacher samples.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 30000 for ``"cosine"``.
 
     Raises:
@@ -173,6 +175,8 @@ class PKTLoss(LayerPairLoss):
 
     reads = "embedding"
     relational = True
+    compares_positions = False
+    masking = "zero"
 
     def __init__(
         self,
@@ -183,9 +187,10 @@ class PKTLoss(LayerPairLoss):
         eps: float = 1e-7,
         bandwidth: float | None = None,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         if mode not in ("cosine", "mmd", "moments"):
             raise ValueError(f"PKTLoss: expected mode 'cosine', 'mmd' or 'moments', got {mode!r}.")
         check_positive("PKTLoss", eps=eps)
