@@ -212,7 +212,8 @@ class SetUp:
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
                 self._check_first(call, lesson)
-            read = self._read(batch)
+            values = (*call.features.values(), *lesson.features.values())
+            read = self._read(batch) if any(value.ndim == 3 for value in values) else Batch()
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
                 "teacher": _as_stored(lesson)
@@ -256,7 +257,7 @@ class SetUp:
             if layer in known[role] and len(known[role][layer].shape) == 3 and known[role][layer].grid is None
         ]
         mask = read.mask
-        self.step.takes_mask = bool(tokens) or (mask is not None and mask.ndim == 1)
+        self.step.takes_mask = bool(tokens)
         if mask is None or mask.ndim == 1:
             return
         for name, loss, role, layer in tokens:
