@@ -92,7 +92,12 @@ class Followed:
         """
         if value.ndim <= 2:
             return 1 - batch if value.ndim == 2 else None
-        return self._of_makers(value) or self._of_takers(value, batch) or self._of_inner(layer, value, batch)
+        return (
+            self._of_makers(value)
+            or self._of_takers(value, batch)
+            or self._of_inner(layer, value, batch)
+            or self._of_earlier(layer, value)
+        )
 
     def _of_makers(self, value: Tensor) -> int | None:
         """Ask the modules that returned this very tensor; an activation is passed through to what it was given."""
@@ -124,10 +129,21 @@ class Followed:
             if len(fitting) == 1:
                 return fitting[0]
             if fitting and run.value.ndim == value.ndim and run.value.numel() == value.numel():
-                rank = _stride_order(run.value).index(axis)
-                return _stride_order(value)[rank]
+                return _same_in_memory(run.value, axis, value)
             if fitting:
                 return None
+            others = zip(run.value.shape, value.shape, strict=False)
+            if run.value.ndim == value.ndim and [i for i, (one, two) in enumerate(others) if one != two] == [axis]:
+                return axis  # channels of several modules, one after another
+        return None
+
+    def _of_earlier(self, layer: str, value: Tensor) -> int | None:
+        """Ask the last module before that returned a value of this shape, such as a branch that was added."""
+        place = next((i for i, run in enumerate(self.runs) if run.name == layer), len(self.runs))
+        for run in reversed(self.runs[:place]):
+            axis = natural_axis(run.module, run.value) if run.value.shape == value.shape else None
+            if axis is not None:
+                return _same_in_memory(run.value, axis, value)
         return None
 
     def _of_takers(self, value: Tensor, batch: int) -> int | None:
@@ -289,6 +305,11 @@ def _find_batch(axes: Axes, value: Tensor, more: Tensor | None, size: int) -> No
 def _close(one: Tensor, other: Tensor) -> bool:
     scale = one.abs().max().clamp_min(1e-6)
     return bool((one - other).abs().max() <= 1e-3 * scale)
+
+
+def _same_in_memory(known: Tensor, axis: int, value: Tensor) -> int:
+    """Return the axis of a value that has the place in memory that an axis of another value has."""
+    return _stride_order(value)[_stride_order(known).index(axis)]
 
 
 def _stride_order(value: Tensor) -> list[int]:
