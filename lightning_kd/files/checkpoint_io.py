@@ -29,7 +29,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with atomic_write(Path(path)) as file:
+        # ModelCheckpoint(save_last="link") names a checkpoint of the same folder by a link; to write through it would
+        # replace that checkpoint
+        with atomic_write(Path(path), replace_links_within=True) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
