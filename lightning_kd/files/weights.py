@@ -12,6 +12,7 @@ from lightning_kd.capture.networks import plain_name
 from lightning_kd.capture.private import replace_tensors
 from lightning_kd.distributed.whole_state import placed_like
 from lightning_kd.files.checkpoint import reading
+from lightning_kd.files.integrity import check_tensor, checksums_of
 from lightning_kd.files.reading import load_plain
 
 
@@ -29,8 +30,8 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (the message names it;
-            no code of it has run), no key begins with ``prefix``, or the weights do not fit.
+        ValueError: If the file breaks off in the middle, is damaged, holds more than tensors and plain data (the
+            message names it; no code of it has run), no key begins with ``prefix``, or the weights do not fit.
 
     Example:
         >>> import tempfile, torch
@@ -136,8 +137,11 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise FileNotFoundError(f"There is no file {str(path)!r} (looked from {str(Path.cwd())!r}).")
     if path.suffix == ".safetensors":
         with reading(path), safe_open(path, framework="pt") as file:
+            sums = checksums_of(file.metadata())
             for name in file.keys():  # noqa: SIM118  safetensors' file is no dictionary and cannot be iterated over
-                yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                check_tensor(str(path), name, tensor, file.get_slice(name).get_dtype(), sums)
+                yield name, tensor
         return
     content = load_plain(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

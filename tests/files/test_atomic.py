@@ -32,6 +32,10 @@ def checkpoint(path):
     AtomicCheckpointIO().save_checkpoint(CONTENT, path)
 
 
+def large_checkpoint(path):
+    AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(4000)}, path)
+
+
 WRITERS = [by_hand, exported, checkpoint]
 
 
@@ -182,11 +186,9 @@ def test_a_full_disk_is_told_and_the_former_file_stays(suffix, tmp_path):
     def work():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        write = large_checkpoint if suffix == "ckpt" else exported
         with pytest.raises(OSError, match=rf"Cannot write the file: the file would be larger.*a.{suffix}"):
-            if suffix == "ckpt":
-                AtomicCheckpointIO().save_checkpoint({"weight": torch.zeros(4000)}, path)
-            else:
-                export_student(support.teacher(), path)
+            write(path)
         os._exit(7)
 
     codes = processes.forked("a full disk", [work], limit=60)
