@@ -6,6 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SHORTEST = 1e-12
+"""Vectors that are shorter have no direction; the number is that of torch's ``normalize``."""
+
 
 def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Return the pairs of one student and one teacher tensor, or of two lists of them."""
@@ -74,6 +77,20 @@ def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Return vectors of length one, and those of length zero as they are.
+
+    torch's ``normalize`` divides a vector of zeros by 1e-12. Its gradient there is 1e12 times that of others, so one
+    dead row or channel would throw the student away. Here a vector shorter than 1e-12 is divided by one.
+
+    Args:
+        vectors: Vectors along an axis.
+        dim: The axis.
+    """
+    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / torch.where(length > SHORTEST, length, 1.0)
 
 
 def wide(tensor: Tensor) -> Tensor:

@@ -185,6 +185,28 @@ def _executed(name: str, source: str) -> types.ModuleType:
     return module
 
 
+DEAD = {
+    "a row of zeros": lambda x: x[0].zero_(),
+    "a row near zero": lambda x: x[0].mul_(1e-30),
+    "a channel of zeros": lambda x: x[:, 0].zero_(),
+}
+
+
+@pytest.mark.parametrize("dead", DEAD)
+@of(lambda case: not case.options.get("standardize"))  # of one number, which divides by the deviation, as published
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_is_dead_gets_a_gradient_of_ordinary_size(case: Case, dtype: torch.dtype, dead: str) -> None:
+    """A student with a BatchNorm that begins at zero, or with padding, must not be thrown away by one step."""
+    largest = []
+    for change in (lambda x: x, DEAD[dead]):
+        component, inputs = _component(case, dtype)
+        with torch.no_grad():
+            for tensor in inputs.students:
+                change(tensor)
+        largest.append(max(gradient.abs().max().item() for gradient in _gradients(component, inputs)))
+    assert largest[1] <= 100 * max(largest[0], 1e-3)
+
+
 @of()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 def test_is_a_finite_scalar_of_at_least_float32(case: Case, dtype: torch.dtype) -> None:

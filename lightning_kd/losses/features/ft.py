@@ -10,7 +10,7 @@ from lightning_kd.losses.base import Layers, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, upcast, zero_of
+from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, unit, upcast, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
 Variant = Literal["authors", "repdistiller"]
@@ -236,7 +236,9 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     The difference is that of ``s - t``, with ``s`` brought near the length of ``t`` by a power of two, which is exact:
     near a match single precision would else lose its sign.
     """
-    length = torch.linalg.vector_norm(student, dim=1, keepdim=True).clamp_min(_SHORTEST)
+    length = torch.linalg.vector_norm(student, dim=1, keepdim=True)
+    without_direction = length.detach() <= _SHORTEST
+    length = torch.where(without_direction, 1.0, length)  # a short one is no divisor: its slope would be endless
     with torch.no_grad():
         teacher_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
         scale = torch.exp2(torch.log2(teacher_length / length).round())
@@ -244,7 +246,7 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
         difference = (student * scale).sub_(teacher)
         excess = torch.linalg.vecdot(difference, teacher) * 2 + torch.linalg.vecdot(difference, difference)
         excess = excess.unsqueeze(1) / (scaled_length + teacher_length)  # |s| - |t|
-        clamped = torch.minimum(length, teacher_length) <= _SHORTEST
+        clamped = without_direction | (teacher_length <= _SHORTEST)
         excess = torch.where(clamped, scaled_length - teacher_length, excess)
         difference.addcmul_(teacher, excess / teacher_length, value=-1)
         value = (difference.abs().sum(dim=1, keepdim=True) / scaled_length).sum()
@@ -256,7 +258,7 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _pooled_direction(factor: Tensor, p: float) -> Tensor:
     powers = factor.square() if p == 2.0 else factor.pow(p)
-    return F.normalize(powers.mean(dim=1).flatten(1), dim=1)
+    return unit(powers.mean(dim=1).flatten(1), dim=1)
 
 
 def _check_variant(function: str, variant: str, p1: float, p2: float) -> None:

@@ -3,14 +3,13 @@
 from typing import Any, Literal, cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, wide
+from lightning_kd.losses.tensors import pool_to_smaller, unit, wide
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -69,7 +68,7 @@ def nst_loss(
             value: Tensor = cast(Any, _SquaredProducts).apply(student_map.flatten(2), teacher_map.flatten(2))
             return value.to(dtype)
         maps = (student_map, teacher_map)
-        student_channels, teacher_channels = (F.normalize(wide(one).flatten(2), dim=2) for one in maps)
+        student_channels, teacher_channels = (unit(wide(one).flatten(2), dim=2) for one in maps)
         if kernel == "linear":
             value = (student_channels.mean(dim=1) - teacher_channels.mean(dim=1)).square().sum(dim=1)
         else:

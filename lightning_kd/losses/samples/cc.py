@@ -183,7 +183,8 @@ def _kernels(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
     products = rows @ rows.T
     if kernel == "bilinear":
         return products
-    lengths = products.diagonal().clamp_min(_SMALLEST_LENGTH**2).sqrt()
+    squares = products.diagonal()
+    lengths = torch.where(squares > _SMALLEST_LENGTH**2, squares, 1.0).sqrt()  # zeros have no direction
     cosines = products / (lengths.unsqueeze(1) * lengths)
     series = 1.0 + 2 * gamma / order * cosines
     for power in range(order - 1, 0, -1):  # Horner's scheme

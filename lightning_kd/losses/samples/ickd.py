@@ -4,13 +4,12 @@ from copy import deepcopy
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import unit, upcast
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -114,4 +113,4 @@ class ICKDLoss(LayerPairLoss):
 
 
 def _correlations(channels: Tensor) -> Tensor:
-    return F.normalize(channels @ channels.mT, dim=2)
+    return unit(channels @ channels.mT, dim=2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast, wide
+from lightning_kd.losses.tensors import SHORTEST, upcast, wide
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
 
@@ -243,6 +243,7 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
 def _neighbours(features: Tensor, eps: float) -> Tensor:
     """Return the probability (B, B) that row i picks j as its neighbour."""
     rows = features.flatten(1)
-    rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + eps)
+    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows = rows / torch.where(lengths > SHORTEST, lengths + eps, 1.0)  # the slope at zeros would be 1 / eps
     kernel: Tensor = (rows @ rows.T + 1.0) / 2.0
     return kernel / kernel.sum(dim=1, keepdim=True)

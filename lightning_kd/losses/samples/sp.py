@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import unit, upcast
 from lightning_kd.schedules import Scalar
 
 
@@ -90,4 +90,4 @@ class SPLoss(LayerPairLoss):
 
 def _similarities(features: Tensor) -> Tensor:
     rows = features.flatten(1)
-    return F.normalize(rows @ rows.T, dim=1)
+    return unit(rows @ rows.T, dim=1)

@@ -21,9 +21,9 @@ REFERENCES = (
     Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2 * VALUE),
 )
 MUTANTS = (
-    Mutant("forget to normalise", "F.normalize(rows @ rows.T, dim=1)", "rows @ rows.T"),
-    Mutant("normalise by the sum", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows @ rows.T, p=1.0, dim=1)"),
-    Mutant("normalise the samples", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows) @ F.normalize(rows).T"),
+    Mutant("forget to normalise", "unit(rows @ rows.T, dim=1)", "rows @ rows.T"),
+    Mutant("normalise by the sum", "unit(rows @ rows.T, dim=1)", "F.normalize(rows @ rows.T, p=1.0, dim=1)"),
+    Mutant("normalise the samples", "unit(rows @ rows.T, dim=1)", "unit(rows, dim=1) @ unit(rows, dim=1).T"),
     Mutant("divide by the batch once", "F.mse_loss(_sim", "student.shape[0] * F.mse_loss(_sim"),
     Mutant("centre the features", "features.flatten(1)", "features.flatten(1) - features.flatten(1).mean(0)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
