@@ -21,6 +21,7 @@ from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.projectors import width
 from lightning_kd.teachers.base import NO_LESSON, Lesson
+from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
 Known = dict[str, dict[str, Axes]]
@@ -60,6 +61,8 @@ class SetUp:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
         self._check_teacher()
+        if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
+            self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
         if self.shapes is None:
