@@ -16,6 +16,9 @@ from lightning_kd.files.checkpoint import reading
 from lightning_kd.files.integrity import check_tensor, checksums_of
 from lightning_kd.files.reading import load_plain
 
+_OWNERS = frozenset({"model", "module", "net", "network", "student", "teacher"})
+"""Names that a LightningModule or a wrapper gives the network that it holds, possibly beside other things."""
+
 
 def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> nn.Module:
     """Load weights from a file into a model, strictly, without running code from the file.
@@ -202,13 +205,15 @@ def _prefix_in(keys: Iterable[str], wanted: Iterable[str], files: Sequence[objec
     first = min(wanted)
     prefixes = sorted(key.removesuffix(first) for key in keys if key.endswith(f".{first}"))
     fitting = [one for one in prefixes if {key[len(one) :] for key in keys if key.startswith(one)} == wanted]
+    if not any(one.partition(".")[0] in _OWNERS or all(key.startswith(one) for key in keys) for one in fitting):
+        return ""  # a part of another network that happens to have such weights
     if len(fitting) > 1:
         named = ", ".join(repr(str(path)) for path in files)
         raise ValueError(
             f"{named}: {' and '.join(map(repr, fitting))} both begin the keys of such a network; build the network by "
             f"lightning_kd.teachers.from_checkpoint(network, path, prefix={fitting[0]!r}) instead."
         )
-    return fitting[0] if fitting else ""
+    return fitting[0]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

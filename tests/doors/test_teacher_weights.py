@@ -104,6 +104,14 @@ def test_two_networks_in_one_file_are_not_guessed_between(tmp_path):
         fit("module", seeded(2), str(tmp_path / "t.ckpt"))
 
 
+def test_a_part_of_another_network_is_no_teacher(tmp_path):
+    teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 4))
+    head = {"head.1.weight": torch.ones(4, 16), "head.1.bias": torch.ones(4), "stem.weight": torch.ones(1)}
+    torch.save(head, tmp_path / "t.pt")
+    with pytest.raises(ValueError, match=r"no weights for .* of Sequential; nearest .*head.1.weight"):
+        fit("module", teacher, str(tmp_path / "t.pt"))
+
+
 def test_they_are_read_once_and_in_a_loop_of_ones_own_too(tmp_path):
     path = write("pt", tmp_path)
     teacher = seeded(2)
