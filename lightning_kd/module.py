@@ -35,6 +35,7 @@ from lightning_kd.fit.hooks import ModuleHooks, already_saved
 from lightning_kd.fit.neighbours import keep_from_ddp
 from lightning_kd.fit.parts import ReplaceableParts
 from lightning_kd.fit.run import DistillationRun
+from lightning_kd.fit.stages import check_trains_on
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
@@ -150,7 +151,7 @@ class DistillationModule(ReplaceableParts):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        return batches.unpack_batch(batch)
+        return batches.with_labels_inside(batches.unpack_batch(batch), batch, self.student)
 
     def teacher_inputs(
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -252,6 +253,8 @@ class DistillationModule(ReplaceableParts):
         example = self.example_input_array
         batch = probe_batch(self.trainer, self) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, self._call_student)
+        if self.task_loss is None:
+            check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
             raise ValueError(

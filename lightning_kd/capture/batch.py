@@ -1,13 +1,15 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_kd.capture.networks import first_tensor
+from lightning_kd.capture.networks import first_tensor, original
 
 TARGET_KEYS = ("target", "labels", "label", "y")
 INDEX_KEYS = ("index", "idx")
@@ -87,6 +89,35 @@ def unpack_batch(batch: Any) -> Batch:
     if isinstance(x, Mapping):
         return Batch(kwargs=dict(x), target=target, index=index, mask=_mask_in(x))
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
+
+
+def with_labels_inside(read: Batch, batch: Any, model: nn.Module) -> Batch:
+    """Leave the labels among the inputs of a model that cannot do without them.
+
+    Encoder-decoders of Hugging Face (T5, BART, Whisper) make the decoder's inputs of the labels. A model whose forward
+    has an argument of that name without a default needs them as well.
+
+    Args:
+        read: The batch taken apart.
+        batch: The batch as the data loader gave it.
+        model: The model that is called with it.
+    """
+    if not isinstance(batch, Mapping) or read.target is None:
+        return read
+    key = next((key for key in TARGET_KEYS if key in batch), None)
+    forward = type(original(model)).forward
+    if key is not None and _needs(forward, key) and "decoder_input_ids" not in batch:
+        return replace(read, kwargs={**read.kwargs, key: batch[key]})
+    return read
+
+
+@cache
+def _needs(forward: Callable[..., Any], key: str) -> bool:
+    """Whether the forward of a class of models needs an argument that holds the target."""
+    parameters = signature(forward).parameters
+    if key not in parameters:
+        return False
+    return "decoder_input_ids" in parameters or parameters[key].default is Parameter.empty
 
 
 def logits_of(output: Any) -> Tensor | None:

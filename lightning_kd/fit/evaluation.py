@@ -11,6 +11,9 @@ from lightning_kd.engine.step import TrainingStep
 from lightning_kd.metrics import Comparison
 from lightning_kd.teachers.base import NO_LESSON
 
+_ON_THE_BAR = ("accuracy", "teacher_accuracy")
+"""What the progress bar shows beside the loss; more would leave no room for the bar itself."""
+
 
 class Evaluation:
     """Compares the student's calls with the teacher's answers, and logs what the comparison gives.
@@ -69,7 +72,8 @@ class Evaluation:
             known = name == "teacher_accuracy" and fitting and self.teacher_accuracy is not None
             if not known and (with_student or name != "accuracy"):
                 # Lightning 2.6 finds a metric by the name of its attribute, which a metric outside the module lacks
-                module.log(f"{prefix}/{name}", metric, prog_bar=True, metric_attribute=name)
+                shown = name in _ON_THE_BAR
+                module.log(f"{prefix}/{name}", metric, prog_bar=shown, metric_attribute=name)
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
