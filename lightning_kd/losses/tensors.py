@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_LARGE = 2.0**30
+_HIGH_TEMPERATURE = 16.0
 SHORTEST = 1e-12
 """Vectors that are shorter have no direction; the number is that of torch's ``normalize``."""
 
@@ -91,6 +93,39 @@ def unit(vectors: Tensor, dim: int) -> Tensor:
     """
     length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
     return vectors / torch.where(length > SHORTEST, length, 1.0)
+
+
+def refuse_second_order() -> None:
+    """Raise a ``RuntimeError`` in the backward pass of a function whose gradient is no function of its inputs.
+
+    autograd switches gradients on in a backward pass with ``create_graph=True`` only. torch's ``once_differentiable``
+    does not raise there if the incoming gradient is a constant, and gives another constant.
+    """
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "The gradient of RKD, NST and CRD is computed together with the loss, so it cannot be differentiated again "
+            "(create_graph=True). Leave that loss out of what needs second derivatives."
+        )
+
+
+def within_range(features: Tensor) -> Tensor:
+    """Return features whose squares do not overflow, for a formula in which their common scale makes no difference.
+
+    Features of float32 beyond 2^30 are divided by a power of two, which is exact; others are returned as they are.
+    """
+    largest = features.detach().abs().amax()
+    scale = torch.exp2(-torch.log2(largest).floor())
+    return features * torch.where(largest > _LARGE, scale, 1.0)
+
+
+def precise(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return logits in the format in which their divergence is computed: at least float32.
+
+    A divergence is multiplied by the square of the temperature. From 16 on, near a match, float32 would give the
+    rounding of the logarithms and not the divergence, so it is computed in float64.
+    """
+    high = not isinstance(temperature, Tensor) and temperature >= _HIGH_TEMPERATURE
+    return wide(logits) if high else upcast(logits)
 
 
 def wide(tensor: Tensor) -> Tensor:

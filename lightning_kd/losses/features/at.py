@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, upcast
+from lightning_kd.losses.tensors import is_empty, pool_to_smaller, upcast, within_range, zero_of
 from lightning_kd.schedules import Scalar
 
 
@@ -47,6 +47,8 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0)
     check_positive("attention_transfer_loss", p=p)
     check_maps("attention_transfer_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("attention_transfer_loss", student, teacher)
+    if is_empty(student):
+        return zero_of(student)
     student, teacher = pool_to_smaller(upcast(student), upcast(teacher.detach()))
     return F.mse_loss(_attention(student, p), _attention(teacher, p))
 
@@ -95,4 +97,4 @@ class ATLoss(LayerPairLoss):
 
 def _attention(features: Tensor, p: float) -> Tensor:
     energy = features.square() if p == 2.0 else features.abs().pow(p)
-    return F.normalize(energy.mean(dim=1).flatten(1), dim=1)
+    return F.normalize(within_range(energy.mean(dim=1).flatten(1)), dim=1)

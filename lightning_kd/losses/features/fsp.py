@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast, wide
+from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, upcast, wide, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
 
@@ -78,6 +78,8 @@ def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor
     """
     _check_maps("fsp_loss", student_bottom, student_top)
     _check_maps("fsp_loss", teacher_bottom, teacher_top)
+    if is_empty(student_bottom):
+        return zero_of([student_bottom, student_top])
     teacher, student = _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
     if student.shape != teacher.shape:
         raise ValueError(

@@ -4,12 +4,11 @@ from typing import Any, Literal, cast, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, unit, wide
+from lightning_kd.losses.tensors import is_empty, pool_to_smaller, refuse_second_order, unit, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -61,6 +60,8 @@ def nst_loss(
     _check_kernel("nst_loss", kernel, bandwidth)
     check_maps("nst_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("nst_loss", student, teacher)
+    if is_empty(student):
+        return zero_of(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student_map, teacher_map = pool_to_smaller(student, teacher.detach())
@@ -146,8 +147,8 @@ class _SquaredProducts(torch.autograd.Function):
         return value / batch
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        refuse_second_order()
         rows, lengths, slope = ctx.saved_tensors
         batch, channels = lengths.shape[:2]
         student_directions = rows[:, :channels]

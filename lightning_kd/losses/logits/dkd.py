@@ -14,7 +14,7 @@ from lightning_kd.losses.logits.base import (
     class_ids,
     mean_over_labelled,
 )
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import precise
 from lightning_kd.schedules import Scalar
 
 
@@ -77,12 +77,13 @@ def dkd_loss(
     check_not_negative("dkd_loss", alpha=alpha, beta=beta)
     check_logits("dkd_loss", student_logits, teacher_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
-    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
+    student, teacher = precise(student_logits, temperature), precise(teacher_logits.detach(), temperature)
     student_odds, student_others = _decouple(student / temperature, ids)
     teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
     of_target = _binary_divergence(student_odds, teacher_odds)
     of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
-    return mean_over_labelled(alpha * of_target + beta * of_others, labelled) * temperature**2
+    value = mean_over_labelled(alpha * of_target + beta * of_others, labelled) * temperature**2
+    return value.to(torch.promote_types(student_logits.dtype, torch.float32))
 
 
 @final

@@ -11,7 +11,7 @@ from lightning_kd.losses.base import LOGITS, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import precise
 from lightning_kd.schedules import Scalar
 
 _STD_EPS = 1e-7
@@ -68,7 +68,7 @@ def kd_loss(
         temperature = _beside_classes(temperature, student_logits)
     else:
         check_positive("kd_loss", temperature=temperature)
-    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
+    student, teacher = precise(student_logits, temperature), precise(teacher_logits.detach(), temperature)
     if student.numel() == 0:
         return student.sum() * 0.0
     if standardize:
@@ -79,7 +79,8 @@ def kd_loss(
         divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1, keepdim=True)
         return (divergence * temperature.square()).mean()
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    return divergence * (temperature**2 * student.shape[1] / student.numel())
+    scaled = divergence * (temperature**2 * student.shape[1] / student.numel())
+    return scaled.to(torch.promote_types(student_logits.dtype, torch.float32))
 
 
 @final

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
-from lightning_kd.losses.tensors import add_up, pair_up, upcast, wide
+from lightning_kd.losses.tensors import add_up, is_empty, pair_up, upcast, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 Variant = Literal["paper", "repdistiller"]
@@ -167,6 +167,8 @@ def _correlation(
 ) -> Tensor:
     """Return the loss of correlations; a gradient reaches both sides, as the teacher's embedding may be trained."""
     check_rows(function, student, teacher)
+    if is_empty(student):
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         if variant == "repdistiller":
             remedy = "embed both in the same width, as CCLoss does"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import unit, upcast
+from lightning_kd.losses.tensors import is_empty, unit, upcast, within_range, zero_of
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -48,6 +48,8 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_maps("ickd_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("ickd_loss", student, teacher)
+    if is_empty(student):
+        return zero_of(student)
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"ickd_loss: expected equal channels, got student {tuple(student.shape)} and teacher "
@@ -113,4 +115,4 @@ class ICKDLoss(LayerPairLoss):
 
 
 def _correlations(channels: Tensor) -> Tensor:
-    return unit(channels @ channels.mT, dim=2)
+    return unit(within_range(channels @ channels.mT), dim=2)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import unit, upcast
+from lightning_kd.losses.tensors import is_empty, unit, upcast, within_range, zero_of
 from lightning_kd.schedules import Scalar
 
 
@@ -42,6 +42,8 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682.
     """
     check_rows("similarity_preserving_loss", student, teacher)
+    if is_empty(student):
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         return F.mse_loss(_similarities(upcast(student)), _similarities(upcast(teacher.detach())))
 
@@ -90,4 +92,4 @@ class SPLoss(LayerPairLoss):
 
 def _similarities(features: Tensor) -> Tensor:
     rows = features.flatten(1)
-    return unit(rows @ rows.T, dim=1)
+    return unit(within_range(rows @ rows.T), dim=1)

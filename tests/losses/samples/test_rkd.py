@@ -113,9 +113,8 @@ def test_equal_samples_have_no_angle_and_a_finite_gradient() -> None:
 def test_the_gradient_of_rkd_is_not_differentiated_once_more() -> None:
     student = random(4, 3, seed=1).requires_grad_()
     scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(scale * rkd_loss(student, random(4, 3, seed=2)), student, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        gradient.sum().backward()
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        torch.autograd.grad(scale * rkd_loss(student, random(4, 3, seed=2)), student, create_graph=True)
 
 
 def test_a_negative_factor_is_refused() -> None:

@@ -64,7 +64,7 @@ DKD_MUTANTS = (
     ),
     Mutant("forget the temperature of the teacher", "teacher / temperature", "teacher"),
     Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
-    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
+    Mutant("detach the student", "precise(student_logits,", "0 * student_logits + precise(student_logits.detach(),"),
 )
 
 

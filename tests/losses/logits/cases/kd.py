@@ -61,7 +61,7 @@ KD_MUTANTS = (
     Mutant("multiply by the temperature", "student / temperature", "student * temperature"),
     Mutant("classes on the last axis", "student / temperature, dim=1", "student / temperature, dim=-1"),
     Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
-    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
+    Mutant("detach the student", "precise(student_logits,", "0 * student_logits + precise(student_logits.detach(),"),
 )
 KD_STANDARDIZED_MUTANTS = (
     Mutant("biased deviation", "correction=1", "correction=0"),
