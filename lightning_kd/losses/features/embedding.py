@@ -3,14 +3,13 @@
 import copy
 from typing import Literal, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import unit, upcast
 from lightning_kd.projectors import IdentityProjector, Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 
@@ -66,8 +65,8 @@ def embedding_loss(student: Tensor, teacher: Tensor, *, kind: Kind = "cosine", n
     if student.numel() == 0:
         return student.sum() * 0.0
     if kind == "cosine":
-        return (1.0 - (_unit(student) * _unit(teacher)).sum(dim=-1)).mean()
-    return F.mse_loss(_unit(student), _unit(teacher)) if normalize else F.mse_loss(student, teacher)
+        return (1.0 - (unit(student, dim=-1) * unit(teacher, dim=-1)).sum(dim=-1)).mean()
+    return F.mse_loss(unit(student, dim=-1), unit(teacher, dim=-1)) if normalize else F.mse_loss(student, teacher)
 
 
 @final
@@ -84,6 +83,8 @@ class EmbeddingLoss(LayerPairLoss):
         teacher: Dotted name of the teacher layer for the student layer.
         kind: Which distance.
         normalize: Bring embeddings to length one before the squared distance.
+        layout: Order of the layers' axes, such as ``"LNC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0.
         projector: Which projector to copy, not yet built; by default none between equal widths, else a linear one.
 
@@ -93,6 +94,7 @@ class EmbeddingLoss(LayerPairLoss):
     """
 
     reads = "embedding"
+    masking = "pack"
     per_pair = ("projectors",)
 
     def __init__(
@@ -102,10 +104,11 @@ class EmbeddingLoss(LayerPairLoss):
         *,
         kind: Kind = "cosine",
         normalize: bool = False,
+        layout: Layout = None,
         weight: Scalar = 1.0,
         projector: Projector | None = None,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         _check_kind("EmbeddingLoss", kind)
         check_template("EmbeddingLoss", projector)
         self.kind: Kind = kind
@@ -130,12 +133,6 @@ class EmbeddingLoss(LayerPairLoss):
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, see ``embedding_loss``."""
         return embedding_loss(projector(student), teacher, kind=self.kind, normalize=self.normalize)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    """Return the rows at length one; a row of zeros stays, and its slope is that of a row of length one."""
-    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return rows / torch.where(length > 0, length, 1.0)
 
 
 def _check_kind(function: str, kind: str) -> None:

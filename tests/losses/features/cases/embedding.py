@@ -24,9 +24,9 @@ COSINE = Case(
     # cosines 3/5 and 1
     (Reference(NAMES, PAIR, 0.2),),
     (
-        Mutant("cosine for its distance", "1.0 - (_unit", "(_unit"),
+        Mutant("cosine for its distance", "1.0 - (unit", "(unit"),
         Mutant("sum over the batch", ".sum(dim=-1)).mean()", ".sum(dim=-1)).sum()"),
-        Mutant("raw product", "_unit(student) * _unit(teacher)).sum", "student * teacher).sum"),
+        Mutant("raw product", "unit(student, dim=-1) * unit(teacher, dim=-1)).sum", "student * teacher).sum"),
     ),
     bad_calls=((random(4, 5, seed=1), random(4, 6, seed=2)), (random(4, 5, 2, 2, seed=1), random(4, 5, 2, 2, seed=2))),
     bad_builds=(((8, 10), (8, 3, 10)), ((8, 10, 4, 4), (8, 10, 4, 4))),
@@ -46,8 +46,8 @@ MSE = Case(
     (
         Mutant(
             "normalize the student only",
-            "F.mse_loss(_unit(student), _unit(teacher))",
-            "F.mse_loss(_unit(student), teacher)",
+            "F.mse_loss(unit(student, dim=-1), unit(teacher, dim=-1))",
+            "F.mse_loss(unit(student, dim=-1), teacher)",
         ),
         Mutant("ignore normalize", " if normalize else", " if False else"),
         Mutant("normalize always", " if normalize else", " if True else"),
