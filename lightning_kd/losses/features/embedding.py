@@ -41,6 +41,7 @@ def embedding_loss(student: Tensor, teacher: Tensor, *, kind: Kind = "cosine", n
         ValueError: If the shapes differ or are no embeddings, or ``kind`` is unknown.
 
     Example:
+        >>> import torch
         >>> student, teacher = torch.tensor([[3.0, 4.0]]), torch.tensor([[2.0, 0.0]])
         >>> embedding_loss(student, teacher)  # 1 - 3 / 5
         tensor(0.4000)
