@@ -108,6 +108,6 @@ def test_what_is_no_loss_is_refused_at_once():
     with pytest.raises(ValueError, match=r"list of losses is empty"):
         made.losses = []
     with pytest.raises(ValueError, match=r"no layer.*feature"):
-        made.losses = [HintLoss(student="featurs", teacher="features")]
+        made.losses = [HintLoss(student="feature", teacher="features")]
     with pytest.raises(ValueError, match=r"share"):
         made.teacher = made.student
