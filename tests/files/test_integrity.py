@@ -151,7 +151,7 @@ def test_the_checksums_stand_in_the_header_and_others_read_the_file(tmp_path):
     support.assert_unchanged(net, load_file(tmp_path / "0.safetensors"))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.float64])
 def test_every_type_and_size_is_read_back(dtype, tmp_path):
     class Net(nn.Module):
         def __init__(self):
