@@ -32,7 +32,7 @@ def check_all(_, accelerator, way, accumulate):
     for loss in FAMILIES:
         try:
             check(accelerator, loss, accumulate, **WAYS[way])
-        except Exception as error:
+        except Exception as error:  # of any kind: one loss that fails must not hide what becomes of the others
             failed[loss] = repr(error)
     assert not failed, failed
 

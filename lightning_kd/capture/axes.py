@@ -6,7 +6,7 @@ channels on axis 1, linear layers, embeddings and attention on the last.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -158,6 +158,11 @@ class Followed:
                 return axis
         return None
 
+    def has_map(self, size: tuple[int, int]) -> bool:
+        """Whether a module returned a map of a height and width."""
+        values = (run.value for run in self.runs if run.value.ndim == 4)
+        return any(size in (tuple(value.shape[2:]), tuple(value.shape[1:3])) for value in values)
+
     def value_of(self, layer: str) -> Tensor | None:
         """Return what a layer returned, ``None`` if it returned no tensor or did not run."""
         return next((run.value for run in self.runs if run.name == layer), None)
@@ -165,10 +170,17 @@ class Followed:
 
 def natural_axis(module: nn.Module, value: Tensor) -> int | None:
     """Return the axis of a module's output that holds the channels, ``None`` if its kind does not tell."""
-    name = type(module).__name__
-    if isinstance(module, _FIRST) or name.endswith(("Norm2d", "NormAct2d")):  # of timm and torchvision too
+    # Norms of timm, torchvision and transformers are known by their names and the size of their weights. They come
+    # first: timm's and torchvision's LayerNorm2d derives from nn.LayerNorm, and has the channels on axis 1.
+    name, weight = type(module).__name__, getattr(module, "weight", None)
+    size = weight.numel() if isinstance(weight, Tensor) and weight.ndim == 1 else 0
+    if name.endswith(("Norm2d", "NormAct2d")) and value.ndim >= 3 and value.shape[1] == size:
+        return 1
+    if name.endswith(("LayerNorm", "RMSNorm")) and value.shape[-1] == size:
+        return value.ndim - 1
+    if isinstance(module, _FIRST):
         return 1 if value.ndim >= 3 else None
-    if isinstance(module, _LAST) or name.endswith(("LayerNorm", "RMSNorm")):  # of transformers too
+    if isinstance(module, _LAST):
         return value.ndim - 1
     if getattr(module, "output_fmt", None) is not None:  # timm's stages and patch embeddings
         return value.ndim - 1 if str(module.output_fmt).rpartition(".")[2] in ("NHWC", "NLC") else 1
@@ -201,13 +213,13 @@ def following(network: nn.Module) -> Iterator[Followed]:
             handle.remove()
 
 
-def one_more_sample(args: Any, kwargs: Any, size: int, axis: int = 0) -> tuple[Any, Any]:
+def one_more_sample(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int, axis: int) -> tuple[Any, Any]:
     """Return the inputs of a call with its first sample appended.
 
     Args:
         args: The positional inputs.
         kwargs: The named inputs.
-        size: How many samples there are; tensors of another length along the axis are left as they are.
+        size: How many samples there are; tensors and lists of another length are left as they are.
         axis: The batch axis of the inputs.
     """
 
@@ -216,15 +228,23 @@ def one_more_sample(args: Any, kwargs: Any, size: int, axis: int = 0) -> tuple[A
             return value
         return torch.cat([value, value.narrow(axis, 0, 1)], dim=axis)
 
-    more: tuple[Any, Any] = tree_map_only(Tensor, append, (args, kwargs))
-    return more
+    def more(value: Any) -> Any:
+        if isinstance(value, list) and len(value) == size:  # of samples, as detectors take their images
+            return [*value, value[0]]
+        return tree_map_only(Tensor, append, value)
+
+    return tuple(map(more, args)), {name: more(value) for name, value in kwargs.items()}
 
 
-def batch_of(args: Any, kwargs: Any, target: Any) -> tuple[int, int] | None:
+def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any) -> tuple[int, int] | None:
     """Return the number of samples of a call and the batch axis of its inputs, ``None`` without a tensor.
 
-    Sequences may have their positions first, ``(L, B, C)``; then the target alone has the length of the batch.
+    Sequences may have their positions first, ``(L, B, C)``; then the target alone has the length of the batch. A list
+    of tensors holds a sample each.
     """
+    outer = next(iter((*args, *kwargs.values())), None)
+    if isinstance(outer, list) and outer and isinstance(outer[0], Tensor):
+        return len(outer), 0
     first = next((one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim), None)
     if first is None:
         return None
@@ -256,7 +276,9 @@ def find_axes(
         if axes.batch is not None:
             axes.channels = followed.channel_axis(layer, value, axes.batch)
             if image is not None and value.ndim == 3 and axes.channels == 2 and axes.windows == 1:
-                axes.prefix, axes.grid = patch_grid(value.shape[1 - axes.batch], image)
+                prefix, grid = patch_grid(value.shape[1 - axes.batch], image)
+                if grid is not None and followed.has_map(grid):  # patches come out of a convolution
+                    axes.prefix, axes.grid = prefix, grid
         found[layer] = axes
     return found
 
@@ -283,12 +305,12 @@ def patch_grid(tokens: int, image: Tensor) -> tuple[int, tuple[int, int] | None]
 
 
 def _find_batch(axes: Axes, value: Tensor, more: Tensor | None, size: int) -> None:
-    if more is None or more.ndim != value.ndim:
+    axes.batch = None
+    if more is None or more.ndim != value.ndim:  # then one axis alone must have as many as there are samples
         fitting = [i for i, length in enumerate(value.shape) if length == size]
-        axes.batch = 0 if 0 in fitting else fitting[0] if len(fitting) == 1 else None
+        axes.batch = fitting[0] if len(fitting) == 1 else None
         return
     growing = [i for i, (one, two) in enumerate(zip(value.shape, more.shape, strict=True)) if one != two]
-    axes.batch = None
     if len(growing) != 1:
         return
     (axis,) = growing
@@ -296,9 +318,11 @@ def _find_batch(axes: Axes, value: Tensor, more: Tensor | None, size: int) -> No
     if rest or more.shape[axis] != windows * (size + 1):
         return
     axes.batch = axis
-    if windows > 1:
+    if windows > 1 and value.is_meta:  # no values tell in which order the windows stand
+        axes.windows = 0
+    elif windows > 1:
         # the appended sample is the first one again: its windows must be the last rows
-        by_sample = axis == 0 and _close(more[:windows], more[-windows:]) and _close(more[:windows], value[:windows])
+        by_sample = axis == 0 and _close(more[:windows], more[-windows:])
         axes.windows = windows if by_sample else 0
 
 

@@ -24,8 +24,8 @@ class Batch:
         kwargs: Named inputs of the model.
         target: Class ids or soft targets, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if not given.
-        mask: Which tokens (B, N) are no padding, or which samples (B,) count for the losses that compare features;
-            ``None`` if all do.
+        mask: Which tokens (B, N) are no padding, for losses of layers with such tokens, or which samples (B,) count,
+            for all losses but the task's own; ``None`` if all do.
     """
 
     args: tuple[Any, ...] = ()

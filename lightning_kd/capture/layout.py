@@ -23,6 +23,7 @@ class View:
         prefix: How many class and register tokens stand before the tokens of the image.
         grid: Height and width of the patches that the tokens stand for, ``None`` if they stand for no image.
         as_map: Whether tokens are read as a map: the patches of an image, or positions in one column.
+        text: Whether the value holds tokens that are no patches of an image, of which a mask may say which are padding.
         pooled: Whether the mean of a sample's tokens is read, (B, C).
 
     Example:
@@ -38,12 +39,13 @@ class View:
     prefix: int = 0
     grid: tuple[int, int] | None = None
     as_map: bool = False
+    text: bool = False
     pooled: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether the value is read as it is."""
-        return self.order in ("NC", "NLC", "NCHW") and self.windows == 1 and not (self.as_map or self.pooled)
+        return self.order in ("NC", "NLC", "NCHW") and self.windows == 1 and not (self.as_map or self.text)
 
     def __call__(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the value in the order that a loss reads.
@@ -54,7 +56,7 @@ class View:
         """
         if self.pooled:
             tokens = self._tokens(value)
-            if mask is None or mask.ndim == 1:
+            if mask is None or mask.ndim == 1:  # a mask of samples says nothing of tokens
                 return tokens.mean(dim=1)
             kept = tokens.masked_fill(~mask.unsqueeze(2), 0.0)
             return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)

@@ -1,6 +1,5 @@
 """What is checked of the networks' parameters and outputs, and the words for what is wrong with them."""
 
-from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -46,18 +45,19 @@ def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: st
     shared = {id(p) for p in student.parameters()} & {id(p) for p in other.parameters()}
     if shared:
         raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
-    places = sorted((start, end, name) for start, end, name in _places(other))
-    starts = [start for start, _, _ in places]
-    for start, end, name in _places(student):
-        before = bisect_left(starts, end) - 1
-        if before >= 0 and places[before][1] > start:
-            raise ValueError(
-                f"The student's {name!r} and the {role}'s {places[before][2]!r} lie in the same memory, {remedy}."
-            )
+    # from the first address to the last, with the tensor of each side that reaches furthest so far
+    furthest: dict[str, tuple[tuple[str, int], str]] = {}
+    sides = [(place, "student") for place in _places(student)] + [(place, "other") for place in _places(other)]
+    for (start, end, name), side in sorted(sides):
+        reach, met = furthest.get("other" if side == "student" else "student", (start, ""))
+        if reach > start:
+            mine, its = (name, met) if side == "student" else (met, name)
+            raise ValueError(f"The student's {mine!r} and the {role}'s {its!r} lie in the same memory, {remedy}.")
+        furthest[side] = max(furthest.get(side, (end, name)), (end, name))
 
 
 def _places(module: nn.Module) -> Iterator[tuple[tuple[str, int], tuple[str, int], str]]:
-    """Yield where each parameter and buffer begins and ends in memory, and its name."""
+    """Yield where each parameter and buffer begins and ends in memory, each a device and an address, and its name."""
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         # a sharded tensor has its memory in a local one; those on the meta device, and lazy ones, have none
         local = tensor.to_local() if hasattr(tensor, "to_local") else tensor

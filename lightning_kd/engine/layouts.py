@@ -1,7 +1,8 @@
 """In which order each loss reads the axes of its layers; settled at set-up, or refused with the option to write."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 
@@ -28,10 +29,11 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
             compared; the message names the layer and the remedy.
     """
     names = {"student": loss.student_layers, "teacher": loss.teacher_layers}
-    views: Views = {
-        role: {name: _view(loss, role, name, known[role][name]) for name in layers if name in known[role]}
-        for role, layers in names.items()
-    }
+    views: Views = {role: {} for role in names}
+    for role, layers in names.items():
+        for name in (one for one in layers if one in known[role]):
+            view = _view(loss, role, name, known[role][name])
+            views[role][name] = replace(view, text=len(view.order) == 3 and view.grid is None)
     if loss.pairs_layers:
         for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
             if student in views["student"] and teacher in views["teacher"]:
@@ -41,13 +43,13 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
             views[role] = {name: _as_map(view) for name, view in of.items()}
     if masked and loss.masking == "mean":
         for of in views.values():
-            of |= {name: replace(view, pooled=True) for name, view in of.items() if is_text(view)}
+            of |= {name: replace(view, pooled=True) for name, view in of.items() if view.text}
     return views
 
 
-def is_text(view: View) -> bool:
-    """Whether a value holds tokens that are no patches of an image, so that a mask may say which are padding."""
-    return len(view.order) == 3 and view.grid is None
+def tokens_in(shape: Shape, view: View) -> int:
+    """Return how many tokens of a sample a value of some shape holds, as it is read by a view."""
+    return shape[view.order.index("L")] * view.windows
 
 
 def viewed_shape(shape: Shape, view: View | None) -> Shape:
@@ -55,34 +57,14 @@ def viewed_shape(shape: Shape, view: View | None) -> Shape:
     return shape if view is None else tuple(view(torch.empty(shape, device="meta")).shape)
 
 
-def plain_views(views: Views) -> dict[str, dict[str, dict[str, object]]]:
-    """Return views as plain data for a checkpoint; those that change nothing are left out."""
-    return {
-        role: {
-            name: {
-                "order": view.order,
-                "windows": view.windows,
-                "prefix": view.prefix,
-                "grid": None if view.grid is None else list(view.grid),
-                "as_map": view.as_map,
-                "pooled": view.pooled,
-            }
-            for name, view in of.items()
-        }
-        for role, of in views.items()
-    }
+def plain_views(views: Views) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return views as plain data for a checkpoint."""
+    return {role: {name: asdict(view) for name, view in of.items()} for role, of in views.items()}
 
 
-def views_from(plain: Mapping[str, Mapping[str, Mapping[str, object]]]) -> Views:
+def views_from(plain: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Views:
     """Return the views that :func:`plain_views` has described."""
-    return {
-        role: {name: View(**{**one, "grid": _pair(one["grid"])}) for name, one in of.items()}  # type: ignore[arg-type]
-        for role, of in plain.items()
-    }
-
-
-def _pair(grid: object) -> tuple[int, int] | None:
-    return (int(grid[0]), int(grid[1])) if isinstance(grid, list | tuple) else None
+    return {role: {name: View(**one) for name, one in of.items()} for role, of in plain.items()}
 
 
 def _view(loss: DistillationLoss, role: str, name: str, axes: Axes) -> View:
@@ -118,7 +100,8 @@ def _view(loss: DistillationLoss, role: str, name: str, axes: Axes) -> View:
         order = _BY_CHANNELS[ndim, axes.channels]
         return View(order, axes.windows, axes.prefix, axes.grid)
     if axes.batch == 0 and not loss.compares_positions and ndim in (3, 4) and axes.windows == 1:
-        return View("NLC" if ndim == 3 else "NCHW")  # each sample is read as one vector, in whichever order
+        # such a loss flattens each sample to one vector; the order of the numbers in it makes no difference
+        return View("NLC" if ndim == 3 else "NCHW")
     raise ValueError(
         f"{_layer(loss, role, name, axes)}: which axis holds the channels cannot be known.{_remedy(loss, ndim)}"
     )
@@ -161,7 +144,7 @@ def _fit_together(loss: DistillationLoss, pair: tuple[str, str], views: Views, k
         return
     if not maps:
         return
-    flat = [view for _, _, view in sides if len(view.order) == 3 and view.grid is None]
+    flat = [view for _, _, view in sides if view.text]
     if (kinds != [3, 3] and flat and max(kinds) > 2) or (both_tokens and len(flat) == 1):
         raise ValueError(
             f"{words}: tokens can be compared with a map only if they are the patches of an image, in rows, after "
@@ -179,7 +162,7 @@ def _fit_together(loss: DistillationLoss, pair: tuple[str, str], views: Views, k
 def _as_map(view: View) -> View:
     if len(view.order) != 3:
         return view
-    return View(view.order, view.windows, view.prefix if view.grid else 0, view.grid, as_map=True)
+    return replace(view, prefix=view.prefix if view.grid else 0, as_map=True)
 
 
 def _nest(shapes: list[Shape], sides: Sequence[tuple[str, str, View]]) -> bool:

@@ -16,7 +16,7 @@ from lightning_kd.capture.networks import device_of, isolated_random_state, orig
 from lightning_kd.capture.trace import Seen, Trace
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
-from lightning_kd.engine.layouts import plain_views, settle_views, viewed_shape, views_from
+from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.projectors import width
@@ -68,12 +68,11 @@ class SetUp:
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
-        shapes, known, masked = self._measure(batch, call_student, module)
+        shapes, known, mask = self._measure(batch, call_student, module)
         if self.shapes is None:
-            for name, loss in self.step.objective.leaves:
-                with _named(name):
-                    views = settle_views(loss, known, masked=masked)
-                loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
+            self._settle_views(known, mask)
+        self._check_mask(mask, shapes)
+        if self.shapes is None:
             self.build(shapes)
         else:
             self._check_same_sizes(shapes)
@@ -194,12 +193,11 @@ class SetUp:
 
     def _measure(
         self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
-    ) -> tuple[Shapes, Known, bool]:
+    ) -> tuple[Shapes, Known, Tensor | None]:
         """Call both networks.
 
         Returns:
-            The shapes of what the losses read, what the axes of the layers mean, and whether the batch says which
-            tokens are padding.
+            The shapes of what the losses read, what the axes of the layers mean, and the mask of the batch.
         """
         capture, teacher = self.step.capture, self.step.teacher
         network = None if teacher is None else teacher.module
@@ -223,9 +221,8 @@ class SetUp:
                 if teacher_runs is None or not isinstance(lesson, Call)
                 else self._axes(teacher, lesson, teacher_runs, "teacher", read),
             }
-            self._take_mask(read, known)
             shapes = {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
-            return shapes, known, read.mask is not None and read.mask.ndim == 2
+            return shapes, known, read.mask
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
@@ -237,7 +234,8 @@ class SetUp:
         size, axis = samples
         args, kwargs = one_more_sample(call.args, call.kwargs, size, axis)
         more = None
-        with suppress(Exception), following(getattr(network, "module", network)) as second:  # a graph, or a list
+        # a network of one graph cannot be called so; then the layout may be asked for
+        with suppress(Exception), following(getattr(network, "module", network)) as second:
             network(*args, **kwargs)
             more = second
         first = next((one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)), None)
@@ -250,28 +248,32 @@ class SetUp:
         except ValueError:  # under the callback a batch may have any form, as long as no loss needs it
             return Batch()
 
-    def _take_mask(self, read: Batch, known: Known) -> None:
-        """Learn whether a mask concerns the losses, and check that they can leave out padding."""
-        tokens = [
-            (name, loss, role, layer)
-            for name, loss in self.step.objective.leaves
-            for role in ("student", "teacher")
-            for layer in getattr(loss, f"{role}_layers")
-            if layer in known[role] and len(known[role][layer].shape) == 3 and known[role][layer].grid is None
-        ]
-        mask = read.mask
-        self.step.takes_mask = bool(tokens)
+    def _settle_views(self, known: Known, mask: Tensor | None) -> None:
+        for name, loss in self.step.objective.leaves:
+            try:
+                views = settle_views(loss, known, masked=mask is not None and mask.ndim == 2)
+            except ValueError as error:
+                raise ValueError(f"Part {name!r}: {error}") from None
+            loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
+
+    def _check_mask(self, mask: Tensor | None, shapes: Shapes) -> None:
+        """Learn whether a mask concerns the losses, and check that it fits, and that they can leave out padding."""
+        leaves = self.step.objective.leaves
+        self.step.takes_mask = any(loss.reads_text for _, loss in leaves)
         if mask is None or mask.ndim == 1:
             return
-        for name, loss, role, layer in tokens:
-            shape = known[role][layer].shape
-            if mask.shape[1] not in shape:
-                raise ValueError(
-                    f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s layer "
-                    f"{layer!r} has {shape}, so the mask does not say which of its tokens are padding. Override "
-                    "unpack_batch to return Batch(..., mask=...) with the mask of that layer, or mask=None."
-                )
-            if loss.masking is None:
+        for name, loss in leaves:
+            text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
+            for role, layer, view in text:
+                shape = shapes[role][layer]
+                if tokens_in(shape, view) != mask.shape[1]:
+                    raise ValueError(
+                        f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s "
+                        f"layer {layer!r} has {shape}, so the mask does not say which of its tokens are padding. "
+                        "Override unpack_batch to return Batch(..., mask=...) with the mask of that layer, or "
+                        "mask=None."
+                    )
+            if text and loss.masking is None:
                 raise ValueError(
                     f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
                     "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
@@ -372,12 +374,3 @@ def _as_stored(lesson: Lesson) -> dict[str, Axes]:
     return {
         layer: Axes(tuple(value.shape), channels={3: 2}.get(value.ndim, 1)) for layer, value in lesson.features.items()
     }
-
-
-@contextmanager
-def _named(part: str) -> Iterator[None]:
-    """Name the part in front of what is wrong with it."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"Part {part!r}: {error}") from None

@@ -1,7 +1,7 @@
 """One training step: look at the student's call, ask the teacher, compare, add."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,7 +172,7 @@ class TrainingStep:
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
-        return StepTensors(
+        tensors = StepTensors(
             student_logits=logits_of(call.output) if call.called else None,
             teacher_logits=None if lesson is NO_LESSON else logits_of(lesson.output),
             student_features=call.features,
@@ -183,6 +183,7 @@ class TrainingStep:
             teacher_ready=self.teacher_ready,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
         )
+        return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
 
     def where_not_finite(self, terms: Terms, call: Call) -> str:
         """Return a sentence that names what is not finite in a step: input, layers, logits; for an error."""
@@ -214,6 +215,23 @@ class TrainingStep:
                 f"The loss part(s) {frozen} read only frozen layers of the student, so they cannot teach it; unfreeze "
                 "a layer at or before those, or name later ones."
             )
+
+
+def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
+    """Keep the samples that count. Of layers the losses choose them, which know the batch axes."""
+
+    def chosen(rows: Tensor | None) -> Tensor | None:
+        return None if rows is None else rows[mask]
+
+    call = tensors.call
+    return replace(
+        tensors,
+        student_logits=chosen(tensors.student_logits),
+        teacher_logits=chosen(tensors.teacher_logits),
+        target=chosen(tensors.target),
+        index=chosen(tensors.index),
+        call=None if call is None else lambda network: chosen(call(network)),
+    )
 
 
 def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -168,6 +168,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return self.reads != "logits" and not self._student_layers
 
     @property
+    def reads_text(self) -> bool:
+        """Whether a layer holds tokens of which a mask may say which are padding."""
+        return any(view.text for of in self.views.values() for view in of.values())
+
+    @property
     def local_buffers(self) -> tuple[str, ...]:
         """Buffers that differ between processes, so a checkpoint must hold those of all processes; none by default."""
         return ()
@@ -234,9 +239,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Pick this loss's tensors out of a training step and return the unweighted scalar, 0 without samples."""
         args: list[Tensor | list[Tensor] | None]
         if self._student_layers:
-            args = [self._read("student", step.student_features, self._student_layers, step.mask)]
+            args = [self.read_layers("student", step)]
             if self._teacher_layers:
-                args.append(self._read("teacher", step.teacher_features, self._teacher_layers, step.mask))
+                args.append(self.read_layers("teacher", step))
         else:
             args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
         extra: dict[str, Tensor | None] = {}
@@ -246,8 +251,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["index"] = step.index
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
+        padded = step.mask is not None and step.mask.ndim == 2 and self.reads_text
         if self.relational and self.gather:
-            if step.mask is not None and self.masking == "zero":  # batches are padded to other lengths elsewhere
+            if padded and self.masking == "zero":  # batches are padded to other lengths elsewhere
                 args = [_padded(arg) for arg in args]
             args = [_gathered(arg) for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
@@ -256,24 +262,31 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if not self.replicated_buffers and is_empty(args[0]):
             return zero_of(args[0])
         value = self(*args, **extra)
-        if step.mask is not None and self.masking == "rescale" and isinstance(value, Tensor):
-            value = value * (step.mask.numel() / step.mask.sum().clamp_min(1))
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
+        if padded and self.masking == "rescale":
+            assert step.mask is not None
+            return value * (step.mask.numel() / step.mask.sum().clamp_min(1))
         return value
 
-    def _read(
-        self, role: str, features: Mapping[str, Tensor], layers: tuple[str, ...], mask: Tensor | None
-    ) -> Tensor | list[Tensor]:
-        """Return the values of the layers, each in the order that the loss reads, without padding."""
-        views = self.views[role]
+    def read_layers(self, role: Literal["student", "teacher"], step: StepTensors) -> Tensor | list[Tensor]:
+        """Return the values of a role's layers, each in the order that the loss reads, without padding."""
+        if role == "student":
+            features, layers = step.student_features, self._student_layers
+        else:
+            features, layers = step.teacher_features, self._teacher_layers
+        views, mask = self.views[role], step.mask
         if not views and mask is None:
             return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
         values = []
         for layer in layers:
             view = views.get(layer)
             value = features[layer] if view is None else view(features[layer], mask)
-            values.append(value if mask is None else leave_out_padding(value, mask, self.masking))
+            if mask is not None and mask.ndim == 1:
+                value = value[mask]
+            elif mask is not None and view is not None and view.text:
+                value = leave_out_padding(value, mask, self.masking)
+            values.append(value)
         return values[0] if len(values) == 1 else values
 
     def evaluate_stage(self, step: StepTensors) -> Tensor:

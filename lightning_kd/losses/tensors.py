@@ -49,13 +49,11 @@ def leave_out_padding(value: Tensor, mask: Tensor, how: str | None) -> Tensor:
     """Leave padded tokens out of features.
 
     Args:
-        value: Tokens (B, N, C), or those of one column as a map (B, C, N, 1); anything else is returned as it is.
-        mask: Which of the tokens are valid, (B, N), or which samples count, (B,).
+        value: Tokens (B, N, C), or as a map of one column (B, C, N, 1); their mean (B, C) is returned as it is.
+        mask: Which of the tokens are valid, (B, N).
         how: ``"pack"`` gives the valid tokens as rows (M, C), ``"zero"`` and ``"rescale"`` set the others to zero.
             ``None`` changes nothing.
     """
-    if mask.ndim == 1:
-        return value[mask]
     if how is None or value.ndim < 3:
         return value
     if mask.shape[1] != value.shape[2 if value.ndim == 4 else 1]:

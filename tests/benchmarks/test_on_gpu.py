@@ -13,19 +13,18 @@ import time
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
 from lightning_kd.data.cifar_models import resnet8, resnet20, resnet56
-from lightning_kd.functional import hint_loss, kd_loss
 from lightning_kd.losses import HintLoss, KDLoss
 from tests import support
+from tests.benchmarks.by_hand import TEMPERATURES, recorded, whole_loss
 from tests.benchmarks.test_speed import ROWS
 
 pytestmark = pytest.mark.gpu
-LAYERS, TEMPERATURES, BATCH, STEPS = ("stage2", "stage3"), (1.0, 2.0, 4.0), 256, 100
+LAYERS, BATCH, STEPS = ("stage2", "stage3"), 256, 100
 
 
 def passes(function, inputs, count):
@@ -62,28 +61,17 @@ def test_a_loss_beside_its_transcription(row, tell):
 
 
 def by_hand(student, teacher, batches, projectors, precision):
-    features = {}
-    for network, role in ((student, "student"), (teacher.eval().requires_grad_(False), "teacher")):
-        for name in LAYERS:
-            layer = network.get_submodule(name)
-            layer.register_forward_hook(lambda _, __, out, key=(role, name): features.__setitem__(key, out))
+    features = recorded(student, teacher, LAYERS)
     for part in (student, teacher, projectors):
         part.cuda()
     optimizer = torch.optim.SGD([*student.parameters(), *projectors.parameters()], lr=1e-4)
     times = []
-    for x, y in batches:
+    for batch in batches:
         torch.cuda.synchronize()
         times.append(time.perf_counter())
-        x, y = x.cuda(), y.cuda()
+        batch = [tensor.cuda() for tensor in batch]
         with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16-mixed"):
-            logits = student(x)
-            with torch.no_grad():
-                teacher_logits = teacher(x)
-            loss = F.cross_entropy(logits, y)
-            for temperature in TEMPERATURES:
-                loss = loss + kd_loss(logits, teacher_logits, temperature=temperature)
-            for name, projector in zip(LAYERS, projectors, strict=True):
-                loss = loss + hint_loss(projector(features["student", name]), features["teacher", name])
+            loss = whole_loss(student, teacher, projectors, features, batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -36,6 +36,16 @@ def test_memory_of_the_student_is_refused(share):
         DistillationModule(student, teacher, [KDLoss()])
 
 
+def test_a_large_tensor_hides_no_other():
+    student, teacher = nets()
+    memory = torch.zeros(64)
+    teacher[0].weight.data = memory[:61].as_strided((4, 4), (16, 4))  # reaches over what comes next
+    teacher[2].bias.data = memory[3:6]
+    student[0].bias.data = memory[20:24]
+    with pytest.raises(ValueError, match=r"student's '0.bias' and the teacher's '0.weight'"):
+        DistillationModule(student, teacher, [KDLoss()])
+
+
 def test_neighbours_in_one_memory_are_allowed():
     student, teacher = nets()
     both = torch.randn(2, 4)

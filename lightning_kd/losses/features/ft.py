@@ -154,7 +154,8 @@ class FTLoss(LayerPairLoss):
 
     def evaluate_stage(self, step: StepTensors) -> Tensor:
         """Return the mean squared error of the paraphrasers' reconstruction of the teacher's features."""
-        features = [step.teacher_features[layer] for layer in self.teacher_layers]
+        read = self.read_layers("teacher", step)
+        features = [read] if isinstance(read, Tensor) else read
         return add_up([_reconstruction_error(p, f) for p, f in zip(self.paraphrasers, features, strict=True)])
 
     def compare(self, student: Tensor, teacher: Tensor, paraphraser: nn.Module, translator: nn.Module) -> Tensor:
