@@ -155,7 +155,7 @@ class DistillationCallback(FitHooks):
             return
         if mesh_of(trainer) is None:
             self._wrap_state(pl_module)
-        batch = probe_batch(trainer, pl_module)
+        batch = probe_batch(trainer, pl_module, self._patches)
         call_student = functools.partial(call_until_student, pl_module, student)
         run.prepare(trainer, pl_module, batch, call_student)
         pl_module.add_module(ATTRIBUTE, self.losses)

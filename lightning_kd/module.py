@@ -255,7 +255,7 @@ class DistillationModule(LightningModule):
             self.run.step.attach()
             return
         example = self.example_input_array
-        batch = probe_batch(self.trainer, self) if example is None else (example,)
+        batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, self._call_student)
         self.run.attach_losses(self.trainer, self, "losses")
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:

@@ -149,7 +149,7 @@ class DistillationRun:
         self.clock.begin()
         check_clips(trainer)
         if self.objective.needs_index:
-            self.setup.show_dataset(*rows_and_targets(trainer))
+            self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
