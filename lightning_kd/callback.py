@@ -95,6 +95,7 @@ class DistillationCallback(FitHooks):
         self.student = student
         self.student_calls: Calls = student_calls
         self._call: Call | None = None
+        self._student_name = ""
         self._patches = Patches()
 
     # What users override
@@ -143,6 +144,7 @@ class DistillationCallback(FitHooks):
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
         student = self._student_in(pl_module)
+        self._student_name = next(name for name, module in pl_module.named_modules() if module is student)
         earlier = self._run
         run = DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls, patches=self._patches)
         self._run = run
@@ -165,6 +167,10 @@ class DistillationCallback(FitHooks):
         if run.objective.stages:
             move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
             self._patches.replace(pl_module, "lr_scheduler_step", move_on)
+
+    def student_of(self, pl_module: LightningModule) -> nn.Module:
+        """Return the module that is the student by now."""
+        return pl_module.get_submodule(self._student_name)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the losses' parameters optimized, and take up a resumed run where it stopped."""

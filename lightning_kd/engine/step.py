@@ -89,6 +89,17 @@ class TrainingStep:
         if self.teacher is not None:
             self.teacher.attach()
 
+    def find_again(self, student: nn.Module) -> None:
+        """Move the hooks to the modules that run by now, if they are on.
+
+        Args:
+            student: The module that is the student by now.
+        """
+        if not self.capture.attached:
+            return
+        self.student = self.capture.module = student
+        self.attach()
+
     def detach(self) -> None:
         """Take the hooks off student and teacher."""
         self.capture.detach()
