@@ -21,6 +21,7 @@ from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.files.precision import Precision
@@ -92,6 +93,7 @@ class DistillationCallback(FitHooks):
             )
         self.teacher = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
+        forget_layers(self.losses)
         self.student = student
         self.student_calls: Calls = student_calls
         self._call: Call | None = None
@@ -146,6 +148,9 @@ class DistillationCallback(FitHooks):
         student = self._student_in(pl_module)
         self._student_name = next(name for name, module in pl_module.named_modules() if module is student)
         earlier = self._run
+        if earlier is not None and earlier.student is not student:  # the losses begin anew
+            forget_layers(self.losses)
+            earlier = None
         run = DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls, patches=self._patches)
         self._run = run
         if earlier is not None:

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_kd.capture.networks import device_of, isolated_random_state
 from lightning_kd.capture.private import tree_leaves
-from lightning_kd.data.indexed import targets_of
+from lightning_kd.data.indexed import check_rows, targets_of
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.streams import Kept, Peeked, give_back
 
@@ -83,7 +83,8 @@ def rows_and_targets(trainer: Trainer, patches: Patches) -> tuple[int, Tensor | 
         patches: Where it is remembered what the Trainer is given back.
 
     Raises:
-        ValueError: If the training data is no data loader over a data set with a length.
+        ValueError: If the training data is no data loader over a data set with a length, or its samples carry the rows
+            of another data set.
     """
     dataset = getattr(train_loader(trainer, patches), "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
@@ -91,6 +92,7 @@ def rows_and_targets(trainer: Trainer, patches: Patches) -> tuple[int, Tensor | 
             "A loss needs each sample's row, so the training data must be a DataLoader over a data set with a "
             "length; wrap yours in lightning_kd.data.Indexed."
         )
+    check_rows(dataset)
     return len(dataset), targets_of(dataset)
 
 

@@ -86,6 +86,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself keeps equal in all processes, so DDP need not send them."""
 
+    facts_of_data: ClassVar[tuple[str, ...]] = ()
+    """Attributes and buffers that :meth:`set_dataset` gives: a loss that begins anew in another run keeps them."""
+
     def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
         super().__init__()
         if not all(0.0 <= value < float("inf") for value in extremes(weight)):
