@@ -29,6 +29,7 @@ from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
 from lightning_kd.fit.patches import Patches
+from lightning_kd.fit.row_order import RowOrder
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
@@ -311,6 +312,8 @@ class DistillationCallback(FitHooks):
         return next(iter(children.values()))
 
     def _wrap(self, step: Any, pl_module: LightningModule) -> Any:
+        row_order = RowOrder()
+
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
@@ -328,7 +331,11 @@ class DistillationCallback(FitHooks):
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                total = run.loss(pl_module, batch, read, capture.counting_calls(), task)
+                calls = capture.counting_calls()
+                if run.objective.needs_target or run.objective.needs_index:
+                    for call in calls:
+                        row_order.check(read(), call)
+                total = run.loss(pl_module, batch, read, calls, task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
