@@ -21,6 +21,7 @@ from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.files.precision import Precision
@@ -29,6 +30,7 @@ from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
 from lightning_kd.fit.parts import check_between_fits
 from lightning_kd.fit.patches import Patches
+from lightning_kd.fit.row_order import RowOrder
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
@@ -93,9 +95,11 @@ class DistillationCallback(FitHooks):
             )
         self.teacher = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
+        forget_layers(self.losses)
         self.student = student
         self.student_calls: Calls = student_calls
         self._call: Call | None = None
+        self._student_name = ""
         self._patches = Patches()
 
     @property
@@ -164,7 +168,11 @@ class DistillationCallback(FitHooks):
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
         student = self._student_in(pl_module)
+        self._student_name = next(name for name, module in pl_module.named_modules() if module is student)
         earlier = self._run
+        if earlier is not None and earlier.student is not student:  # the losses begin anew
+            forget_layers(self.losses)
+            earlier = None
         run = DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls, patches=self._patches)
         self._run = run
         if earlier is not None and earlier.objective.losses is self.losses:
@@ -176,7 +184,7 @@ class DistillationCallback(FitHooks):
             return
         if mesh_of(trainer) is None:
             self._wrap_state(pl_module)
-        batch = probe_batch(trainer, pl_module)
+        batch = probe_batch(trainer, pl_module, self._patches)
         call_student = functools.partial(call_until_student, pl_module, student)
         run.prepare(trainer, pl_module, batch, call_student)
         pl_module.add_module(ATTRIBUTE, self.losses)
@@ -186,6 +194,10 @@ class DistillationCallback(FitHooks):
         if run.objective.stages:
             move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
             self._patches.replace(pl_module, "lr_scheduler_step", move_on)
+
+    def student_of(self, pl_module: LightningModule) -> nn.Module:
+        """Return the module that is the student by now."""
+        return pl_module.get_submodule(self._student_name)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Have the losses' parameters optimized, and take up a resumed run where it stopped."""
@@ -321,6 +333,8 @@ class DistillationCallback(FitHooks):
         return next(iter(children.values()))
 
     def _wrap(self, step: Any, pl_module: LightningModule) -> Any:
+        row_order = RowOrder()
+
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
@@ -338,7 +352,11 @@ class DistillationCallback(FitHooks):
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                total = run.loss(pl_module, batch, read, capture.counting_calls(), task)
+                calls = capture.counting_calls()
+                if run.objective.needs_target or run.objective.needs_index:
+                    for call in calls:
+                        row_order.check(read(), call)
+                total = run.loss(pl_module, batch, read, calls, task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step

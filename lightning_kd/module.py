@@ -25,6 +25,7 @@ from lightning_kd.capture.networks import device_of
 from lightning_kd.configurable import describe, restore
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
+from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.engine.task import task_term
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
@@ -111,6 +112,7 @@ class DistillationModule(ReplaceableParts):
             raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
         self.student = student
         self.losses = NamedLosses() if losses is None and teacher is None else name_losses(losses or [])
+        forget_layers(self.losses)
         self.task_loss = task_loss
         self.task_weight = task_weight
         self.make_optimizer = optimizer
@@ -251,7 +253,7 @@ class DistillationModule(ReplaceableParts):
             self.run.step.attach()
             return
         example = self.example_input_array
-        batch = probe_batch(self.trainer, self) if example is None else (example,)
+        batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, self._call_student)
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)

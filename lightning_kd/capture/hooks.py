@@ -2,7 +2,9 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
+from operator import is_ as is_same
 from typing import Any, Literal
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_kd.capture.call import Call, with_versions
-from lightning_kd.capture.networks import first_tensor, is_compiled, original
+from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
 from lightning_kd.capture.private import is_compiled_in_place, remove_forward_hooks, version_of
 
 Calls = Literal["one", "first", "last", "each"]
@@ -67,29 +69,49 @@ class Capture:
         self.role = role
         self._store = _Store(calls)
         self._handles: list[RemovableHandle] = []
+        self._places: list[nn.Module] = []
         self.attached = False
         inner = original(module)
         names = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
+        known = {plain_name(name) for name in names}
         for layer in self.layers:
-            if layer not in names:
+            if plain_name(layer) not in known:
                 raise ValueError(_unknown_layer(layer, names, role, type(inner).__name__))
 
     def attach(self) -> None:
-        """Put the hooks on; a second call changes nothing.
+        """Put the hooks on; a second call moves them to the modules that have taken the layers' places since.
 
-        A graph that was compiled before its module had hooks runs without them. So compiled code is dropped, and the
-        next call compiles again.
+        Lightning, precision plugins and callbacks swap layers after set-up: BatchNorm for SyncBatchNorm, or Linear for
+        one of fewer bits. A graph that was compiled before its module had hooks runs without them. So compiled code is
+        dropped, and the next call compiles again.
+
+        Raises:
+            RuntimeError: If there is no layer of a name any more.
         """
-        if self.attached:
+        places = [self.module, *map(self._find, self.layers)]
+        if self.attached and all(map(is_same, places, self._places)):
             return
+        self._take_off()
         self.attached = True
+        self._places = places
         if self.with_call:
             self._attach_call()
-        for layer in self.layers:
+        for layer, place in zip(self.layers, places[1:], strict=True):
             put_layer = partial(_put_layer, self._store, layer)
-            self._handles.append(original(self.module).get_submodule(layer).register_forward_hook(put_layer))
+            self._handles.append(place.register_forward_hook(put_layer))
         if self._handles and is_compiled(self.module):
             torch.compiler.reset()
+
+    def _find(self, layer: str) -> nn.Module:
+        inner = original(self.module)
+        for name in (layer, plain_name(layer)):
+            with suppress(AttributeError):
+                return inner.get_submodule(name)
+        raise RuntimeError(
+            f"The {self.role} {type(inner).__name__} has no layer {layer!r} any more: something has replaced modules "
+            "since the losses were built, such as a callback or a precision plugin. Name a layer that is left, or "
+            "replace modules before the fit."
+        )
 
     def _attach_call(self) -> None:
         # a module compiled in place compiles its own hooks too, each by itself, which is of no use for these
@@ -103,10 +125,14 @@ class Capture:
     def detach(self) -> None:
         """Take the hooks off and leave the module as it was."""
         self.stop()
+        self._take_off()
+        self.attached = False
+
+    def _take_off(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self.attached = False
+        self._places = []
 
     def start(self) -> Call:
         """Begin a step; return its first call, which the hooks fill in when the module runs."""

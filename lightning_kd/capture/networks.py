@@ -24,8 +24,8 @@ def plain_name(key: str) -> str:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether the module was compiled, or it or a part of it was compiled in place by ``module.compile()``."""
-    return module is not original(module) or any(map(is_compiled_in_place, module.modules()))
+    """Whether the module or a part of it was compiled, by ``torch.compile(module)`` or ``module.compile()``."""
+    return any(part is not original(part) or is_compiled_in_place(part) for part in module.modules())
 
 
 def first_tensor(output: object) -> Tensor | None:

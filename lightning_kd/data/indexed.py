@@ -20,9 +20,12 @@ class Indexed(Dataset[Any]):
 
     Args:
         dataset: Any data set with a length and rows by number.
+        targets: Class id of every row, where the samples carry other labels than ``dataset.targets``, such as after a
+            ``target_transform``; by default what :func:`targets_of` finds.
 
     Raises:
         TypeError: If the data set has no rows by number, or is indexed already.
+        ValueError: If there is not one class id for each row.
 
     Example:
         >>> rows = Indexed(TensorDataset(torch.tensor([0.5, 2.0]), torch.tensor([1, 0])))
@@ -32,7 +35,7 @@ class Indexed(Dataset[Any]):
         tensor([1, 0])
     """
 
-    def __init__(self, dataset: Dataset[Any]) -> None:
+    def __init__(self, dataset: Dataset[Any], targets: Tensor | Sequence[int] | None = None) -> None:
         if isinstance(dataset, IterableDataset):
             raise TypeError(
                 f"Indexed: {type(dataset).__name__} is an IterableDataset, whose samples come in no fixed rows that "
@@ -43,11 +46,14 @@ class Indexed(Dataset[Any]):
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise TypeError(f"Indexed: expected a data set with __getitem__ and __len__, got {type(dataset).__name__}.")
         self.dataset = dataset
+        self._targets = None if targets is None else _class_ids(targets, dataset)
+        if targets is not None and self._targets is None:
+            raise ValueError(f"Indexed: expected targets to be one class id for each of {len(dataset)} rows.")
 
     @property
     def targets(self) -> Tensor | None:
         """Class id of every row, ``None`` if the data set has none; see :func:`targets_of`."""
-        return targets_of(self.dataset)
+        return targets_of(self.dataset) if self._targets is None else self._targets
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -82,7 +88,7 @@ def targets_of(dataset: Dataset[Any]) -> Tensor | None:
         tensor([2, 1])
     """
     if isinstance(dataset, Indexed):
-        return targets_of(dataset.dataset)
+        return dataset.targets
     found: Any = next((t for name in ("targets", "labels") if (t := getattr(dataset, name, None)) is not None), None)
     if found is None and isinstance(dataset, TensorDataset):
         found = dataset.tensors[1] if len(dataset.tensors) > 1 else None
@@ -94,6 +100,41 @@ def targets_of(dataset: Dataset[Any]) -> Tensor | None:
         known = [part for part in parts if part is not None]
         return torch.cat(known) if len(known) == len(parts) else None
     return _class_ids(found, dataset)
+
+
+def check_rows(dataset: Any) -> None:
+    """Check that the rows which samples carry are those of this data set, as far as its structure tells.
+
+    Raises:
+        ValueError: If an :class:`Indexed` inside it counts the rows of another data set.
+    """
+    inside = [] if isinstance(dataset, Indexed) else _indexed_inside(dataset)
+    if inside and (len(inside) > 1 or not _keeps_rows(dataset) or len(inside[0]) != len(dataset)):
+        counts = " and ".join(str(len(one)) for one in inside)
+        raise ValueError(
+            f"The training data is a {type(dataset).__name__} of {len(dataset)} rows around Indexed data of {counts}, "
+            "so the rows that the samples carry are not its own. Indexed must be the last wrapper: "
+            f"Indexed({type(dataset).__name__}(...))."
+        )
+
+
+def _keeps_rows(dataset: Any) -> bool:
+    """Whether a wrapper may give the rows as they are: torch's own that choose or join rows do not."""
+    if isinstance(dataset, Subset):
+        return list(dataset.indices) == list(range(len(dataset))) and _keeps_rows(dataset.dataset)
+    return not isinstance(dataset, ConcatDataset)
+
+
+def _indexed_inside(dataset: Any, depth: int = 6) -> list[Indexed]:
+    """Return the indexed data sets that a data set wraps, in attributes and lists."""
+    found: dict[int, Indexed] = {}
+    for value in getattr(dataset, "__dict__", {}).values():
+        for one in value[:100] if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, Indexed):
+                found[id(one)] = one
+            elif isinstance(one, Dataset) and depth:
+                found |= {id(inner): inner for inner in _indexed_inside(one, depth - 1)}
+    return list(found.values())
 
 
 def _class_ids(found: Any, dataset: Any) -> Tensor | None:

@@ -14,6 +14,7 @@ from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Seen, Trace
+from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
@@ -42,10 +43,25 @@ class SetUp:
         """What the student was called with when the sizes were learned, without its values; see ``remember_call``."""
         self.dataset: tuple[int, bool] = (0, False)
         """Number of rows of the training data, and whether it has class ids, for losses that remember samples."""
+        self.labels: int | None = None
+        """Fingerprint of these class ids, ``None`` if they are not known."""
+        self.owner = Owner()
+        """Stands for this run in the losses that belong to it."""
+        self.from_checkpoint = False
+        """Whether the losses hold what a checkpoint has remembered."""
 
     def go_on_from(self, earlier: "SetUp") -> None:
         """Take over what the losses were built for in an earlier fit of theirs."""
         self.shapes, self.inputs, self.dataset = earlier.shapes, earlier.inputs, earlier.dataset
+        self.labels, self.owner, self.from_checkpoint = earlier.labels, earlier.owner, earlier.from_checkpoint
+
+    def claim(self) -> None:
+        """Let the losses belong to this run; those that another run has built begin anew."""
+        if claim(self.step.objective.losses, self.owner):
+            self.shapes = None
+            self.from_checkpoint = False
+            self.step.detach()
+            self.step.watch()
 
     def prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         """Put the hooks on, learn every size from one small batch, and build what depends on sizes.
@@ -60,6 +76,7 @@ class SetUp:
         Raises:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
+        self.claim()
         self._check_teacher()
         if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
             self.step.teacher.read_weights()
@@ -98,18 +115,44 @@ class SetUp:
             targets: Class id of each row, ``None`` if the data does not tell.
 
         Raises:
-            ValueError: If the losses were built for another number of rows.
+            ValueError: If the losses come from a checkpoint, and remember other data.
         """
-        if self.shapes is not None and rows != self.dataset[0]:
+        self.claim()
+        labels = fingerprint(targets)
+        if self.shapes is None:
+            remembering = [loss for loss in self.step.objective.components if loss.needs_index]
+        else:
+            self._check_same_data(rows, labels)
+            known = self.labels is None or labels == self.labels
+            remembering = [] if rows == self.dataset[0] and known else self._forget()
+        self.dataset, self.labels = (rows, targets is not None), labels
+        for loss in remembering:
+            loss.set_dataset(rows, targets)
+
+    def _check_same_data(self, rows: int, labels: int | None) -> None:
+        """Raise a ``ValueError`` if the losses come from a checkpoint, and remember other data than this."""
+        if not self.from_checkpoint:
+            return
+        if rows != self.dataset[0]:
             raise ValueError(
                 f"The training data has {rows} rows, but the losses of the checkpoint remember {self.dataset[0]}; "
                 "fit with the data that the checkpoint was made with."
             )
-        if self.shapes is None:
-            self.dataset = (rows, targets is not None)
-            for loss in self.step.objective.components:
-                if loss.needs_index:
-                    loss.set_dataset(rows, targets)
+        if None not in (labels, self.labels) and labels != self.labels:
+            raise ValueError(
+                f"The training data has {rows} rows like that of the checkpoint, but other class ids, or the same in "
+                "another order, so what the losses remember of a row is of another sample; fit with the data that "
+                "the checkpoint was made with (a random split must be drawn with the same seed)."
+            )
+
+    def _forget(self) -> list[DistillationLoss]:
+        """Return the losses whose memory is of the data of an earlier fit, and say that it begins anew."""
+        forgetting = [(name, loss) for name, loss in self.step.objective.leaves if loss.needs_index]
+        rank_zero_info(
+            f"The training data is not that of the earlier fit, so what {', '.join(name for name, _ in forgetting)} "
+            "remembers of its rows begins anew."
+        )
+        return [loss for _, loss in forgetting]
 
     def build(self, shapes: Shapes) -> None:
         """Build every component for the given shapes; called once.
@@ -136,13 +179,21 @@ class SetUp:
             ValueError: If a loss cannot work on these shapes.
         """
         self.inputs = saved["inputs"]
-        if saved["shapes"] is None or self.shapes is not None:
+        if saved["shapes"] is None:
             return
+        if self.shapes is not None:  # a fit goes on from a checkpoint: its own data is known
+            rows, labels = self.dataset[0], self.labels
+            self.dataset, self.labels, self.from_checkpoint = (*saved["dataset"],), saved.get("labels"), True
+            if rows and self.dataset[0]:
+                self._check_same_data(rows, labels)
+            return
+        self.claim()
         self.name_layers(saved["layers"])
         for name, views in saved.get("views", {}).items():
             dict(self.step.objective.leaves)[name].views = views_from(views)
         rows, with_targets = saved["dataset"]
         self.show_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
+        self.labels, self.from_checkpoint = saved.get("labels"), True
         self.build({role: {n: tuple(shape) for n, shape in of.items()} for role, of in saved["shapes"].items()})
 
     def state(self) -> dict[str, Any]:
@@ -160,6 +211,7 @@ class SetUp:
             "views": {
                 name: plain_views(loss.views) for name, loss in self.step.objective.leaves if any(loss.views.values())
             },
+            "labels": self.labels,
         }
 
     def _check_teacher(self) -> None:

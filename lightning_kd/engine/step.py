@@ -12,6 +12,7 @@ from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen
+from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.tensors import add_up
@@ -96,6 +97,17 @@ class TrainingStep:
         if self.teacher is not None:
             self.teacher.attach()
 
+    def find_again(self, student: nn.Module) -> None:
+        """Move the hooks to the modules that run by now, if they are on.
+
+        Args:
+            student: The module that is the student by now.
+        """
+        if not self.capture.attached:
+            return
+        self.student = self.capture.module = student
+        self.attach()
+
     def detach(self) -> None:
         """Take the hooks off student and teacher."""
         self.capture.detach()
@@ -172,12 +184,13 @@ class TrainingStep:
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
+        student_logits = logits_of(call.output) if call.called else None
         tensors = StepTensors(
-            student_logits=logits_of(call.output) if call.called else None,
+            student_logits=student_logits,
             teacher_logits=None if lesson is NO_LESSON else logits_of(lesson.output),
             student_features=call.features,
             teacher_features=lesson.features,
-            target=batch.target,
+            target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
             teacher_ready=self.teacher_ready,
@@ -242,7 +255,8 @@ def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _value(name: str, evaluate: Callable[[StepTensors], Tensor], tensors: StepTensors) -> Tensor:
     try:
-        return evaluate(tensors)
+        with words_for_labels(f"Part {name!r}", tensors.target, tensors.student_logits):
+            return evaluate(tensors)
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):
             raise

@@ -1,65 +1,125 @@
-"""A look at the training data before a fit: one small batch, and the rows of the data set."""
+"""A look at the training data before a fit: one small batch, and the rows of the data set.
 
+The look reads nothing that the Trainer would not read, in no process in which the Trainer would not, and uses nothing
+up: what the look has taken from a stream is given to the Trainer as the beginning of it, see ``streams.py``.
+"""
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_kd.capture.networks import device_of, isolated_random_state
 from lightning_kd.capture.private import tree_leaves
-from lightning_kd.data.indexed import targets_of
+from lightning_kd.data.indexed import check_rows, targets_of
+from lightning_kd.fit.patches import Patches
+from lightning_kd.fit.streams import Kept, Peeked, give_back
+
+_FAILED = (
+    "To learn the sizes, a first batch of the training data is read before the fit, and that failed with {}: {}. If "
+    "the Trainer can read the data all the same, set example_input_array on the module: then no data is read before "
+    "the fit."
+)
 
 
-def train_loader(trainer: Trainer) -> Any:
-    """Return the training data as the user gave it, during ``setup`` of a fit."""
-    if trainer.datamodule is not None:  # type: ignore[attr-defined]
-        return trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
+def train_loader(trainer: Trainer, patches: Patches) -> Any:
+    """Return the training data as the user gave it, during ``setup`` of a fit.
+
+    ``train_dataloader()`` is called once: the Trainer gets what the look has got, unless the two could differ.
+    """
     # Lightning 2.6 has no public name for the loaders before the loop has set them up, nor for moving a batch as the
     # loop does
-    return trainer.fit_loop._data_source.dataloader()
+    source = trainer.fit_loop._data_source
+    kept = vars(source).get("dataloader")
+    if not isinstance(kept, Kept):
+        kept = Kept(trainer, source, _request_dataloader, patches)
+        patches.replace(source, "dataloader", kept)
+    return kept.loader
 
 
-def probe_batch(trainer: Trainer, module: LightningModule) -> Any:
-    """Make one small batch of the training data on the student's side, without starting workers or samplers.
+def probe_batch(trainer: Trainer, module: LightningModule, patches: Patches) -> Any:
+    """Make one small batch of the training data on the student's side.
+
+    Rows by number are read where the Trainer would read them: in this process, or by a worker that ends with the look.
 
     Args:
         trainer: The Trainer, during ``setup`` of a fit.
         module: The module; its batch-transfer hooks, or the data module's, are applied.
+        patches: Where it is remembered what the Trainer is given back.
+
+    Raises:
+        RuntimeError: If the data cannot be read.
+        ValueError: If there is no batch with samples.
     """
+    loader = train_loader(trainer, patches)
     with isolated_random_state():
-        loader = train_loader(trainer)
-        batch = _first_samples(loader) if isinstance(loader, DataLoader) else None
+        try:
+            batch = _first_batch(trainer, loader, patches)
+        except Exception as error:
+            raise RuntimeError(_FAILED.format(type(error).__name__, error)) from error
         if batch is None:
-            combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
-            batch = next((batch for batch, _, _ in combined if _has_samples(batch)), None)
-            if batch is None:
-                raise ValueError("The training data has no batch with samples to learn the sizes from.")
+            raise ValueError("The training data has no batch with samples to learn the sizes from.")
         device = device_of(module)
         return module._apply_batch_transfer_handler(
             batch, device=torch.device("cpu") if device.type == "meta" else device
         )
 
 
-def rows_and_targets(trainer: Trainer) -> tuple[int, Tensor | None]:
+def rows_and_targets(trainer: Trainer, patches: Patches) -> tuple[int, Tensor | None]:
     """Return the number of rows of the training data, and the class id of each, ``None`` if the data does not tell.
 
     Args:
         trainer: The Trainer, during ``setup`` of a fit.
+        patches: Where it is remembered what the Trainer is given back.
 
     Raises:
-        ValueError: If the training data is no data loader over a data set with a length.
+        ValueError: If the training data is no data loader over a data set with a length, or its samples carry the rows
+            of another data set.
     """
-    with isolated_random_state():
-        dataset = getattr(train_loader(trainer), "dataset", None)
+    dataset = getattr(train_loader(trainer, patches), "dataset", None)
     if dataset is None or not hasattr(dataset, "__len__"):
         raise ValueError(
             "A loss needs each sample's row, so the training data must be a DataLoader over a data set with a "
             "length; wrap yours in lightning_kd.data.Indexed."
         )
+    check_rows(dataset)
     return len(dataset), targets_of(dataset)
+
+
+def _first_batch(trainer: Trainer, loader: Any, patches: Patches) -> Any:
+    if isinstance(loader, DataLoader):
+        return _first(_short(trainer, loader, patches, rows=2))
+    combined = loader if isinstance(loader, CombinedLoader) else CombinedLoader(loader, "max_size_cycle")
+    short = copy.copy(combined)
+    short.flattened = [_short(trainer, one, patches, rows=None) for one in combined.flattened]
+    return _first(batch for batch, _, _ in short)
+
+
+def _short(trainer: Trainer, loader: Any, patches: Patches, rows: int | None) -> Any:
+    """Return an iterable of the first batch alone."""
+    indices = _first_indices(loader, rows) if isinstance(loader, DataLoader) else None
+    if indices is not None:
+        return _rows(loader, indices)
+    if isinstance(loader, Sequence):
+        return loader
+    peeked = Peeked(trainer, loader)
+    batch = peeked.take_until(_has_samples)
+    give_back(trainer.fit_loop._data_source, peeked, patches)
+    return [] if batch is None else [batch]
+
+
+def _first(batches: Any) -> Any:
+    return next((batch for batch in batches if _has_samples(batch)), None)
 
 
 def _has_samples(batch: Any) -> bool:
@@ -67,11 +127,101 @@ def _has_samples(batch: Any) -> bool:
     return first is None or first.ndim == 0 or len(first) > 0
 
 
-def _first_samples(loader: DataLoader[Any]) -> Any:
-    if isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None:
+def _first_indices(loader: DataLoader[Any], rows: int | None) -> list[Any] | None:
+    """Return what the loader's samplers would draw first, as a list of one batch.
+
+    A copy of the samplers draws, so that theirs, with their generators and counters, stand where they stood.
+
+    Args:
+        loader: The loader.
+        rows: Number of rows at most, where the batch is made of any rows.
+
+    Returns:
+        ``None`` if the loader has no samplers, or they cannot be copied.
+    """
+    if isinstance(loader.dataset, IterableDataset):
         return None
+    samplers = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    shared = {id(loader.dataset): loader.dataset}
+    shared |= {id(generator): _copy_generator(generator) for generator in _generators(samplers)}
     try:
-        samples = [loader.dataset[i] for i in range(2)]
-    except (IndexError, KeyError, TypeError):
+        copied = copy.deepcopy(samplers, shared)
+    except Exception:  # such as an iterator that is used for a sampler
         return None
-    return loader.collate_fn(samples)
+    if type(copied) is BatchSampler:
+        size = copied.batch_size if rows is None else min(rows, copied.batch_size)
+        first = list(islice(copied.sampler, size))
+        return [first] if first else []
+    return list(islice(copied, 1))
+
+
+def _rows(loader: DataLoader[Any], indices: list[Any]) -> Iterator[Any]:
+    """Read rows as the loader would, in the main process or by one worker of their own."""
+    short = copy.copy(loader)
+    changes = {
+        "batch_sampler" if loader.batch_sampler is not None else "sampler": indices,
+        "num_workers": min(1, loader.num_workers),
+        "persistent_workers": False,
+        "pin_memory": False,
+        # a generator of the loader seeds the workers
+        "generator": None,
+        "_iterator": None,
+    }
+    vars(short).update(changes)  # torch refuses some of these as attributes of a loader that is made
+    with _as_they_were([] if loader.num_workers else _generators((loader.dataset, loader.collate_fn))):
+        yield from iter(short)
+
+
+@contextmanager
+def _as_they_were(generators: list[Any]) -> Iterator[None]:
+    """Put the states of generators back after the block."""
+    states = [copy.deepcopy(_state(generator)) for generator in generators]
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            _set_state(generator, state)
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def _copy_generator(generator: Any) -> Any:
+    return generator.clone_state() if isinstance(generator, torch.Generator) else copy.deepcopy(generator)
+
+
+_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+
+def _generators(thing: Any) -> list[Any]:
+    """Return the random generators that an object holds, in attributes and small collections, at any depth."""
+    found: list[Any] = []
+    seen: set[int] = set()
+    waiting = [thing]
+    while waiting and len(seen) < 10_000:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, _GENERATORS):
+            found.append(one)
+        elif isinstance(one, Mapping | list | tuple | set):
+            values = one.values() if isinstance(one, Mapping) else one
+            waiting += islice(values, 100)
+        elif not isinstance(one, type | Tensor | torch.nn.Module) and hasattr(one, "__dict__"):
+            waiting += vars(one).values()
+    return found

@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import nn
 from torch.optim import Optimizer
 
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
@@ -29,12 +30,22 @@ class FitHooks(Callback):
             raise RuntimeError("The callback has no run yet; pass it to a Trainer and call fit.")
         return self._run
 
+    def student_of(self, pl_module: LightningModule) -> nn.Module:
+        """Return the module that is the student by now."""
+        return self.run.student
+
+    def find_again(self, pl_module: LightningModule) -> None:
+        """Look whether layers were replaced after set-up, at moments between which nobody replaces any."""
+        self.run.step.find_again(self.student_of(pl_module))
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up a resumed run where it stopped."""
+        self.find_again(pl_module)
         self.run.fit_start(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take up a run that was stopped within an epoch."""
+        self.find_again(pl_module)
         self.run.resume.train_start(pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,6 +54,8 @@ class FitHooks(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Give the losses the moment of the run."""
+        if batch_idx == 0:  # after all that hooks of the module may have replaced
+            self.find_again(pl_module)
         self.run.clock.start_batch(pl_module, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -55,6 +68,7 @@ class FitHooks(Callback):
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to compare student and teacher."""
+        self.find_again(pl_module)
         self.run.start_evaluation(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,6 +77,7 @@ class FitHooks(Callback):
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to compare student and teacher."""
+        self.find_again(pl_module)
         self.run.start_evaluation(pl_module)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -90,6 +105,12 @@ class ModuleHooks(FitHooks):
     def __init__(self, run: DistillationRun, before_fit: Callable[[], None]) -> None:
         self._run = run
         self._before_fit = before_fit
+
+    def student_of(self, pl_module: LightningModule) -> nn.Module:
+        """Return the module that is the student by now."""
+        student = pl_module.student
+        assert isinstance(student, nn.Module)
+        return student
 
     def join(self, trainer: Trainer) -> None:
         """Stand among a Trainer's callbacks, in the place of hooks that an earlier fit has left there."""

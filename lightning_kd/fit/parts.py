@@ -6,6 +6,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_kd.capture.batch import Hooks
+from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.teachers.frozen import as_teacher
@@ -33,6 +34,10 @@ class ReplaceableParts(LightningModule):
 
     def _replace_part(self, name: str, value: Any) -> None:
         before = self.run
+        if name == "student" and before.step.capture.attached and not before.started:
+            # a precision plugin replaces the student's class after set-up; the hooks follow as training starts
+            super().__setattr__(name, value)
+            return
         check_between_fits(before, name, type(self).__name__)
         # what a callback has made of the student, it makes again
         teacher = None if before.clock.source is not None else before.teacher
@@ -43,7 +48,9 @@ class ReplaceableParts(LightningModule):
         parts[name] = as_teacher(value) if name == "teacher" else value
         hooks = cast(Hooks, self)  # the door that derives from this class
         run = DistillationRun(parts["student"], parts["teacher"], parts["losses"], hooks, parts["task_weight"])
-        if parts["losses"] is before.objective.losses:  # they are built for these sizes
+        if name == "student":  # what the losses remember is of the other student
+            forget_layers(run.objective.losses)
+        elif parts["losses"] is before.objective.losses:  # they are built for these sizes
             run.setup.go_on_from(before.setup)
         if name != "teacher":  # which the run alone holds
             super().__setattr__(name, value)

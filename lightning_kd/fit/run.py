@@ -73,6 +73,7 @@ class DistillationRun:
         self.unused = UnusedParameters()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
+        self.started = False
         self._warned_of_empty = False
 
     # What others look at
@@ -151,7 +152,7 @@ class DistillationRun:
         self.clock.begin()
         check_clips(trainer)
         if self.objective.needs_index:
-            self.setup.show_dataset(*rows_and_targets(trainer))
+            self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
@@ -202,6 +203,7 @@ class DistillationRun:
 
     def epoch_start(self, module: LightningModule) -> None:
         """Begin the epoch's means."""
+        self.started = True
         self.log.start_epoch()
         self.resume.epoch_start(module)
 
@@ -259,6 +261,7 @@ class DistillationRun:
 
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""
+        self.started = False
         self.step.detach()
         self.patches.undo_all()
 

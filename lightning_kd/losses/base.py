@@ -105,6 +105,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself keeps equal in all processes, so DDP need not send them."""
 
+    facts_of_data: ClassVar[tuple[str, ...]] = ()
+    """Attributes and buffers that :meth:`set_dataset` gives: a loss that begins anew in another run keeps them."""
+
     def __init__(
         self, student: Layers = None, teacher: Layers = None, *, layout: Layout = None, weight: Scalar = 1.0
     ) -> None:

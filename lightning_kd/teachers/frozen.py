@@ -115,7 +115,8 @@ class FrozenTeacher(Teacher):
         self.capture = Capture(self.module, layers, "teacher", with_call=False)
 
     def attach(self) -> None:
-        """Put the hooks on the layers."""
+        """Put the hooks on the layers, of the module that is the teacher by now."""
+        self.capture.module = self.module
         self.capture.attach()
 
     def detach(self) -> None:

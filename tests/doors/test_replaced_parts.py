@@ -8,7 +8,8 @@ from lightning.pytorch import Callback
 from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.losses import HintLoss, KDLoss
+from lightning_kd.data import Indexed
+from lightning_kd.losses import CRDLoss, HintLoss, KDLoss
 from tests import support
 
 
@@ -63,6 +64,25 @@ def test_a_refit_with_the_losses_that_are_there_goes_on():
     support.fit(made, max_epochs=1)
     made.teacher = net(3, 5)
     support.fit(made, max_epochs=1)
+
+
+def test_what_a_loss_remembers_is_of_the_student_that_it_taught():
+    """CRD's banks hold the embeddings of one student; another one begins with banks of its own."""
+
+    def losses():
+        return [CRDLoss(negatives=4)]
+
+    def sets():
+        return torch.utils.data.DataLoader(Indexed(support.data()), 8)
+
+    made = module(net(1), net(2, 5), losses())
+    support.fit(made, train=sets(), max_epochs=1)
+    made.student = net(7)
+    expected = module(net(7), net(2, 5), losses())
+    for one in (made, expected):
+        torch.manual_seed(5)
+        support.fit(one, train=sets(), max_epochs=1)
+    support.assert_same_weights(made, expected)
 
 
 def callback(teacher, losses):

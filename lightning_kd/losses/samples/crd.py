@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.distributed.gather import gather, is_distributed
-from lightning_kd.losses.base import DistillationLoss, Layout, Shape
+from lightning_kd.losses.base import DistillationLoss, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
 from lightning_kd.losses.samples.embedding import embeddings
+from lightning_kd.losses.samples.rows import RowWatch
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
@@ -136,6 +137,8 @@ class CRDLoss(DistillationLoss):
         "rows_by_class",
     )
 
+    facts_of_data = ("num_samples", "_largest_class", "row_classes")
+
     student_bank: Tensor
     teacher_bank: Tensor
     log_normalizers: Tensor
@@ -175,7 +178,7 @@ class CRDLoss(DistillationLoss):
         self._calibrated = False
         self._began = False
         self._largest_class = 0
-        self._watch = _Watch()
+        self._watch = RowWatch()
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
@@ -183,7 +186,7 @@ class CRDLoss(DistillationLoss):
         return () if self.gather else ("student_bank", "teacher_bank", "log_normalizers")
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
-        """Learn how many rows to remember, and their classes.
+        """Learn how many rows to remember, and their classes; what is remembered of other data is forgotten.
 
         Args:
             num_samples: Number of rows, so that every index is below it.
@@ -195,6 +198,8 @@ class CRDLoss(DistillationLoss):
         if num_samples < 1:
             raise ValueError(f"CRDLoss: expected a data set with at least one row, got {num_samples}.")
         self.num_samples = num_samples
+        if "student_bank" in self._buffers:  # of other data
+            self._begin_banks()
         if self.negatives_from == "any":
             return
         if targets is None:
@@ -209,9 +214,9 @@ class CRDLoss(DistillationLoss):
             )
         classes = targets.detach().long().cpu()
         alone = -1 - torch.arange(num_samples)
-        self.register_buffer("row_classes", torch.where(classes < 0, alone, classes))
-        self.register_buffer("sorted_classes", torch.empty(0, dtype=torch.long), persistent=False)
-        self.register_buffer("rows_by_class", torch.empty(0, dtype=torch.long), persistent=False)
+        before = self._buffers.get("student_bank")
+        device = None if before is None else before.device
+        self.register_buffer("row_classes", torch.where(classes < 0, alone, classes).to(device))
         self._derive()
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -228,12 +233,20 @@ class CRDLoss(DistillationLoss):
         if not self.num_samples:
             raise RuntimeError("CRDLoss: the data set is not known yet; call set_dataset(num_samples, targets) first.")
         self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
+        self._begin_banks()
+        if "row_classes" in self._buffers:
+            self._derive()
+
+    def _begin_banks(self) -> None:
+        before = self._buffers.get("student_bank")
+        device = None if before is None else before.device
         bound = 1.0 / math.sqrt(self.dim / 3)
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(
-                name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+                name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound).to(device)
             )
-        self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32))
+        self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32, device=device))
+        self._calibrated = self._began = False
 
     def draw(self, index: Tensor) -> Tensor:
         """Draw the rows to compare each sample with.
@@ -260,6 +273,12 @@ class CRDLoss(DistillationLoss):
         drawn = torch.rand(size, dtype=dtype, device=index.device).mul_(self.num_samples - count).long()
         drawn += (drawn >= first) * count
         return torch.cat((index.unsqueeze(1), self.rows_by_class[drawn]), dim=1)
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Return the loss of a step, in training after a look whether its labels are those of its rows."""
+        if self.training and step.index is not None and step.target is not None:
+            self._watch.note_labels(self._buffers.get("row_classes"), step.index, step.target)
+        return super().evaluate(step)
 
     def forward(
         self, student: Tensor, teacher: Tensor, *, index: Tensor, contrast_index: Tensor | None = None
@@ -334,7 +353,9 @@ class CRDLoss(DistillationLoss):
     def _derive(self) -> None:
         """Compute again what depends on the buffers."""
         if "row_classes" in self._buffers and not self.row_classes.is_meta:
-            self.sorted_classes, self.rows_by_class = torch.sort(self.row_classes, stable=True)
+            ordered, rows = torch.sort(self.row_classes, stable=True)
+            self.register_buffer("sorted_classes", ordered, persistent=False)
+            self.register_buffer("rows_by_class", rows, persistent=False)
             self._largest_class = int(self.sorted_classes.unique_consecutive(return_counts=True)[1].max())
         if "log_normalizers" in self._buffers and not self.log_normalizers.is_meta:
             self._calibrated = bool(self.log_normalizers.isfinite().all())
@@ -343,39 +364,6 @@ class CRDLoss(DistillationLoss):
         # torch 2.10 to 2.14 have hooks before a load, but only this method for what follows it in a module by itself
         super()._load_from_state_dict(*args, **kwargs)
         self._derive()
-
-
-class _Watch:
-    """Collects on the device what is wrong with the rows of the batches; reading it makes the device wait."""
-
-    every = 50
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.outside: Tensor | None = None
-        self.twice: Tensor | None = None
-
-    def must_look(self, outside: Tensor, twice: Tensor, *, free: bool) -> bool:
-        """Note what is wrong in a step, and return whether to look: always if that is free, else every 50 steps."""
-        self.outside = outside if self.outside is None else self.outside | outside.to(self.outside.device)
-        self.twice = twice if self.twice is None else self.twice | twice.to(self.twice.device)
-        self.steps += 1
-        return free or self.steps % self.every == 1
-
-    def look(self, num_samples: int) -> None:
-        """Raise a ``ValueError`` if something is wrong."""
-        outside, twice = self.outside, self.twice
-        self.outside = self.twice = None
-        if outside is not None and outside:
-            raise ValueError(
-                f"CRDLoss: expected row indices from 0 to {num_samples - 1}, and a batch had others; they must count "
-                "the rows of the training set itself: wrap it last, Indexed(Subset(...))."
-            )
-        if twice is not None and twice:
-            raise ValueError(
-                "CRDLoss: two samples of a batch have the same row index, so what its row should remember is not "
-                "defined; use a sampler without replacement."
-            )
 
 
 def _first_of_equals(index: Tensor) -> Tensor:

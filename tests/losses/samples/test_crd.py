@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from lightning_kd.functional import crd_loss
 from lightning_kd.losses import CRDLoss
-from lightning_kd.losses.samples import crd, crd_blocks
+from lightning_kd.losses.samples import crd_blocks
+from lightning_kd.losses.samples.rows import RowWatch
 from tests.losses.case import random
 from tests.losses.golden import FLOAT32_TOLERANCE, FOLDER, GRADIENT_TOLERANCE, LOSS_TOLERANCE
 from tests.support import processes
@@ -309,7 +310,7 @@ def test_an_index_of_another_form_is_refused(index):
 
 
 def test_a_device_is_asked_now_and_then_and_forgets_nothing():
-    watch = crd._Watch()
+    watch = RowWatch()
     good, bad = torch.tensor(False), torch.tensor(True)
     looks = []
     for number in range(1, 102):

@@ -1,0 +1,95 @@
+"""Class ids of every integer type train like int64, and those out of range are told by name."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.data import Indexed
+from lightning_kd.engine.labels import words_for_labels
+from lightning_kd.losses import CRDLoss, DKDLoss, KDLoss, MutualLearning, TfKDLoss
+from tests import support
+from tests.support import UserModule, assert_same_weights
+
+LOSSES = {
+    "task": lambda: KDLoss(),
+    "dkd": lambda: DKDLoss(),
+    "tf_kd": lambda: TfKDLoss(),
+    "mutual_learning": lambda: MutualLearning([support.student()]),
+    "crd": lambda: CRDLoss("features", "features", dim=4, negatives=8),
+}
+
+
+class Unsupervised(UserModule):
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0]).square().mean()
+
+
+def fit(name, y, door="module"):
+    loss, data = LOSSES[name](), TensorDataset(support.data().tensors[0], y)
+    loader = DataLoader(Indexed(data) if name == "crd" else data, 8)
+    if door == "module":
+        task = nn.CrossEntropyLoss() if name == "task" else None
+        module, callbacks = DistillationModule(support.student(), support.teacher(), [loss], task_loss=task), []
+    else:
+        module, callbacks = Unsupervised(support.student()), [DistillationCallback(support.teacher(), [loss])]
+    torch.manual_seed(2)
+    trainer = support.trainer(max_epochs=1, callbacks=callbacks)
+    trainer.fit(module, loader, loader if door == "module" else None)
+    return module, {name: value.item() for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_other_integers_train_like_int64(name, dtype, door):
+    y = support.data().tensors[1]
+    module, metrics = fit(name, y.to(dtype), door)
+    right, right_metrics = fit(name, y, door)
+    assert metrics == right_metrics
+    assert_same_weights(module, right)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_classes_as_truth_values(name):
+    y = support.data().tensors[1] % 2
+    module, metrics = fit(name, y.bool())
+    right, right_metrics = fit(name, y)
+    assert metrics["train/loss"] == right_metrics["train/loss"]
+    assert_same_weights(module, right)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "crd"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_an_id_out_of_range_is_named(name, dtype, wrong, door):
+    if name == "task" and door == "callback":
+        return  # the user's own step
+    y = support.data().tensors[1].to(dtype)
+    y[5] = wrong
+    part = "The task's own loss" if name == "task" else f"Part '{name}'"
+    with pytest.raises(
+        ValueError, match=rf"{part} reads class ids, and the batch holds {wrong}, but the logits have 4"
+    ):
+        fit(name, y, door)
+
+
+def test_a_device_that_has_failed_is_explained():
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)mostly because a class id is out of range.*logits have 3 classes"),
+        words_for_labels("Part 'dkd'", torch.tensor([3]), torch.zeros(1, 3)),
+    ):
+        raise RuntimeError("CUDA error: device-side assert triggered\nand so on")
+
+
+@pytest.mark.parametrize("text", ["another error", "index 9 is out of bounds"])
+def test_other_errors_stay_as_they_are(text):
+    with (
+        pytest.raises(RuntimeError, match=f"^{text}$"),
+        words_for_labels("Part 'dkd'", torch.tensor([2]), torch.zeros(1, 3)),
+    ):
+        raise RuntimeError(text)
