@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast, wide
+from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
 
@@ -85,6 +85,8 @@ def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor
             f"{tuple(student_top.shape)}, teacher {tuple(teacher_bottom.shape)} and {tuple(teacher_top.shape)}; "
             "bring the student to the teacher's channels with a projector."
         )
+    if student_bottom.numel() == 0:
+        return zero_of([student_bottom, student_top])
     product = _product(student_bottom, student_top)
     student = product + (student - product).detach()  # the exact value, with the gradient of the plain product
     return F.mse_loss(student, teacher).to(product.dtype)
@@ -164,7 +166,7 @@ class FSPLoss(DistillationLoss):
 def _product(bottom: Tensor, top: Tensor) -> Tensor:
     """Return the matrices (B, C_t, C_b)."""
     with torch.autocast(device_type=bottom.device.type, enabled=False):
-        bottom, top = (features.flatten(2) for features in pool_to_smaller(upcast(bottom), upcast(top)))
+        bottom, top = (features.flatten(2) for features in pool_to_smaller(*upcast_alike(bottom, top)))
         return top @ bottom.mT / bottom.shape[2]
 
 
@@ -176,7 +178,7 @@ def _exact_product(bottom: Tensor, top: Tensor) -> Tensor:
     positions, and that sum is in the precision of the tensors.
     """
     with torch.autocast(device_type=bottom.device.type, enabled=False):
-        (bottom, bottom_level), (top, top_level) = (_part(upcast(features)) for features in (bottom, top))
+        (bottom, bottom_level), (top, top_level) = (_part(features) for features in upcast_alike(bottom, top))
         bottom, top = (features.flatten(2) for features in pool_to_smaller(bottom, top))
         bottom_means, top_means = wide(bottom.mean(dim=2)), wide(top.mean(dim=2))
         products = wide(top @ bottom.mT / bottom.shape[2])

@@ -3,14 +3,12 @@
 from typing import Any, Literal, cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import Layers
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, wide
+from lightning_kd.losses.tensors import check_differentiated_once, pool_to_smaller, unit, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -62,6 +60,8 @@ def nst_loss(
     _check_kernel("nst_loss", kernel, bandwidth)
     check_maps("nst_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("nst_loss", student, teacher)
+    if student.numel() == 0:
+        return zero_of(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student_map, teacher_map = pool_to_smaller(student, teacher.detach())
@@ -69,7 +69,7 @@ def nst_loss(
             value: Tensor = cast(Any, _SquaredProducts).apply(student_map.flatten(2), teacher_map.flatten(2))
             return value.to(dtype)
         maps = (student_map, teacher_map)
-        student_channels, teacher_channels = (F.normalize(wide(one).flatten(2), dim=2) for one in maps)
+        student_channels, teacher_channels = (unit(wide(one).flatten(2), dim=2) for one in maps)
         if kernel == "linear":
             value = (student_channels.mean(dim=1) - teacher_channels.mean(dim=1)).square().sum(dim=1)
         else:
@@ -143,8 +143,8 @@ class _SquaredProducts(torch.autograd.Function):
         return value / batch
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        check_differentiated_once("nst_loss")
         rows, lengths, slope = ctx.saved_tensors
         batch, channels = lengths.shape[:2]
         student_directions = rows[:, :channels]

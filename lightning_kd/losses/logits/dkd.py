@@ -14,7 +14,7 @@ from lightning_kd.losses.logits.base import (
     class_ids,
     mean_over_labelled,
 )
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 
@@ -78,11 +78,15 @@ def dkd_loss(
     check_logits("dkd_loss", student_logits, teacher_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
-    student_odds, student_others = _decouple(student / temperature, ids)
-    teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
-    of_target = _binary_divergence(student_odds, teacher_odds)
-    of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
-    return mean_over_labelled(alpha * of_target + beta * of_others, labelled) * temperature**2
+    factors = alpha, beta, temperature
+    divergences = _divergences(student, teacher, ids, *factors)
+    divergences = exact_if_small(
+        divergences,
+        divergences.numel() or 1,
+        temperature,
+        lambda: _divergences(wide(student), wide(teacher), ids, *factors),
+    )
+    return mean_over_labelled(divergences, labelled) * temperature**2
 
 
 @final
@@ -137,6 +141,17 @@ class DKDLoss(LogitLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+
+
+def _divergences(
+    student: Tensor, teacher: Tensor, ids: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Return what each sample or position costs, axis 1 of length 1."""
+    student_odds, student_others = _decouple(student / temperature, ids)
+    teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
+    of_target = _binary_divergence(student_odds, teacher_odds)
+    of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
+    return alpha * of_target + beta * of_others
 
 
 def _decouple(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

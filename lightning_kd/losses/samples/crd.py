@@ -75,6 +75,7 @@ def crd_loss(
     """
     check_positive("crd_loss", temperature=temperature)
     _check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
+    contrast_index = contrast_index.long()
     student, teacher = _suited(student, teacher_bank), _suited(teacher, student_bank)
     if len(student) == 0:
         return (student.sum() + teacher.sum()) * 0.0

@@ -7,7 +7,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from lightning_kd.losses.tensors import check_differentiated_once
 
 EPS = 1e-7
 PRODUCT_RATIO = 16
@@ -77,8 +78,8 @@ class _WithGradient(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        check_differentiated_once("crd_loss")
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None
 

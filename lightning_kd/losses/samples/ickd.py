@@ -4,13 +4,12 @@ from copy import deepcopy
 from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_maps, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import in_range, unit, upcast_alike, zero_of
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -54,9 +53,11 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
             f"ickd_loss: expected equal channels, got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}; bring the student to the teacher's channels with a projector, as ICKDLoss does."
         )
+    if student.numel() == 0:
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student_products, teacher_products = (
-            _correlations(upcast(features).flatten(2)) for features in (student, teacher.detach())
+            _correlations(features.flatten(2)) for features in upcast_alike(student, teacher.detach())
         )
         batch, channels = student.shape[:2]
         return (student_products - teacher_products).square().sum() / (batch * channels)
@@ -111,4 +112,6 @@ class ICKDLoss(LayerPairLoss):
 
 
 def _correlations(channels: Tensor) -> Tensor:
-    return F.normalize(channels @ channels.mT, dim=2)
+    channels = in_range(channels, 4, dim=(1, 2))
+    products = in_range(channels @ channels.mT, 2, dim=(2,))
+    return unit(products, dim=2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import upcast, wide
+from lightning_kd.losses.tensors import in_range, upcast_alike, wide, zero_of
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
 
@@ -49,8 +49,10 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     """
     check_positive("pkt_loss", eps=eps)
     check_rows("pkt_loss", student, teacher)
+    if student.numel() == 0:
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        student_chances, teacher_chances = (_neighbours(upcast(one), eps) for one in (student, teacher.detach()))
+        student_chances, teacher_chances = (_neighbours(one, eps) for one in upcast_alike(student, teacher.detach()))
         return (teacher_chances * ((teacher_chances + eps) / (student_chances + eps)).log()).mean()
 
 
@@ -90,6 +92,8 @@ def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None
     """
     if bandwidth is not None:
         check_positive("mmd_loss", bandwidth=bandwidth)
+    if student.shape == teacher.shape and student.numel() == 0:
+        return zero_of(student)
     student_rows, teacher_rows = (wide(rows) for rows in _rows("mmd_loss", student, teacher))
     with torch.autocast(device_type=student.device.type, enabled=False):
         pairs = ((student_rows, student_rows), (teacher_rows, teacher_rows), (student_rows, teacher_rows))
@@ -129,6 +133,8 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Li, Swersky & Zemel, "Generative Moment Matching Networks", ICML 2015, arXiv:1502.02761, match all moments at
         once; of Sun & Saenko, "Deep CORAL", ECCV 2016 Workshops, arXiv:1607.01719, are the covariances.
     """
+    if student.shape == teacher.shape and student.numel() == 0:
+        return zero_of(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     student, teacher = _rows("moment_matching_loss", student, teacher)
     with torch.autocast(device_type=student.device.type, enabled=False):
@@ -226,7 +232,7 @@ def _rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tens
     """Return both batches as rows around a common origin, which keeps small distances exact in float32 as well."""
     check_rows(function, student, teacher)
     check_same_shape(function, student, teacher, "bring the student to the teacher's width with a projector")
-    student_rows, teacher_rows = upcast(student).flatten(1), upcast(teacher.detach()).flatten(1)
+    student_rows, teacher_rows = (one.flatten(1) for one in upcast_alike(student, teacher.detach()))
     return student_rows - teacher_rows[:1], teacher_rows - teacher_rows[:1]
 
 
@@ -237,7 +243,8 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _neighbours(features: Tensor, eps: float) -> Tensor:
     """Return the probability (B, B) that row i picks j as its neighbour."""
-    rows = features.flatten(1)
-    rows = rows / (torch.linalg.vector_norm(rows, dim=1, keepdim=True) + eps)
+    rows = in_range(features.flatten(1), 2, dim=(1,))
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows = rows / (length + eps).masked_fill(length == 0, 1.0)  # else the gradient of zeros is 1 / eps
     kernel: Tensor = (rows @ rows.T + 1.0) / 2.0
     return kernel / kernel.sum(dim=1, keepdim=True)

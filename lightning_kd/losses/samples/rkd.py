@@ -4,12 +4,11 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from lightning_kd.losses.base import Layers
 from lightning_kd.losses.checks import check_not_negative, check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import wide
+from lightning_kd.losses.tensors import check_differentiated_once, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 _SMALLEST_SQUARE, _SMALLEST_LENGTH = 1e-12, 1e-12
@@ -57,6 +56,8 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
     """
     check_not_negative("rkd_loss", distance_weight=distance_weight, angle_weight=angle_weight)
     check_rows("rkd_loss", student, teacher)
+    if student.numel() == 0:
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = (features.flatten(1) for features in (student, teacher.detach()))
         value: Tensor = cast(Any, _Relations).apply(student, teacher, distance_weight, angle_weight)
@@ -126,8 +127,8 @@ class _Relations(torch.autograd.Function):
         return value.to(torch.promote_types(student.dtype, torch.float32))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        check_differentiated_once("rkd_loss")
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(gradient.dtype), None, None, None
 

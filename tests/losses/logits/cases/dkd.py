@@ -59,8 +59,8 @@ DKD_MUTANTS = (
     Mutant("the target alone", "return yes + no", "return yes"),
     Mutant(
         "count what has no label",
-        "mean_over_labelled(alpha * of_target + beta * of_others, labelled)",
-        "(alpha * of_target + beta * of_others).mean()",
+        "mean_over_labelled(divergences, labelled)",
+        "divergences.mean()",
     ),
     Mutant("forget the temperature of the teacher", "teacher / temperature", "teacher"),
     Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),

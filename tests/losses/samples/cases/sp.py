@@ -21,9 +21,13 @@ REFERENCES = (
     Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2 * VALUE),
 )
 MUTANTS = (
-    Mutant("forget to normalise", "F.normalize(rows @ rows.T, dim=1)", "rows @ rows.T"),
-    Mutant("normalise by the sum", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows @ rows.T, p=1.0, dim=1)"),
-    Mutant("normalise the samples", "F.normalize(rows @ rows.T, dim=1)", "F.normalize(rows) @ F.normalize(rows).T"),
+    Mutant("forget to normalise", "unit(products, dim=1)", "products"),
+    Mutant(
+        "normalise by the sum",
+        "unit(products, dim=1)",
+        "F.normalize(products, p=1.0, dim=1)",
+    ),
+    Mutant("normalise the samples", "unit(products, dim=1)", "unit(rows, 1) @ unit(rows, 1).T"),
     Mutant("divide by the batch once", "F.mse_loss(_sim", "student.shape[0] * F.mse_loss(_sim"),
     Mutant("centre the features", "features.flatten(1)", "features.flatten(1) - features.flatten(1).mean(0)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
