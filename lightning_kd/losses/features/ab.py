@@ -1,7 +1,7 @@
 """Activation boundaries (AB): make the student's neurons fire for the samples for which the teacher's do."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from lightning_kd.losses.tensors import add_up_halving, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar, Unit
 
+Connector = Literal["differ", "all"]
 _SCALE = 0.003
 
 
@@ -68,16 +69,19 @@ class ABLoss(LayerPairLoss):
     """Make the student's neurons fire where the teacher's do, before it learns its task (activation boundaries, AB).
 
     Best as an initialisation of a convolutional student with the teacher's stages: the published method first trains
-    the student for a number of epochs with this loss alone, and then with the task's loss alone. A trained 1x1
-    convolution with batch normalisation brings each student map to the teacher's channels; the losses of several pairs
-    are added, the last with weight 1, the one before with 1/2, then 1/4. With ``stage_length=0`` there is no first
-    stage, and the loss is one part beside the others throughout.
+    the student for a number of epochs with this loss alone, and then with the task's loss alone. Where the shapes of
+    two maps differ, a trained 1x1 convolution with batch normalisation brings the student's to the teacher's channels;
+    maps of equal shape are compared as they are, as in the authors' code and RepDistiller's. The losses of several
+    pairs are added, the last with weight 1, the one before with 1/2, then 1/4. With ``stage_length=0`` there is no
+    first stage, and the loss is one part beside the others throughout.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
             last layer before an activation of every resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         margin: How far beyond the boundary the student's responses are to be, > 0.
+        connector: Which pairs get the trained convolution: those whose shapes ``"differ"``, or ``"all"``. A checkpoint
+            that holds one for a pair of equal shapes gets it back.
         stage_length: Number of epochs or steps that the first stage takes, >= 0; 0 trains with the task instead,
             ``None`` is a tenth of the run. Published recipes use 30 of 240 epochs.
         stage_unit: Whether to count epochs or optimizer steps.
@@ -97,13 +101,17 @@ class ABLoss(LayerPairLoss):
         teacher: Layers = None,
         *,
         margin: float = 1.0,
+        connector: Connector = "differ",
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, weight=weight)
         check_positive("ABLoss", margin=margin)
+        if connector not in ("differ", "all"):
+            raise ValueError(f"ABLoss: expected connector 'differ' or 'all', got {connector!r}.")
         self.margin = margin
+        self.connector: Connector = connector
         self.stage_length = stage_length
         self.stage_unit: Unit = stage_unit
         stage = Stage(stage_length, stage_unit, then_stops=True)
@@ -111,7 +119,9 @@ class ABLoss(LayerPairLoss):
         self.projectors = nn.ModuleList()
 
     def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
-        """Make the projector of one pair."""
+        """Make the projector of one pair, where the shapes differ."""
+        if self.connector == "differ" and student[1:] == teacher[1:]:
+            return (nn.Identity(),)
         return (batch_norm_connector(student, teacher),)
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
@@ -121,3 +131,13 @@ class ABLoss(LayerPairLoss):
     def combine(self, values: Sequence[Tensor]) -> Tensor:
         """Add the losses of several pairs, each with half of the weight of the next."""
         return add_up_halving(values)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        # A checkpoint of the time when every pair had a connector goes on with it. torch loads the children after this.
+        for i, projector in enumerate(self.projectors):
+            weight = state_dict.get(f"{prefix}projectors.{i}.conv.weight")
+            if isinstance(projector, nn.Identity) and weight is not None:
+                of, to = ((1, channels, 1, 1) for channels in (weight.shape[1], weight.shape[0]))
+                with torch.random.fork_rng(devices=[]):
+                    self.projectors[i] = batch_norm_connector(of, to).train(self.training)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

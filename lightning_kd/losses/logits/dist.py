@@ -67,9 +67,12 @@ def dist_loss(
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
-    value = _lack(student, teacher, beta, gamma, temperature)
+    factors = beta, gamma, temperature
     return exact_if_small(
-        value, temperature**2, temperature, lambda: _lack(wide(student), wide(teacher), beta, gamma, temperature)
+        _lack(student, teacher, *factors),
+        temperature**2,
+        temperature,
+        lambda: _lack(wide(student), wide(teacher), *factors),
     )
 
 
