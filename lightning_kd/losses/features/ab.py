@@ -1,6 +1,6 @@
 """Activation boundaries (AB): make the student's neurons fire for the samples for which the teacher's do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_shape
+from lightning_kd.losses.older import own_part
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import add_up_halving, pool_to_smaller, upcast
@@ -132,12 +133,19 @@ class ABLoss(LayerPairLoss):
         """Add the losses of several pairs, each with half of the weight of the next."""
         return add_up_halving(values)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        # A checkpoint of the time when every pair had a connector goes on with it. torch loads the children after this.
+    def suit(self, saved: Mapping[str, Tensor]) -> None:
+        """Make the connectors that a checkpoint of the time when every pair had one holds, to go on with them.
+
+        Args:
+            saved: State of the loss in the checkpoint.
+        """
         for i, projector in enumerate(self.projectors):
-            weight = state_dict.get(f"{prefix}projectors.{i}.conv.weight")
+            weight = saved.get(f"projectors.{i}.conv.weight")
             if isinstance(projector, nn.Identity) and weight is not None:
                 of, to = ((1, channels, 1, 1) for channels in (weight.shape[1], weight.shape[0]))
                 with torch.random.fork_rng(devices=[]):
                     self.projectors[i] = batch_norm_connector(of, to).train(self.training)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        self.suit(own_part(state_dict, prefix))  # torch loads the children after this
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,9 @@ from torch import Tensor
 from lightning_kd.distributed.gather import gather, is_distributed
 from lightning_kd.losses.base import DistillationLoss, Shape
 from lightning_kd.losses.checks import check_positive, check_same_shape
+from lightning_kd.losses.older import own_part
 from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
+from lightning_kd.losses.samples.crd_draw import draw_positions, with_replacement
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
@@ -103,8 +105,9 @@ class CRDLoss(DistillationLoss):
     targets alone. The batch must tell each sample's row (see ``Indexed``), every row once a batch. Costs two banks of
     rows times ``dim`` numbers.
 
-    Negatives are drawn with replacement from torch's random numbers, uniformly; RepDistiller draws without, as long as
-    there are enough rows. A row whose class id is negative counts as a class of its own.
+    Negatives are drawn uniformly from torch's random numbers: without replacement as long as there are enough rows, as
+    in RepDistiller, else with it; never the sample's own row. A checkpoint of the time when they were always drawn with
+    replacement goes on so. A row whose class id is negative counts as a class of its own.
 
     Args:
         student: Dotted name of the student layer to read; by default the last features before the logits.
@@ -131,7 +134,10 @@ class CRDLoss(DistillationLoss):
         "row_classes",
         "sorted_classes",
         "rows_by_class",
+        "draw_rule",
     )
+
+    _repeats_only_if_it_must: ClassVar[bool] = True
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -139,6 +145,7 @@ class CRDLoss(DistillationLoss):
     row_classes: Tensor
     sorted_classes: Tensor
     rows_by_class: Tensor
+    draw_rule: Tensor
 
     def __init__(
         self,
@@ -170,7 +177,7 @@ class CRDLoss(DistillationLoss):
         self.num_samples = 0
         self._calibrated = False
         self._began = False
-        self._largest_class = 0
+        self._smallest_class = self._largest_class = 0
         self._watch = _Watch()
 
     @property
@@ -230,6 +237,8 @@ class CRDLoss(DistillationLoss):
                 name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
             )
         self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32))
+        if self._repeats_only_if_it_must:
+            self.register_buffer("draw_rule", torch.ones((), dtype=torch.uint8))  # a checkpoint without it is older
 
     def draw(self, index: Tensor) -> Tensor:
         """Draw the rows to compare each sample with.
@@ -240,10 +249,16 @@ class CRDLoss(DistillationLoss):
         Returns:
             Rows of shape (B, 1 + negatives), the sample's own in column 0.
         """
-        size = (len(index), self.negatives)
+        own_row = index.unsqueeze(1)
         if self.negatives_from == "any":
-            drawn = torch.randint(self.num_samples, size, device=index.device)
-            return torch.cat((index.unsqueeze(1), drawn), dim=1)
+            if "draw_rule" not in self._buffers:
+                drawn = torch.randint(self.num_samples, (len(index), self.negatives), device=index.device)
+                return torch.cat((own_row, drawn), dim=1)
+            if self.num_samples < 2:
+                raise ValueError("CRDLoss: the data set has a single row, so there are no others to compare it with.")
+            others = self.num_samples - 1
+            drawn = draw_positions(torch.full_like(own_row, others), self.negatives, others, others)
+            return torch.cat((own_row, drawn + (drawn >= own_row)), dim=1)
         if self._largest_class == self.num_samples:
             raise ValueError(
                 "CRDLoss: all rows of the data set are of one class, so there are no negatives of other classes; "
@@ -252,10 +267,13 @@ class CRDLoss(DistillationLoss):
         own = self.row_classes[index]
         first = torch.searchsorted(self.sorted_classes, own).unsqueeze(1)
         count = torch.searchsorted(self.sorted_classes, own, right=True).unsqueeze(1) - first
-        dtype = torch.float32 if index.device.type == "mps" else torch.float64  # that device has no float64
-        drawn = torch.rand(size, dtype=dtype, device=index.device).mul_(self.num_samples - count).long()
+        if "draw_rule" not in self._buffers:
+            drawn = with_replacement(self.num_samples - count, self.negatives)
+        else:
+            fewest, most = (self.num_samples - size for size in (self._largest_class, self._smallest_class))
+            drawn = draw_positions(self.num_samples - count, self.negatives, fewest, most)
         drawn += (drawn >= first) * count
-        return torch.cat((index.unsqueeze(1), self.rows_by_class[drawn]), dim=1)
+        return torch.cat((own_row, self.rows_by_class[drawn]), dim=1)
 
     def forward(
         self, student: Tensor, teacher: Tensor, *, index: Tensor, contrast_index: Tensor | None = None
@@ -331,13 +349,24 @@ class CRDLoss(DistillationLoss):
         """Compute again what depends on the buffers."""
         if "row_classes" in self._buffers and not self.row_classes.is_meta:
             self.sorted_classes, self.rows_by_class = torch.sort(self.row_classes, stable=True)
-            self._largest_class = int(self.sorted_classes.unique_consecutive(return_counts=True)[1].max())
+            sizes = self.sorted_classes.unique_consecutive(return_counts=True)[1]
+            self._smallest_class, self._largest_class = int(sizes.min()), int(sizes.max())
         if "log_normalizers" in self._buffers and not self.log_normalizers.is_meta:
             self._calibrated = bool(self.log_normalizers.isfinite().all())
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def suit(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on drawing with replacement, if the checkpoint is of the time when all rows were drawn so.
+
+        Args:
+            saved: State of the loss in the checkpoint.
+        """
+        if "student_bank" in saved and "draw_rule" not in saved:
+            self._buffers.pop("draw_rule", None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # torch 2.10 to 2.14 have hooks before a load, but only this method for what follows it in a module by itself
-        super()._load_from_state_dict(*args, **kwargs)
+        self.suit(own_part(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._derive()
 
 
