@@ -13,6 +13,9 @@ from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar, Unit
 
+_SMALL_MAPS = 2**16
+"""Up to so many numbers of a network's two maps the time of a step is that of starting operations."""
+
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
     r"""Products of the channels of two layers, averaged over positions: how features flow from one to the other (FSP).
@@ -78,7 +81,7 @@ def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor
     """
     _check_maps("fsp_loss", student_bottom, student_top)
     _check_maps("fsp_loss", teacher_bottom, teacher_top)
-    teacher, student = _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
+    teacher, student = _exact_products(teacher_bottom, teacher_top, student_bottom, student_top)
     if student.shape != teacher.shape:
         raise ValueError(
             f"fsp_loss: expected equal batches and channels, got student {tuple(student_bottom.shape)} and "
@@ -168,6 +171,19 @@ def _product(bottom: Tensor, top: Tensor) -> Tensor:
     with torch.autocast(device_type=bottom.device.type, enabled=False):
         bottom, top = (features.flatten(2) for features in pool_to_smaller(*upcast_alike(bottom, top)))
         return top @ bottom.mT / bottom.shape[2]
+
+
+def _exact_products(
+    teacher_bottom: Tensor, teacher_top: Tensor, student_bottom: Tensor, student_top: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the exact matrices of teacher and student; of small maps both at once, as each operation costs more."""
+    bottoms, tops = (teacher_bottom, student_bottom), (teacher_top, student_top)
+    alike = all(one.shape == other.shape and one.dtype == other.dtype for one, other in (bottoms, tops))
+    if alike and teacher_bottom.numel() + teacher_top.numel() <= _SMALL_MAPS:
+        with torch.no_grad():
+            teacher, student = _exact_product(torch.cat(bottoms), torch.cat(tops)).chunk(2)
+        return teacher, student
+    return _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
 
 
 @torch.no_grad()

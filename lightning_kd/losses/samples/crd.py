@@ -1,7 +1,7 @@
 """Contrastive representation distillation (CRD): find a sample's own row among thousands, in memory banks."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -19,6 +19,8 @@ from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
+BankType = Literal["float32", "float16", "bfloat16"]
+BANK_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NegativesFrom = Literal["other_classes", "any"]
 
 
@@ -116,6 +118,8 @@ class CRDLoss(DistillationLoss):
         negatives: Rows to compare each sample with beside its own, >= 1.
         temperature: Divides the similarities, > 0.
         momentum: Part of a remembered embedding that stays when its row is seen, in [0, 1).
+        bank_dtype: Format of the banks. The 16-bit ones halve their memory and their part of a checkpoint, and round
+            a remembered embedding to 3 or 2 digits; with a momentum near 1 a row would then no longer move.
         negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
         gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
             the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
@@ -156,6 +160,7 @@ class CRDLoss(DistillationLoss):
         negatives: int = 16384,
         temperature: Scalar = 0.07,
         momentum: float = 0.5,
+        bank_dtype: BankType = "float32",
         negatives_from: NegativesFrom = "other_classes",
         gather: bool = True,
         weight: Scalar = 1.0,
@@ -171,7 +176,10 @@ class CRDLoss(DistillationLoss):
         self.dim = dim
         self.negatives = negatives
         self.temperature = temperature
+        if bank_dtype not in BANK_TYPES:
+            raise ValueError(f"CRDLoss: expected bank_dtype {' or '.join(map(repr, BANK_TYPES))}, got {bank_dtype!r}.")
         self.momentum = momentum
+        self.bank_dtype: BankType = bank_dtype
         self.negatives_from: NegativesFrom = negatives_from
         self.gather = gather
         self.num_samples = 0
@@ -233,9 +241,8 @@ class CRDLoss(DistillationLoss):
         self.student_embedding, self.teacher_embedding = embeddings(self, student_shapes, teacher_shapes, self.dim)
         bound = 1.0 / math.sqrt(self.dim / 3)
         for name in ("student_bank", "teacher_bank"):
-            self.register_buffer(
-                name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
-            )
+            bank = torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+            self.register_buffer(name, bank.to(BANK_TYPES[self.bank_dtype]))
         self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32))
         if self._repeats_only_if_it_must:
             self.register_buffer("draw_rule", torch.ones((), dtype=torch.uint8))  # a checkpoint without it is older
@@ -308,8 +315,8 @@ class CRDLoss(DistillationLoss):
     def _calibrate(self, student: Tensor, teacher: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
         if is_distributed() and not self._began:
-            dist.broadcast(self.student_bank, src=0)
-            dist.broadcast(self.teacher_bank, src=0)
+            for bank in (self.student_bank, self.teacher_bank):
+                dist.broadcast(bank.view(torch.uint8), src=0)  # some backends know no 16-bit numbers
         self._began = True  # a process whose first batch is empty calls this again, when the others do not broadcast
         student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
         sums = log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
@@ -326,8 +333,18 @@ class CRDLoss(DistillationLoss):
             index, both = gather(index), gather(both)
         first = _first_of_equals(index)
         for bank, new in ((self.student_bank, both[:, : self.dim]), (self.teacher_bank, both[:, self.dim :])):
-            moved = F.normalize(bank[index] * self.momentum + new.to(bank.dtype) * (1.0 - self.momentum), dim=1)
-            bank.index_copy_(0, index, moved[first])
+            exact = torch.promote_types(bank.dtype, torch.float32)
+            moved = bank[index].to(exact) * self.momentum + new.to(exact) * (1.0 - self.momentum)
+            bank.index_copy_(0, index, F.normalize(moved, dim=1)[first].to(bank.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CRDLoss":
+        banks = {name: self._buffers.get(name) for name in ("student_bank", "teacher_bank")}
+        super()._apply(fn, recurse)
+        for name, bank in banks.items():
+            now = self._buffers.get(name)
+            if self.bank_dtype != "float32" and bank is not None and now is not None and now.dtype != bank.dtype:
+                self._buffers[name] = bank.to(now.device)  # a 16-bit bank stays as it is in any module
+        return self
 
     def _checked(self, index: Tensor, size: int) -> Tensor:
         """Return the index as int64, after a check for which a device need not wait."""

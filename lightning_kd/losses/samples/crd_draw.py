@@ -58,11 +58,11 @@ def _first_of_many(counts: Tensor, size: int, fewest: int, most: int) -> Tensor:
     sequence = with_replacement(counts, length)
     order = torch.arange(length, dtype=torch.int32, device=counts.device)
     step = max(1, (2**23 if counts.device.type == "cpu" else 2**26) // most)
+    earliest = torch.full((min(step, len(counts)), most), length, dtype=torch.int32, device=counts.device)
     drawn = []
-    for part in sequence.split(step):
-        places = order.expand_as(part)
-        earliest = torch.full((len(part), most), length, dtype=torch.int32, device=counts.device)
-        is_first = earliest.scatter_reduce_(1, part, places, "amin").gather(1, part) == places
+    for i, part in enumerate(sequence.split(step)):
+        places = (order - i * length).expand_as(part)  # below those of the parts before, which need no clearing then
+        is_first = earliest[: len(part)].scatter_reduce_(1, part, places, "amin").gather(1, part) == places
         rank = is_first.cumsum(dim=1).sub_(1)
         rank = torch.where(is_first, rank, size).clamp_max_(size)  # the last column takes what is not wanted
         drawn.append(part[:, : size + 1].scatter(1, rank, part)[:, :size])

@@ -441,3 +441,40 @@ def test_of_a_row_in_two_processes_that_of_the_first_counts(tmp_path):
     for name in BANKS:
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name][[0, 5, 3, 8]], one[name][[0, 5, 3, 8]], rtol=1e-6, atol=1e-6)
+
+
+# --- banks of 16 bits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "error"), [("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_a_bank_of_16_bits_is_the_rounded_one_of_32(name, error):
+    wide, narrow = built(), built(bank_dtype=name)
+    with torch.no_grad():
+        for bank in BANKS:
+            wide.get_buffer(bank).copy_(narrow.get_buffer(bank))
+    for seed in (9, 10):
+        values = []
+        for loss in (wide, narrow):
+            torch.manual_seed(seed)
+            values.append(step(loss, [0, 4, 7], seed))
+        torch.testing.assert_close(values[1], values[0], rtol=3 * error, atol=0.0)
+    for bank in BANKS:
+        assert str(narrow.get_buffer(bank).dtype) == f"torch.{name}"
+        assert (narrow.get_buffer(bank).float() - wide.get_buffer(bank)).abs().max() < error
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_bank_of_16_bits_stays_one(name):
+    loss = built(bank_dtype=name)
+    before = loss.student_bank.clone()
+    for other in (torch.float64, torch.float16, torch.bfloat16, torch.float32):
+        assert str(loss.to(other).student_bank.dtype) == f"torch.{name}"
+    assert torch.equal(loss.student_bank, before)
+    again = built(bank_dtype=name, seed=1)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.teacher_bank, loss.teacher_bank)
+
+
+def test_an_unknown_format_of_the_banks_is_refused():
+    with pytest.raises(ValueError, match="bank_dtype 'float32' or 'float16' or 'bfloat16', got 'int8'"):
+        CRDLoss("a", "b", bank_dtype="int8")
