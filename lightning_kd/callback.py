@@ -27,10 +27,11 @@ from lightning_kd.files.precision import Precision
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
+from lightning_kd.fit.parts import check_between_fits
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
-from lightning_kd.losses.naming import name_losses
+from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.losses.older import suit_checkpoint
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
@@ -58,8 +59,8 @@ class DistillationCallback(FitHooks):
             of several the first, the last, or each, one after the other, whose mean is taken. What a training step
             calls under ``torch.no_grad()`` does not count.
         teacher_dtype: Format that the teacher computes in; by default the student's.
-        teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
-            are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
+        teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
+            read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
 
     Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
     the teacher and the losses, and the losses' weights are then among the checkpoint's own.
@@ -97,6 +98,26 @@ class DistillationCallback(FitHooks):
         self.student_calls: Calls = student_calls
         self._call: Call | None = None
         self._patches = Patches()
+
+    @property
+    def teacher(self) -> Teacher | None:
+        """Who answers; another one may be assigned between two fits."""
+        return self._teacher
+
+    @teacher.setter
+    def teacher(self, teacher: nn.Module | Teacher | None) -> None:
+        check_between_fits(self._run, "teacher", type(self).__name__)
+        self._teacher = as_teacher(teacher)
+
+    @property
+    def losses(self) -> NamedLosses:
+        """The losses by name; others may be assigned between two fits, as a list."""
+        return self._losses
+
+    @losses.setter
+    def losses(self, losses: Sequence[DistillationLoss] | NamedLosses) -> None:
+        check_between_fits(self._run, "losses", type(self).__name__)
+        self._losses = losses if isinstance(losses, NamedLosses) else name_losses(losses)
 
     # What users override
 
@@ -147,7 +168,7 @@ class DistillationCallback(FitHooks):
         earlier = self._run
         run = DistillationRun(student, self.teacher, self.losses, self, calls=self.student_calls, patches=self._patches)
         self._run = run
-        if earlier is not None:
+        if earlier is not None and earlier.objective.losses is self.losses:
             run.setup.go_on_from(earlier.setup)
         run.join(trainer)
         run.step.attach()

@@ -3,6 +3,7 @@
 from lightning_kd.losses.features.ab import ab_loss as ab_loss
 from lightning_kd.losses.features.at import attention_transfer_loss as attention_transfer_loss
 from lightning_kd.losses.features.byot import byot_loss as byot_loss
+from lightning_kd.losses.features.embedding import embedding_loss as embedding_loss
 from lightning_kd.losses.features.fsp import fsp_loss as fsp_loss
 from lightning_kd.losses.features.fsp import fsp_matrix as fsp_matrix
 from lightning_kd.losses.features.ft import factor_transfer_loss as factor_transfer_loss
@@ -15,7 +16,9 @@ from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
 from lightning_kd.losses.logits.dist import dist_loss as dist_loss
 from lightning_kd.losses.logits.dkd import dkd_loss as dkd_loss
 from lightning_kd.losses.logits.kd import kd_loss as kd_loss
+from lightning_kd.losses.logits.multilabel import multi_label_kd_loss as multi_label_kd_loss
 from lightning_kd.losses.logits.mutual import mutual_learning_loss as mutual_learning_loss
+from lightning_kd.losses.logits.regression import regression_kd_loss as regression_kd_loss
 from lightning_kd.losses.logits.tfkd import tfkd_loss as tfkd_loss
 from lightning_kd.losses.samples.cc import cc_loss as cc_loss
 from lightning_kd.losses.samples.contrastive import info_nce_loss as info_nce_loss

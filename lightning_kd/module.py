@@ -10,7 +10,6 @@ from typing import IO, Any, Literal, Self, cast
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -34,7 +33,9 @@ from lightning_kd.files.reading import check_class_names, load_plain
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import ModuleHooks, already_saved
 from lightning_kd.fit.neighbours import keep_from_ddp
+from lightning_kd.fit.parts import ReplaceableParts
 from lightning_kd.fit.run import DistillationRun
+from lightning_kd.fit.stages import check_trains_on
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
@@ -42,7 +43,7 @@ from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
 
-class DistillationModule(LightningModule):
+class DistillationModule(ReplaceableParts):
     r"""Train a student on a task and on what a frozen teacher shows it.
 
     .. math::
@@ -65,8 +66,8 @@ class DistillationModule(LightningModule):
         lr_scheduler: Makes the learning rate scheduler from the optimizer.
         lr_interval: Whether the scheduler steps every epoch or every optimizer step.
         teacher_dtype: Format that the teacher computes in; by default the student's.
-        teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
-            are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
+        teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
+            read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
 
     Raises:
         ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
@@ -122,11 +123,6 @@ class DistillationModule(LightningModule):
         self.run = DistillationRun(student, held, self.losses, self, task_weight)
         self._remember_options(dtype_of(teacher_dtype))
 
-    @property
-    def teacher(self) -> nn.Module | None:
-        """The frozen teacher, ``None`` without one, or if it is no network."""
-        return None if self.run.teacher is None else self.run.teacher.module
-
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the student."""
         return self.student(*args, **kwargs)
@@ -155,7 +151,7 @@ class DistillationModule(LightningModule):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        return batches.unpack_batch(batch)
+        return batches.with_labels_inside(batches.unpack_batch(batch), batch, self.student)
 
     def teacher_inputs(
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -257,6 +253,8 @@ class DistillationModule(LightningModule):
         example = self.example_input_array
         batch = probe_batch(self.trainer, self) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, self._call_student)
+        if self.task_loss is None:
+            check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")
         if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
             raise ValueError(

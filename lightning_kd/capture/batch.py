@@ -1,13 +1,15 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_kd.capture.networks import first_tensor
+from lightning_kd.capture.networks import first_tensor, original
 
 TARGET_KEYS = ("target", "labels", "label", "y")
 INDEX_KEYS = ("index", "idx")
@@ -22,12 +24,15 @@ class Batch:
         kwargs: Named inputs of the model.
         target: Class ids or soft targets, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if not given.
+        mask: Which tokens (B, N) are no padding, or which samples (B,) count for the losses that compare features;
+            ``None`` if all do.
     """
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
+    mask: Tensor | None = None
 
 
 class Hooks(Protocol):
@@ -52,8 +57,8 @@ def unpack_batch(batch: Any) -> Batch:
     """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
 
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
-    ``idx``, and everything else is passed to the model by name. ``x`` may itself be a tuple of positional inputs or
-    a dictionary of named ones.
+    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding.
+    ``x`` may itself be a tuple of positional inputs or a dictionary of named ones.
 
     Args:
         batch: One batch of the data loader.
@@ -72,7 +77,7 @@ def unpack_batch(batch: Any) -> Batch:
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
         index = _pop_first(named, INDEX_KEYS)
-        return Batch(kwargs=named, target=target, index=index)
+        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named))
     parts = (batch,) if isinstance(batch, Tensor) else batch
     if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 3:
         size = f" of {len(parts)} elements" if isinstance(parts, tuple | list) else ""
@@ -82,8 +87,37 @@ def unpack_batch(batch: Any) -> Batch:
         )
     x, target, index = (*parts, None, None)[:3]
     if isinstance(x, Mapping):
-        return Batch(kwargs=dict(x), target=target, index=index)
+        return Batch(kwargs=dict(x), target=target, index=index, mask=_mask_in(x))
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
+
+
+def with_labels_inside(read: Batch, batch: Any, model: nn.Module) -> Batch:
+    """Leave the labels among the inputs of a model that cannot do without them.
+
+    Encoder-decoders of Hugging Face (T5, BART, Whisper) make the decoder's inputs of the labels. A model whose forward
+    has an argument of that name without a default needs them as well.
+
+    Args:
+        read: The batch taken apart.
+        batch: The batch as the data loader gave it.
+        model: The model that is called with it.
+    """
+    if not isinstance(batch, Mapping) or read.target is None:
+        return read
+    key = next((key for key in TARGET_KEYS if key in batch), None)
+    forward = type(original(model)).forward
+    if key is not None and _needs(forward, key) and "decoder_input_ids" not in batch:
+        return replace(read, kwargs={**read.kwargs, key: batch[key]})
+    return read
+
+
+@cache
+def _needs(forward: Callable[..., Any], key: str) -> bool:
+    """Whether the forward of a class of models needs an argument that holds the target."""
+    parameters = signature(forward).parameters
+    if key not in parameters:
+        return False
+    return "decoder_input_ids" in parameters or parameters[key].default is Parameter.empty
 
 
 def logits_of(output: Any) -> Tensor | None:
@@ -109,6 +143,12 @@ def logits_of(output: Any) -> Tensor | None:
     else:
         found = first_tensor(output)
     return found if isinstance(found, Tensor) else None
+
+
+def _mask_in(named: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens are no padding, as Hugging Face's models are told."""
+    mask = named.get("attention_mask")
+    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
 def _pop_first(named: dict[str, Any], keys: tuple[str, ...]) -> Any:

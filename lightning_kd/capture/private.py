@@ -21,6 +21,16 @@ BatchNorm = nn.modules.batchnorm._BatchNorm
 """The base class of all BatchNorm layers."""
 Conv = nn.modules.conv._ConvNd
 """The base class of all convolutions, transposed ones too."""
+InstanceNorm = nn.modules.instancenorm._InstanceNorm
+"""The base class of all InstanceNorm layers."""
+Pool = (
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._LPPoolNd,
+)
+"""The base classes of all layers that pool over positions."""
 ORIGINAL = "_orig_mod"
 """The attribute under which ``torch.compile(module)`` keeps the module; it is a part of the keys of a state dict."""
 UNKNOWN = -1

@@ -1,6 +1,7 @@
 """The command line ``lightning-kd COMMAND ...``: the table of commands, their help, and the choice of one."""
 
 import difflib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ COMMANDS: Mapping[str, Command] = {
 
 def main() -> None:
     """Run the command line with the arguments of the process."""
+    # as `python -m` does, but last: a configuration finds classes in the current folder, and no file hides a package
+    sys.path.append(os.getcwd())
     words = sys.argv[1:]
     name = words[0] if words else ""
     if name in ("-h", "--help"):

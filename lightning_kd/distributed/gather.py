@@ -30,6 +30,20 @@ def gather(tensor: Tensor) -> Tensor:
     return gathered
 
 
+def pad_to_longest(tensor: Tensor) -> Tensor:
+    """Append zeros along axis 1 until the tensor is as long there as that of the process with the longest.
+
+    Args:
+        tensor: Features with positions on axis 1, (B, N, ...); others are returned as they are.
+    """
+    if not is_distributed() or tensor.ndim < 3:
+        return tensor
+    longest = torch.tensor(tensor.shape[1], device=tensor.device)
+    dist.all_reduce(longest, dist.ReduceOp.MAX)
+    missing = int(longest) - tensor.shape[1]
+    return torch.cat([tensor, tensor.new_zeros(len(tensor), missing, *tensor.shape[2:])], dim=1) if missing else tensor
+
+
 def default_store() -> Any:
     """Return the store by which the processes of a run found each other.
 

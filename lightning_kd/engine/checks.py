@@ -1,8 +1,11 @@
 """What is checked of the networks' parameters and outputs, and the words for what is wrong with them."""
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
@@ -36,10 +39,33 @@ def check_has(name: str, loss: DistillationLoss, step: StepTensors) -> None:
 
 
 def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:
-    """Raise a ``ValueError`` with the remedy if another module has parameters of the student."""
+    """Raise a ``ValueError`` with the remedy if another module has parameters or buffers of the student.
+
+    Two tensors are the same too if their numbers lie in the same memory: a view, a tied weight, ``p.data = q.data``.
+    """
     shared = {id(p) for p in student.parameters()} & {id(p) for p in other.parameters()}
     if shared:
         raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
+    places = sorted((start, end, name) for start, end, name in _places(other))
+    starts = [start for start, _, _ in places]
+    for start, end, name in _places(student):
+        before = bisect_left(starts, end) - 1
+        if before >= 0 and places[before][1] > start:
+            raise ValueError(
+                f"The student's {name!r} and the {role}'s {places[before][2]!r} lie in the same memory, {remedy}."
+            )
+
+
+def _places(module: nn.Module) -> Iterator[tuple[tuple[str, int], tuple[str, int], str]]:
+    """Yield where each parameter and buffer begins and ends in memory, and its name."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        # a sharded tensor has its memory in a local one; those on the meta device, and lazy ones, have none
+        local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+        if is_lazy(local) or local.is_meta or not local.numel() or local.layout != torch.strided:
+            continue
+        device, first = str(local.device), local.data_ptr()
+        extent = sum((size - 1) * stride for size, stride in zip(local.shape, local.stride(), strict=True)) + 1
+        yield (device, first), (device, first + extent * local.element_size()), name
 
 
 def check_has_weights(student: nn.Module) -> None:

@@ -1,13 +1,14 @@
 """Set-up: choose the layers, learn every size from one small batch, and build what depends on sizes."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_kd.capture.axes import Axes, Followed, batch_of, find_axes, following, one_more_sample
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
@@ -15,12 +16,15 @@ from lightning_kd.capture.networks import device_of, isolated_random_state, orig
 from lightning_kd.capture.trace import Seen, Trace
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.layouts import plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.projectors import width
 from lightning_kd.teachers.base import NO_LESSON, Lesson
+from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
+Known = dict[str, dict[str, Axes]]
 
 
 class SetUp:
@@ -57,16 +61,22 @@ class SetUp:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
         self._check_teacher()
+        if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
+            self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
-        shapes = self._measure(batch, call_student, module)
+        shapes, known, masked = self._measure(batch, call_student, module)
         if self.shapes is None:
+            for name, loss in self.step.objective.leaves:
+                with _named(name):
+                    views = settle_views(loss, known, masked=masked)
+                loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
             self.build(shapes)
         else:
-            _check_same_sizes(shapes, self.shapes)
+            self._check_same_sizes(shapes)
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
@@ -111,7 +121,7 @@ class SetUp:
         objective = self.step.objective
         with isolated_random_state():
             for loss in objective.components:
-                loss.build(shapes["student"], shapes["teacher"])
+                loss.build(*(self._viewed(loss, role, shapes[role]) for role in ("student", "teacher")))
         check_not_shared(
             self.step.student, objective.losses, "losses", "which the optimizer would take twice; copy them"
         )
@@ -130,6 +140,8 @@ class SetUp:
         if saved["shapes"] is None or self.shapes is not None:
             return
         self.name_layers(saved["layers"])
+        for name, views in saved.get("views", {}).items():
+            dict(self.step.objective.leaves)[name].views = views_from(views)
         rows, with_targets = saved["dataset"]
         self.show_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
         self.build({role: {n: tuple(shape) for n, shape in of.items()} for role, of in saved["shapes"].items()})
@@ -146,6 +158,9 @@ class SetUp:
                 if loss.reads != "logits" and not loss.needs_layers
             },
             "dataset": self.dataset,
+            "views": {
+                name: plain_views(loss.views) for name, loss in self.step.objective.leaves if any(loss.views.values())
+            },
         }
 
     def _check_teacher(self) -> None:
@@ -177,19 +192,90 @@ class SetUp:
             names = () if teacher is None else loss.teacher_layers
             loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
 
-    def _measure(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> Shapes:
-        capture = self.step.capture
-        with self._rehearsing(module), capture.recording():
-            call_student(batch)
-            (call,) = capture.counting_calls()
-            self.inputs = remember_call(call.args, call.kwargs)
-            capture.check_ran(call)
-            capture.copy_changed(call)
-            lesson = self._first_lesson(batch, call)
-            if self.step.teacher is not None:
-                self.step.teacher.check_first_answer(lesson)
-            self._check_first(call, lesson)
-            return {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
+    def _measure(
+        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
+    ) -> tuple[Shapes, Known, bool]:
+        """Call both networks.
+
+        Returns:
+            The shapes of what the losses read, what the axes of the layers mean, and whether the batch says which
+            tokens are padding.
+        """
+        capture, teacher = self.step.capture, self.step.teacher
+        network = None if teacher is None else teacher.module
+        with self._rehearsing(module):
+            with capture.recording(), following(self.step.student) as student_runs:
+                call_student(batch)
+                (call,) = capture.counting_calls()
+                self.inputs = remember_call(call.args, call.kwargs)
+                capture.check_ran(call)
+                capture.copy_changed(call)
+                with following(network) if network is not None else nullcontext() as teacher_runs:
+                    lesson = self._first_lesson(batch, call)
+                if teacher is not None:
+                    teacher.check_first_answer(lesson)
+                self._check_first(call, lesson)
+            values = (*call.features.values(), *lesson.features.values())
+            read = self._read(batch) if any(value.ndim == 3 for value in values) else Batch()
+            known = {
+                "student": self._axes(self.step.student, call, student_runs, "student", read),
+                "teacher": _as_stored(lesson)
+                if teacher_runs is None or not isinstance(lesson, Call)
+                else self._axes(teacher, lesson, teacher_runs, "teacher", read),
+            }
+            self._take_mask(read, known)
+            shapes = {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
+            return shapes, known, read.mask is not None and read.mask.ndim == 2
+
+    def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
+        """Find what the axes of a network's layers mean, by calling the network with one sample more."""
+        losses = self.step.objective.components
+        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers")}
+        samples = batch_of(call.args, call.kwargs, read.target)
+        if not layers or samples is None:
+            return {}
+        size, axis = samples
+        args, kwargs = one_more_sample(call.args, call.kwargs, size, axis)
+        more = None
+        with suppress(Exception), following(getattr(network, "module", network)) as second:  # a graph, or a list
+            network(*args, **kwargs)
+            more = second
+        first = next((one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)), None)
+        image = first if first is not None and first.ndim == 4 and axis == 0 else None
+        return find_axes(layers, runs, more, size, image)
+
+    def _read(self, batch: Any) -> Batch:
+        try:
+            return self.step.hooks.unpack_batch(batch)
+        except ValueError:  # under the callback a batch may have any form, as long as no loss needs it
+            return Batch()
+
+    def _take_mask(self, read: Batch, known: Known) -> None:
+        """Learn whether a mask concerns the losses, and check that they can leave out padding."""
+        tokens = [
+            (name, loss, role, layer)
+            for name, loss in self.step.objective.leaves
+            for role in ("student", "teacher")
+            for layer in getattr(loss, f"{role}_layers")
+            if layer in known[role] and len(known[role][layer].shape) == 3 and known[role][layer].grid is None
+        ]
+        mask = read.mask
+        self.step.takes_mask = bool(tokens)
+        if mask is None or mask.ndim == 1:
+            return
+        for name, loss, role, layer in tokens:
+            shape = known[role][layer].shape
+            if mask.shape[1] not in shape:
+                raise ValueError(
+                    f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s layer "
+                    f"{layer!r} has {shape}, so the mask does not say which of its tokens are padding. Override "
+                    "unpack_batch to return Batch(..., mask=...) with the mask of that layer, or mask=None."
+                )
+            if loss.masking is None:
+                raise ValueError(
+                    f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
+                    "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
+                )
 
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         step = self.step
@@ -259,17 +345,39 @@ class SetUp:
                 "model, the format that it computes in, and these samples."
             )
 
+    def _viewed(self, loss: DistillationLoss, role: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Return the shapes of a role's layers and logits as a loss reads them."""
+        return {name: viewed_shape(shape, loss.views[role].get(name)) for name, shape in shapes.items()}
+
+    def _check_same_sizes(self, shapes: Shapes) -> None:
+        assert self.shapes is not None
+        for loss in self.step.objective.components:
+            for role, now in shapes.items():
+                built_for, found = (self._viewed(loss, role, one) for one in (self.shapes[role], now))
+                for layer, shape in built_for.items():
+                    if layer in found and (len(found[layer]) != len(shape) or width(found[layer]) != width(shape)):
+                        raise ValueError(
+                            f"The {role}'s {layer or 'logits'!r} has shape {found[layer]}, but its losses were built "
+                            f"for {shape}; fit with the models and data that the checkpoint was made with."
+                        )
+
     def _shapes_of(self, lesson: Lesson) -> dict[str, Shape]:
         shapes = {name: tuple(tensor.shape) for name, tensor in lesson.features.items()}
         logits = None if lesson is NO_LESSON else self.step.hooks.logits_of(lesson.output)
         return shapes if logits is None else {**shapes, LOGITS: tuple(logits.shape)}
 
 
-def _check_same_sizes(shapes: Shapes, built_for: Shapes) -> None:
-    for role, now in shapes.items():
-        for layer, shape in built_for[role].items():
-            if layer in now and (len(now[layer]) != len(shape) or width(now[layer]) != width(shape)):
-                raise ValueError(
-                    f"The {role}'s {layer or 'logits'!r} has shape {now[layer]}, but its losses were built for "
-                    f"{shape}; fit with the models and data that the checkpoint was made with."
-                )
+def _as_stored(lesson: Lesson) -> dict[str, Axes]:
+    """Return the axes of answers that no network gives: stored ones are (B, C), (B, N, C) or (B, C, H, W)."""
+    return {
+        layer: Axes(tuple(value.shape), channels={3: 2}.get(value.ndim, 1)) for layer, value in lesson.features.items()
+    }
+
+
+@contextmanager
+def _named(part: str) -> Iterator[None]:
+    """Name the part in front of what is wrong with it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"Part {part!r}: {error}") from None

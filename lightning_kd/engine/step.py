@@ -58,6 +58,8 @@ class TrainingStep:
         self.hooks = hooks
         self.calls = calls
         self.looked_for_frozen = False
+        self.takes_mask = False
+        """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
         self.watch()
         if teacher is not None and teacher.module is not None:
             check_not_shared(student, teacher.module, "teacher", _COPY)
@@ -66,6 +68,11 @@ class TrainingStep:
     def teacher_ready(self) -> bool:
         """Whether there is a teacher that has something to teach, or no loss needs one."""
         return self.teacher is None or self.teacher.ready
+
+    @property
+    def _takes_mask(self) -> bool:
+        """Whether to look for a mask: always where the door has read the batch anyway."""
+        return self.takes_mask or self.calls is None
 
     def set_teacher(self, teacher: Teacher) -> None:
         """Give the losses a teacher that was not there at first."""
@@ -130,7 +137,7 @@ class TrainingStep:
             self.capture.check_unchanged(call, with_output=self.objective.reads_logits)
             self.capture.check_gradients(call)
         lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
-        needs_batch = self.objective.needs_target or self.objective.needs_index
+        needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
         tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
         if not goal.in_stage:
             if self._lacks(tensors):
@@ -172,6 +179,7 @@ class TrainingStep:
             teacher_features=lesson.features,
             target=batch.target,
             index=batch.index,
+            mask=batch.mask,
             teacher_ready=self.teacher_ready,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
         )

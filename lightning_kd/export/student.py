@@ -21,6 +21,7 @@ from lightning_kd.distributed.gather import default_store, is_distributed
 from lightning_kd.distributed.whole_state import is_sharded, whole_state
 from lightning_kd.export.program import make_program, onnx_bytes
 from lightning_kd.files.atomic import atomic_write
+from lightning_kd.files.integrity import with_checksums
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.reading import load_plain
 
@@ -160,7 +161,8 @@ def _write_weights(state: Mapping[str, Any], path: Path, chosen: Format, dtype: 
         plain[name] = copies[same]
     with atomic_write(path) as file:
         if chosen == "safetensors":
-            file.write(safetensors.torch.save(plain, metadata={"format": "pt"}))
+            for piece in with_checksums(safetensors.torch.save(plain, metadata={"format": "pt"})):
+                file.write(piece)
         else:
             torch.save(plain, file)
 

@@ -15,6 +15,10 @@ CHECKPOINT_KEY = "lightning_kd"
 """The key of a checkpoint under which we keep what resuming needs beside weights."""
 
 
+class DamagedError(ValueError):
+    """A file does not hold what was written."""
+
+
 def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor], prefix: str, what: str) -> None:
     """Raise a ``ValueError`` in the user's words if a checkpoint's weights do not fit.
 
@@ -48,7 +52,7 @@ def reading(source: object) -> Iterator[None]:
     """
     try:
         yield
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, DamagedError):
         raise
     except Exception as error:  # a broken file makes torch raise errors of any class
         if reason := _reason(source, error):
@@ -56,9 +60,21 @@ def reading(source: object) -> Iterator[None]:
         raise
 
 
+def is_zip(file: Any) -> bool:
+    """Whether a path or an open file has the end of a zip file, whose table of contents may be damaged."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # Python's own question fails where the end is damaged
+        return True
+
+
+def named(source: object) -> str:
+    """Return what a message calls a path, a URL or an open file."""
+    return f"The file {str(source)!r}" if isinstance(source, str | os.PathLike) else "An open file"
+
+
 def _reason(source: object, error: Exception) -> str | None:
-    path = Path(source) if isinstance(source, str | os.PathLike) else None
-    name = "An open file" if path is None else f"The file {str(source)!r}"
+    path, name = Path(source) if isinstance(source, str | os.PathLike) else None, named(source)
     found = isinstance(error, pickle.UnpicklingError) and re.search(r"(?:GLOBAL|class|function) `?([\w.]+)", str(error))
     if found:
         return (
@@ -67,7 +83,7 @@ def _reason(source: object, error: Exception) -> str | None:
         )
     if path is None or not path.is_file():
         return None
-    if zipfile.is_zipfile(path):  # a zip file has its table of contents at its end, so the file is complete
+    if is_zip(path):  # a zip file has its table of contents at its end, so the file is complete
         return f"{name} holds no checkpoint; nothing has been loaded. {error}"
     return (
         f"{name} ({path.stat().st_size} bytes) cannot be read to its end: it is no checkpoint, or writing it was "

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
 from lightning_kd.files.atomic import atomic_write
-from lightning_kd.files.checkpoint import reading
+from lightning_kd.files.checkpoint import named, reading
+from lightning_kd.files.integrity import check_records
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -29,7 +30,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        with atomic_write(Path(path)) as file:
+        # ModelCheckpoint(save_last="link") names a checkpoint of the same folder by a link; to write through it would
+        # replace that checkpoint
+        with atomic_write(Path(path), replace_links_within=True) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(
@@ -43,9 +46,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Lightning 2.6 unpickles a file from a URL by default. It leaves a local file to torch, which reads plain data.
 
         Raises:
-            ValueError: If the file breaks off in the middle, or holds anything else; no code of it has run.
+            ValueError: If the file breaks off in the middle, is damaged, or holds anything else; no code of it has
+                run. The checksums of a file from a URL are not looked at.
         """
         with reading(path):
+            if Path(path).is_file():
+                check_records(path, named(path))
             return super().load_checkpoint(path, map_location, weights_only is None or weights_only)
 
 

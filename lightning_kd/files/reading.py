@@ -1,9 +1,9 @@
 """Files that somebody else may have written: read as tensors and plain data, never as code."""
 
+import io
 import os
 import sys
 import warnings
-import zipfile
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from typing import IO, Any
@@ -11,8 +11,9 @@ from typing import IO, Any
 import torch
 from lightning.fabric.utilities.cloud_io import get_filesystem
 
-from lightning_kd.files.checkpoint import reading
+from lightning_kd.files.checkpoint import is_zip, named, reading
 from lightning_kd.files.class_paths import check_arguments
+from lightning_kd.files.integrity import check_records
 
 OPTIONS_KEYS = ("hyper_parameters", "hparams", "module_arguments")
 """The keys under which Lightning, and its older versions, keep a module's constructor arguments in a checkpoint."""
@@ -26,7 +27,7 @@ def load_plain(source: str | os.PathLike[str] | IO[bytes]) -> Any:
         source: A path, whose tensors are read when they are used, a URL, or an open file, whose position is restored.
 
     Raises:
-        ValueError: If the file holds anything else; no code of it has run.
+        ValueError: If the file is damaged, or holds anything else; no code of it has run.
 
     Example:
         >>> import io
@@ -50,8 +51,8 @@ def load_plain(source: str | os.PathLike[str] | IO[bytes]) -> Any:
             source.seek(start)
     if "://" in str(source):
         with get_filesystem(str(source)).open(str(source), "rb") as file:
-            return _load(file, source)
-    return _load(source, source, mmap=zipfile.is_zipfile(source) or None)
+            return _load(io.BytesIO(file.read()), source)  # read once: the checksums are looked at first
+    return _load(source, source, mmap=is_zip(source) or None)
 
 
 def check_class_names(
@@ -88,6 +89,7 @@ def _load(file: Any, source: object, **options: Any) -> Any:
     with reading(source), warnings.catch_warnings():
         # torch warns of an unknown pickle protocol and then refuses the file; the error is enough
         warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        check_records(file, named(source))
         return torch.load(file, map_location="cpu", weights_only=True, **options)
 
 

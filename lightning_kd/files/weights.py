@@ -1,7 +1,8 @@
 """A teacher from a file: safetensors, a plain state dict, or the student inside a Lightning checkpoint."""
 
+import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +13,11 @@ from lightning_kd.capture.networks import plain_name
 from lightning_kd.capture.private import replace_tensors
 from lightning_kd.distributed.whole_state import placed_like
 from lightning_kd.files.checkpoint import reading
+from lightning_kd.files.integrity import check_tensor, checksums_of
 from lightning_kd.files.reading import load_plain
+
+_OWNERS = frozenset({"model", "module", "net", "network", "student", "teacher"})
+"""Names that a LightningModule or a wrapper gives the network that it holds, possibly beside other things."""
 
 
 def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str = "") -> nn.Module:
@@ -29,8 +34,8 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file breaks off in the middle, holds more than tensors and plain data (the message names it;
-            no code of it has run), no key begins with ``prefix``, or the weights do not fit.
+        ValueError: If the file breaks off in the middle, is damaged, holds more than tensors and plain data (the
+            message names it; no code of it has run), no key begins with ``prefix``, or the weights do not fit.
 
     Example:
         >>> import tempfile, torch
@@ -103,12 +108,17 @@ def materialize(
     storage = {tensor: torch.empty_like(tensor, device=device) for _, tensor in before if tensor.is_meta}
     replace_tensors(model, lambda t: storage[t] if t in storage else t.to(device))
     original, wanted = dict(before), dict(_named_tensors(model))
-    files = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    files = _listed(paths)
+    prefix = _prefix_in([name for path in files for name, _ in _read(Path(path))], wanted, files)
     for path in files:
-        for name, value in _read(Path(path)):
+        for key, value in _read(Path(path)):
+            if not key.startswith(prefix):
+                continue
+            name = key[len(prefix) :]
             target = wanted.get(name)
             if target is None or target.shape != value.shape:
-                found = "no such weight" if target is None else f"the shape {tuple(target.shape)}"
+                shape = None if target is None else tuple(target.shape)
+                found = f"no such weight{_nearest(name, wanted)}" if shape is None else f"the shape {shape}"
                 raise ValueError(
                     f"{os.fspath(path)!r} has {name!r} of shape {tuple(value.shape)}, but {type(model).__name__} has "
                     f"{found}; build the architecture that was saved."
@@ -125,6 +135,93 @@ def materialize(
         )
 
 
+def load_weights(
+    model: nn.Module, paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], prefix: str | None = None
+) -> None:
+    """Load the weights of files into a model, strictly: every weight of the model, and nothing else.
+
+    Args:
+        model: The model.
+        paths: File or files as for :func:`from_checkpoint`; together they hold all weights.
+        prefix: What the keys begin with; by default nothing, or the one beginning, such as ``"model."`` in a Lightning
+            checkpoint, without which the keys are exactly the model's.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a weight has another shape, is missing or unknown, or several beginnings would do.
+
+    Example:
+        >>> import tempfile
+        >>> model = nn.Linear(2, 1, bias=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     torch.save({"state_dict": {"model.weight": torch.ones(1, 2)}}, f"{folder}/teacher.ckpt")
+        ...     load_weights(model, f"{folder}/teacher.ckpt")
+        >>> model.weight.tolist()
+        [[1.0, 1.0]]
+    """
+    files = _listed(paths)
+    state = {plain_name(key): value for path in files for key, value in _read(Path(path))}
+    wanted = {plain_name(key): (key, value) for key, value in model.state_dict().items()}
+    if prefix is None:
+        prefix = _prefix_in(state, wanted, files)
+    found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    named, whose = ", ".join(repr(str(path)) for path in files), type(model).__name__
+    advice = "Build the architecture that was saved, or give its file."
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        raise ValueError(
+            f"{named}: no weights for {missing[:5]}{' and others' if missing[5:] else ''} of {whose}"
+            f"{_nearest(missing[0], found)}. {advice}"
+        )
+    unknown = [key for key in found if key not in wanted]
+    if unknown:
+        raise ValueError(
+            f"{named}: {whose} has no weights {unknown[:5]}{' and others' if unknown[5:] else ''}"
+            f"{_nearest(unknown[0], wanted)}. {advice}"
+        )
+    for key, value in found.items():
+        old = wanted[key][1]
+        if isinstance(old, Tensor) and old.shape != value.shape:
+            raise ValueError(
+                f"{named} has {key!r} of shape {tuple(value.shape)}, but {whose} has the shape {tuple(old.shape)}. "
+                f"{advice}"
+            )
+    model.load_state_dict({wanted[key][0]: value for key, value in found.items()})
+
+
+def _listed(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    return [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+
+
+def _prefix_in(keys: Iterable[str], wanted: Iterable[str], files: Sequence[object]) -> str:
+    """Return the one beginning of keys without which they are exactly the wanted ones, ``""`` if there is none.
+
+    Raises:
+        ValueError: If several beginnings would do, as in a checkpoint that holds two networks of one architecture.
+    """
+    keys, wanted = set(keys), set(wanted)
+    if not wanted or keys & wanted:
+        return ""
+    first = min(wanted)
+    prefixes = sorted(key.removesuffix(first) for key in keys if key.endswith(f".{first}"))
+    fitting = [one for one in prefixes if {key[len(one) :] for key in keys if key.startswith(one)} == wanted]
+    if not any(one.partition(".")[0] in _OWNERS or all(key.startswith(one) for key in keys) for one in fitting):
+        return ""  # a part of another network that happens to have such weights
+    if len(fitting) > 1:
+        named = ", ".join(repr(str(path)) for path in files)
+        raise ValueError(
+            f"{named}: {' and '.join(map(repr, fitting))} both begin the keys of such a network; build the network by "
+            f"lightning_kd.teachers.from_checkpoint(network, path, prefix={fitting[0]!r}) instead."
+        )
+    return fitting[0]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the end of a sentence that names what is nearest to a name."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
+    return f"; nearest to {name!r}: {', '.join(near)}" if near else ""
+
+
 def _named_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
@@ -136,8 +233,11 @@ def _read(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise FileNotFoundError(f"There is no file {str(path)!r} (looked from {str(Path.cwd())!r}).")
     if path.suffix == ".safetensors":
         with reading(path), safe_open(path, framework="pt") as file:
+            sums = checksums_of(file.metadata())
             for name in file.keys():  # noqa: SIM118  safetensors' file is no dictionary and cannot be iterated over
-                yield name, file.get_tensor(name)
+                tensor = file.get_tensor(name)
+                check_tensor(str(path), name, tensor, file.get_slice(name).get_dtype(), sums)
+                yield name, tensor
         return
     content = load_plain(path)
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):

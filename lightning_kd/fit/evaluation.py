@@ -4,12 +4,16 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_kd.capture.call import Call
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.metrics import Comparison
 from lightning_kd.teachers.base import NO_LESSON
+
+_ON_THE_BAR = ("accuracy", "teacher_accuracy")
+"""What the progress bar shows beside the loss; more would leave no room for the bar itself."""
 
 
 class Evaluation:
@@ -25,6 +29,7 @@ class Evaluation:
         """Student against teacher in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
         """What the last evaluation gave, on its first data loader."""
+        self._told: set[str] = set()
         self.teacher_accuracy: float | None = None
         """The teacher's accuracy, which a fit logs once."""
 
@@ -60,8 +65,12 @@ class Evaluation:
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
         logits_of = self.step.hooks.logits_of
         teacher_logits = None if lesson is NO_LESSON else logits_of(lesson.output)
-        comparison = self.comparisons.setdefault(loader, Comparison())
+        if loader not in self.comparisons:
+            mark = getattr(getattr(module, "task_loss", None), "ignore_index", None)
+            self.comparisons[loader] = Comparison() if mark is None else Comparison(mark)
+        comparison = self.comparisons[loader]
         comparison.update(logits_of(call.output), teacher_logits, target)
+        self._say_what_is_left_out(comparison)
         if module.trainer.barebones:
             return
         fitting = module.trainer.state.fn == TrainerFn.FITTING
@@ -69,7 +78,14 @@ class Evaluation:
             known = name == "teacher_accuracy" and fitting and self.teacher_accuracy is not None
             if not known and (with_student or name != "accuracy"):
                 # Lightning 2.6 finds a metric by the name of its attribute, which a metric outside the module lacks
-                module.log(f"{prefix}/{name}", metric, prog_bar=True, metric_attribute=name)
+                shown = name in _ON_THE_BAR
+                module.log(f"{prefix}/{name}", metric, prog_bar=shown, metric_attribute=name)
+
+    def _say_what_is_left_out(self, comparison: Comparison) -> None:
+        for name, reason in comparison.left_out.items():
+            if name not in self._told:
+                self._told.add(name)
+                rank_zero_info(f"{name} is left out of the evaluation: {reason}.")
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""

@@ -123,6 +123,8 @@ class DistillationRun:
         if source is not self.clock.source and source is not None:
             self.clock.source = source
             self.step.set_teacher(source.provide(original(self.student)))
+        if isinstance(self.teacher, FrozenTeacher):
+            self.teacher.read_weights()
         if mesh_of(trainer) is None:
             check_has_weights(self.student)
             if isinstance(self.teacher, FrozenTeacher):

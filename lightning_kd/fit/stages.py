@@ -6,6 +6,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
+from lightning_kd.engine.objective import Objective
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Unit
@@ -39,6 +40,26 @@ def settle_stages(losses: Iterable[tuple[str, DistillationLoss]], trainer: Train
             rank_zero_warn(
                 f"The weight of {name!r} has no effect: it trains alone in its first stage, and has no part in the "
                 "main training; leave the weight out, or give stage_length=0 to add the loss to the task."
+            )
+
+
+def check_trains_on(objective: Objective, trainer: Trainer) -> None:
+    """Raise a ``ValueError`` if nothing is left to train when the first stages end.
+
+    Args:
+        objective: The losses of a run that has no task loss, with the lengths of their stages settled.
+        trainer: The Trainer that will run them.
+    """
+    if objective.main(True).components:
+        return
+    totals: dict[Unit, int] = {"step": trainer.max_steps, "epoch": trainer.max_epochs or -1}
+    for name, loss in objective.leaves:
+        stage = loss.stage
+        if stage is not None and stage.length and not 0 < totals[stage.unit] <= stage.length:
+            raise ValueError(
+                f"The first stage of {name!r} ends after {stage.length} {stage.unit}(s), and there is nothing to train "
+                "with afterwards. Give task_loss, add a loss without a first stage, or stage_length=0, which adds this "
+                "loss to the main training."
             )
 
 

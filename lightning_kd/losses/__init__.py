@@ -11,6 +11,7 @@ from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.features.ab import ABLoss as ABLoss
 from lightning_kd.losses.features.at import ATLoss as ATLoss
 from lightning_kd.losses.features.byot import BYOTLoss as BYOTLoss
+from lightning_kd.losses.features.embedding import EmbeddingLoss as EmbeddingLoss
 from lightning_kd.losses.features.fsp import FSPLoss as FSPLoss
 from lightning_kd.losses.features.ft import FTLoss as FTLoss
 from lightning_kd.losses.features.hint import HintLoss as HintLoss
@@ -22,7 +23,9 @@ from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.logits.dist import DISTLoss as DISTLoss
 from lightning_kd.losses.logits.dkd import DKDLoss as DKDLoss
 from lightning_kd.losses.logits.kd import KDLoss as KDLoss
+from lightning_kd.losses.logits.multilabel import MultiLabelKDLoss as MultiLabelKDLoss
 from lightning_kd.losses.logits.mutual import MutualLearning as MutualLearning
+from lightning_kd.losses.logits.regression import RegressionKDLoss as RegressionKDLoss
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature as AdaptiveTemperature
 from lightning_kd.losses.logits.tfkd import TfKDLoss as TfKDLoss
 from lightning_kd.losses.samples.cc import CCLoss as CCLoss

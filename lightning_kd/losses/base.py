@@ -8,14 +8,17 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
-from lightning_kd.distributed.gather import gather
+from lightning_kd.distributed.gather import gather, pad_to_longest
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import is_empty, zero_of
+from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
 Shape = tuple[int, ...]
 Layers = str | Sequence[str] | None
+Layout = str | Mapping[str, str] | None
+Masking = Literal["pack", "zero", "mean", "rescale"]
 Reads = Literal["logits", "embedding", "map", "maps", "pre_activation_maps"]
 LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
@@ -32,6 +35,7 @@ class StepTensors:
         teacher_features: Captured teacher tensors by dotted layer name.
         target: The batch's target, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if the batch has none.
+        mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
         call: Calls another network with what the student was called with, and returns its logits.
     """
@@ -42,6 +46,7 @@ class StepTensors:
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
     target: Tensor | None = None
     index: Tensor | None = None
+    mask: Tensor | None = None
     teacher_ready: bool = True
     call: Callable[[nn.Module], Tensor | None] | None = None
 
@@ -57,16 +62,30 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default those that ``reads`` asks for.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        layout: Order of the layers' axes, one of ``LAYOUTS``, or that of each layer by its name; by default it is
+            found at set-up.
         weight: Factor of this part in the total loss, >= 0; a number, or a schedule of it.
 
     Raises:
-        ValueError: If the layers do not pair up, one is named twice, or the weight is negative or not finite.
+        ValueError: If the layers do not pair up, one is named twice, a layout is unknown, or the weight is negative or
+            not finite.
     """
 
     reads: ClassVar[Reads] = "logits"
     """What the loss reads if no layer is named: the logits, the last features before them, the last feature map, or
     the last feature map of every resolution, after or before its activation. The layers are chosen, and named, at
     set-up."""
+    needs_maps: ClassVar[bool] = False
+    """Every layer must be a feature map ``(B, C, H, W)``; tokens are read as the map of their positions."""
+    compares_positions: ClassVar[bool] = True
+    """The loss compares a position of the student with the same one of the teacher, or channels over positions. If not,
+    the loss reads each sample as one vector, in which the order of axes makes no difference."""
+    in_a_plane: ClassVar[bool] = False
+    """The loss looks at the neighbours of a position in a plane, so a volume or windows cannot be laid flat for it."""
+    masking: Masking | None = None
+    """How padded tokens are left out: the valid ones are packed into rows ``(M, C)``; the others are set to zero; the
+    mean of the valid ones is taken; or the others are set to zero and the mean is taken over the valid ones. ``None``
+    if the loss cannot leave them out. May depend on the options."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
     needs_target: bool = False
@@ -86,11 +105,19 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself keeps equal in all processes, so DDP need not send them."""
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
+    def __init__(
+        self, student: Layers = None, teacher: Layers = None, *, layout: Layout = None, weight: Scalar = 1.0
+    ) -> None:
         super().__init__()
         if not all(0.0 <= value < float("inf") for value in extremes(weight)):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
         self.weight = weight
+        self.layout = layout
+        wrong = sorted({*_layout_names(layout)} - {*LAYOUTS})
+        if wrong:
+            raise ValueError(f"{type(self).__name__}: expected layout to be one of {list(LAYOUTS)}, got {wrong[0]!r}.")
+        self.views: dict[str, dict[str, View]] = {"student": {}, "teacher": {}}
+        """How the layers of each side are read that are not read as they are; set-up settles it."""
         self.moment = Moment()
         self.details: dict[str, Tensor] = {}
         """Values of the last step that are logged beside the loss, under its name and theirs."""
@@ -207,9 +234,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Pick this loss's tensors out of a training step and return the unweighted scalar, 0 without samples."""
         args: list[Tensor | list[Tensor] | None]
         if self._student_layers:
-            args = [_read(step.student_features, self._student_layers)]
+            args = [self._read("student", step.student_features, self._student_layers, step.mask)]
             if self._teacher_layers:
-                args.append(_read(step.teacher_features, self._teacher_layers))
+                args.append(self._read("teacher", step.teacher_features, self._teacher_layers, step.mask))
         else:
             args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
         extra: dict[str, Tensor | None] = {}
@@ -220,6 +247,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
         if self.relational and self.gather:
+            if step.mask is not None and self.masking == "zero":  # batches are padded to other lengths elsewhere
+                args = [_padded(arg) for arg in args]
             args = [_gathered(arg) for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
         # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
@@ -227,9 +256,25 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if not self.replicated_buffers and is_empty(args[0]):
             return zero_of(args[0])
         value = self(*args, **extra)
+        if step.mask is not None and self.masking == "rescale" and isinstance(value, Tensor):
+            value = value * (step.mask.numel() / step.mask.sum().clamp_min(1))
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
         return value
+
+    def _read(
+        self, role: str, features: Mapping[str, Tensor], layers: tuple[str, ...], mask: Tensor | None
+    ) -> Tensor | list[Tensor]:
+        """Return the values of the layers, each in the order that the loss reads, without padding."""
+        views = self.views[role]
+        if not views and mask is None:
+            return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
+        values = []
+        for layer in layers:
+            view = views.get(layer)
+            value = features[layer] if view is None else view(features[layer], mask)
+            values.append(value if mask is None else leave_out_padding(value, mask, self.masking))
+        return values[0] if len(values) == 1 else values
 
     def evaluate_stage(self, step: StepTensors) -> Tensor:
         """Return the unweighted loss of the stage before the main training; by default that of :meth:`evaluate`."""
@@ -274,5 +319,14 @@ def _gathered(tensors: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | 
     return None if tensors is None else gather(tensors)
 
 
-def _read(features: Mapping[str, Tensor], layers: tuple[str, ...]) -> Tensor | list[Tensor]:
-    return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
+def _padded(tensors: Tensor | list[Tensor] | None) -> Tensor | list[Tensor] | None:
+    """Return tokens with as many positions as the process with the most has."""
+    if isinstance(tensors, list):
+        return [pad_to_longest(tensor) for tensor in tensors]
+    return None if tensors is None else pad_to_longest(tensors)
+
+
+def _layout_names(layout: Layout) -> Sequence[str]:
+    if layout is None:
+        return ()
+    return (layout,) if isinstance(layout, str) else list(layout.values())

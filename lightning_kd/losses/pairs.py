@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -20,8 +20,6 @@ class LayerPairLoss(DistillationLoss, ABC):
 
     per_pair: tuple[str, ...] = ()
     """Names of the lists that hold one module or parameter for each pair; may depend on the options."""
-    needs_maps: ClassVar[bool] = False
-    """Every layer must return a feature map ``(B, C, H, W)``."""
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check the layers, and make what each pair owns, in the order of the layers.

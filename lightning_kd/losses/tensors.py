@@ -43,6 +43,31 @@ def zero_of(tensors: Tensor | Sequence[Tensor] | None) -> Tensor:
     return add_up([upcast(one).sum() * 0.0 for one in several])
 
 
+def leave_out_padding(value: Tensor, mask: Tensor, how: str | None) -> Tensor:
+    """Leave padded tokens out of features.
+
+    Args:
+        value: Tokens (B, N, C), or those of one column as a map (B, C, N, 1); anything else is returned as it is.
+        mask: Which of the tokens are valid, (B, N), or which samples count, (B,).
+        how: ``"pack"`` gives the valid tokens as rows (M, C), ``"zero"`` and ``"rescale"`` set the others to zero.
+            ``None`` changes nothing.
+    """
+    if mask.ndim == 1:
+        return value[mask]
+    if how is None or value.ndim < 3:
+        return value
+    if mask.shape[1] != value.shape[2 if value.ndim == 4 else 1]:
+        raise ValueError(
+            f"The mask {tuple(mask.shape)} does not say which tokens of features {tuple(value.shape)} are padding; "
+            "override unpack_batch to return Batch(..., mask=...) with as many columns as there are tokens."
+        )
+    if value.ndim == 4:
+        return value.masked_fill(~mask[:, None, :, None], 0.0)
+    if how == "pack":
+        return value[mask]
+    return value.masked_fill(~mask.unsqueeze(2), 0.0)
+
+
 def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool two maps (B, C, H, W) to the smaller height and the smaller width of the two."""
     height, width = (min(pair) for pair in zip(student.shape[2:], teacher.shape[2:], strict=True))
@@ -134,7 +159,7 @@ def check_differentiated_once(function: str) -> None:
     """Raise a ``RuntimeError`` if the backward pass that is under way is to be differentiated itself."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            f"{function}: its gradient is computed along with the value, so it cannot be differentiated once more; "
+            f"{function}: its gradient is computed along with the value, so it cannot be differentiated again; "
             "call backward without create_graph=True, or leave this loss out of what you differentiate twice."
         )
 

@@ -12,7 +12,7 @@ from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
-from lightning_kd.files.weights import materialize
+from lightning_kd.files.weights import load_weights, materialize
 from lightning_kd.teachers.base import Lesson, Teacher
 
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
@@ -53,7 +53,7 @@ class FrozenTeacher(Teacher):
     Args:
         module: The teacher; its parameters stop requiring gradients here.
         dtype: Format that the teacher computes in, by name or of torch; by default what its owner is converted to.
-        weights: File or files of the teacher's weights, for a teacher that was built on the meta device.
+        weights: File or files of the teacher's weights, which are read at set-up.
 
     Example:
         >>> teacher = FrozenTeacher(nn.Linear(2, 1))
@@ -67,6 +67,7 @@ class FrozenTeacher(Teacher):
         self.module: nn.Module = module.requires_grad_(False).eval()
         self.dtype = dtype_of(dtype)
         self.weights = weights
+        self._weights_read = weights is None
         self._parts = tuple(module.modules())
         self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None:
@@ -137,13 +138,27 @@ class FrozenTeacher(Teacher):
         if device.type != "meta" and not self.on_meta:
             self.module.to(device)
 
-    def materialize(self, device: torch.device) -> None:
-        """Give a teacher on the meta device its weights; nothing happens if it has them.
+    def read_weights(self) -> None:
+        """Read the weights out of the files that were named, once; one on the meta device gets them later.
 
         Raises:
-            ValueError: If no file is named, or the files do not hold exactly the teacher's weights.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the files do not hold exactly the teacher's weights.
+        """
+        if self._weights_read or self.weights is None or self.on_meta:
+            return
+        load_weights(self.module, self.weights)
+        self._weights_read = True
+
+    def materialize(self, device: torch.device) -> None:
+        """Give a teacher its weights; nothing happens if it has them.
+
+        Raises:
+            ValueError: If it is on the meta device and no file is named, or the files do not hold exactly the teacher's
+                weights.
         """
         if not self.on_meta:
+            self.read_weights()
             return
         if self.weights is None:
             raise ValueError(
@@ -151,6 +166,7 @@ class FrozenTeacher(Teacher):
                 "teacher_weights=... (its .safetensors files), or build it with its weights."
             )
         materialize(self.module, self.weights, device)
+        self._weights_read = True
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

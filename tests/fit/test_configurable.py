@@ -92,6 +92,7 @@ def test_a_loss_with_its_projector_is_plain_data() -> None:
         "init_args": {
             "student": ["a", "c"],
             "teacher": ["b", "d"],
+            "layout": None,
             "weight": 100.0,
             "projector": {"class_path": "lightning_kd.projectors.LinearProjector", "init_args": {"bias": False}},
         },

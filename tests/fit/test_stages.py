@@ -141,7 +141,7 @@ def test_the_teacher_does_not_run_when_nothing_asks_for_it(door):
     guide.register_forward_hook(lambda *_: calls.append(1))
     made, callbacks = support.through(door, guide=guide, losses=[Initialised(length=1)])
     support.fit(made, callbacks=callbacks, max_epochs=3, limit_val_batches=0)
-    assert len(calls) == 1 + 3  # for the sizes, and in the stage
+    assert len(calls) == 2 + 3  # for the sizes, with one sample more, and in the stage
 
 
 def test_the_task_after_the_stage_is_trained_as_without_a_stage():

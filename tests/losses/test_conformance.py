@@ -185,6 +185,86 @@ def _executed(name: str, source: str) -> types.ModuleType:
     return module
 
 
+@pytest.mark.parametrize("temperature", [20.0, 100.0])
+@pytest.mark.parametrize("function", [functional.kd_loss, functional.dkd_loss])
+def test_a_high_temperature_keeps_sign_and_digits(function: Callable[..., Tensor], temperature: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    student = torch.randn(64, 10, generator=generator)
+    teacher = student + 0.01 * torch.randn(64, 10, generator=generator)
+    target = [torch.arange(64) % 10] if function is functional.dkd_loss else []
+    single = function(student, teacher, *target, temperature=temperature)
+    exact = function(student.double(), teacher.double(), *target, temperature=temperature)
+    assert single.dtype == torch.float32
+    assert single.item() == pytest.approx(exact.item(), rel=1e-4)
+    assert single > 0
+
+
+SCALE_FREE = {
+    "at": functional.attention_transfer_loss,
+    "sp": functional.similarity_preserving_loss,
+    "ickd": functional.ickd_loss,
+    "nst": functional.nst_loss,
+    "rkd": functional.rkd_loss,
+    "cc": functional.cc_loss,
+    "pkt": lambda s, t: functional.pkt_loss(s.flatten(1), t.flatten(1)),
+    "info_nce": lambda s, t: functional.info_nce_loss(s.flatten(1), t.flatten(1)),
+}
+
+
+@pytest.mark.parametrize("name", SCALE_FREE)
+def test_large_features_are_no_silent_zero(name: str) -> None:
+    """Of a formula in which the scale makes no difference; beyond the largest number the loss is NaN, which is told."""
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(4, 4, 2, 2, generator=generator) for _ in range(2))
+    plain = SCALE_FREE[name](student, teacher).item()
+    large = (1e15 * student).requires_grad_()
+    value = SCALE_FREE[name](large, 1e15 * teacher)
+    value.backward()
+    assert value.item() == pytest.approx(plain, rel=1e-4)
+    assert large.grad is not None
+    assert large.grad.any()
+    huge = SCALE_FREE[name](1e25 * student, 1e25 * teacher).item()
+    assert huge != huge or huge == pytest.approx(plain, rel=1e-4)  # NaN, or right
+
+
+COMPUTED_TOGETHER = (lightning_kd.losses.RKDLoss, lightning_kd.losses.NSTLoss, lightning_kd.losses.CRDLoss)
+"""Losses whose gradient is computed together with their value."""
+
+
+@of(lambda case: case.function is not None and not case.inputs().layers)
+def test_a_gradient_is_not_differentiated_twice_in_silence(case: Case) -> None:
+    component, inputs = _component(case)
+    value = _value(component, inputs)
+    if case.loss in COMPUTED_TOGETHER and case.options.get("kernel", "polynomial") == "polynomial":
+        with pytest.raises(RuntimeError, match="differentiated again"):
+            torch.autograd.grad(value, inputs.learning, create_graph=True)
+        return
+    gradients = torch.autograd.grad(value, inputs.learning, create_graph=True, allow_unused=True)
+    assert any(gradient is not None and gradient.requires_grad for gradient in gradients)
+
+
+DEAD = {
+    "a row of zeros": lambda x: x[0].zero_(),
+    "a row near zero": lambda x: x[0].mul_(1e-30),
+    "a channel of zeros": lambda x: x[:, 0].zero_(),
+}
+
+
+@pytest.mark.parametrize("dead", DEAD)
+@of(lambda case: not case.options.get("standardize"))  # of one number, which divides by the deviation, as published
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_what_is_dead_gets_a_gradient_of_ordinary_size(case: Case, dtype: torch.dtype, dead: str) -> None:
+    """A student with a BatchNorm that begins at zero, or with padding, must not be thrown away by one step."""
+    largest = []
+    for change in (lambda x: x, DEAD[dead]):
+        component, inputs = _component(case, dtype)
+        with torch.no_grad():
+            for tensor in inputs.students:
+                change(tensor)
+        largest.append(max(gradient.abs().max().item() for gradient in _gradients(component, inputs)))
+    assert largest[1] <= 100 * max(largest[0], 1e-3)
+
+
 @of()
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALF], ids=str)
 def test_is_a_finite_scalar_of_at_least_float32(case: Case, dtype: torch.dtype) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_shape
 from lightning_kd.losses.older import own_part
 from lightning_kd.losses.pairs import LayerPairLoss
@@ -86,6 +86,8 @@ class ABLoss(LayerPairLoss):
         stage_length: Number of epochs or steps that the first stage takes, >= 0; 0 trains with the task instead,
             ``None`` is a tenth of the run. Published recipes use 30 of 240 epochs.
         stage_unit: Whether to count epochs or optimizer steps.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1.
 
     Raises:
@@ -105,9 +107,10 @@ class ABLoss(LayerPairLoss):
         connector: Connector = "differ",
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("ABLoss", margin=margin)
         if connector not in ("differ", "all"):
             raise ValueError(f"ABLoss: expected connector 'differ' or 'all', got {connector!r}.")
@@ -118,6 +121,7 @@ class ABLoss(LayerPairLoss):
         stage = Stage(stage_length, stage_unit, then_stops=True)
         self.stage = stage if stage_length != 0 else None
         self.projectors = nn.ModuleList()
+        self.register_load_state_dict_pre_hook(_suit)  # type: ignore[no-untyped-call]
 
     def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
         """Make the projector of one pair, where the shapes differ."""
@@ -146,6 +150,7 @@ class ABLoss(LayerPairLoss):
                 with torch.random.fork_rng(devices=[]):
                     self.projectors[i] = batch_norm_connector(of, to).train(self.training)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        self.suit(own_part(state_dict, prefix))  # torch loads the children after this
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+def _suit(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(loss, ABLoss)
+    loss.suit(own_part(state, prefix))

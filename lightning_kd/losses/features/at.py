@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers
+from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, pool_to_smaller, unit, upcast_alike, zero_of
@@ -68,6 +68,8 @@ class ATLoss(LayerPairLoss):
             resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         p: Exponent of the absolute activation, > 0. The paper uses 2.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1000.
 
     Raises:
@@ -76,9 +78,18 @@ class ATLoss(LayerPairLoss):
 
     reads = "maps"
     needs_maps = True
+    masking = "rescale"
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, p: float = 2.0, weight: Scalar = 1.0) -> None:
-        super().__init__(student, teacher, weight=weight)
+    def __init__(
+        self,
+        student: Layers = None,
+        teacher: Layers = None,
+        *,
+        p: float = 2.0,
+        layout: Layout = None,
+        weight: Scalar = 1.0,
+    ) -> None:
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("ATLoss", p=p)
         self.p = p
 

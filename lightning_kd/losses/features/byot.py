@@ -6,7 +6,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import cross_entropy_of_labelled
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
@@ -99,6 +99,8 @@ class BYOTLoss(DistillationLoss):
         temperature: Softening of both distributions, > 0, no unit. The paper uses 3.
         alpha: Share of the divergence from the deepest classifier, 0..1; the rest is the label's. The paper uses 0.3.
         hint_weight: Factor of the squared distance of the features, >= 0. The paper uses 0.03.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1 beside a task weight of 1.
 
     Raises:
@@ -106,6 +108,8 @@ class BYOTLoss(DistillationLoss):
     """
 
     reads = "maps"
+    needs_maps = True
+    in_a_plane = True
     pairs_layers = False
     needs_target = True
     needs_student_logits = True
@@ -117,9 +121,10 @@ class BYOTLoss(DistillationLoss):
         temperature: Scalar = 3.0,
         alpha: float = 0.3,
         hint_weight: float = 0.03,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, weight=weight)
+        super().__init__(student, layout=layout, weight=weight)
         _check_numbers("BYOTLoss", temperature, alpha, hint_weight)
         self.temperature = temperature
         self.alpha = alpha

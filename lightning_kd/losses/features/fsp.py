@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar, Unit
@@ -111,6 +111,8 @@ class FSPLoss(DistillationLoss):
         stage_length: Epochs or steps of the first stage, >= 0; None is a tenth of the run, 0 leaves it out: the loss
             is then added to the others throughout. Published recipes take 30 epochs of 240.
         stage_unit: Whether ``stage_length`` counts epochs or optimizer steps.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. It matters without a first stage; published recipes
             use 50.
 
@@ -119,6 +121,7 @@ class FSPLoss(DistillationLoss):
     """
 
     reads = "maps"
+    needs_maps = True
 
     def __init__(
         self,
@@ -127,9 +130,10 @@ class FSPLoss(DistillationLoss):
         *,
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         self.stage_length = stage_length
         self.stage_unit: Unit = stage_unit
         stage = Stage(stage_length, stage_unit, then_stops=True)

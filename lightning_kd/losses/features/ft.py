@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape, StepTensors
+from lightning_kd.losses.base import Layers, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
@@ -114,6 +114,8 @@ class FTLoss(LayerPairLoss):
             recipes take 30 epochs of 240.
         stage_unit: Whether ``stage_length`` counts epochs or optimizer steps.
         stage_lr: Learning rate of the first stage, > 0; by default the optimizer's.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1000, and 200 with RepDistiller's
             variant.
 
@@ -123,6 +125,7 @@ class FTLoss(LayerPairLoss):
 
     reads = "map"
     needs_maps = True
+    in_a_plane = True
     per_pair = ("paraphrasers", "translators")
 
     def __init__(
@@ -137,9 +140,10 @@ class FTLoss(LayerPairLoss):
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
         stage_lr: float | None = None,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("FTLoss", rate=rate)
         _check_variant("FTLoss", variant, p1, p2)
         self.rate = rate

@@ -6,7 +6,7 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import pool_to_smaller, upcast
@@ -66,6 +66,8 @@ class HintLoss(LayerPairLoss):
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default its last feature map.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 100.
         projector: Which projector to copy for each pair, not yet built; by default a linear one that suits the
             layers' shapes. ``ConvRegressor()`` reproduces RepDistiller.
@@ -77,16 +79,18 @@ class HintLoss(LayerPairLoss):
 
     reads = "map"
     per_pair = ("projectors",)
+    masking = "pack"
 
     def __init__(
         self,
         student: Layers = None,
         teacher: Layers = None,
         *,
+        layout: Layout = None,
         weight: Scalar = 1.0,
         projector: Projector | None = None,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_template("HintLoss", projector)
         self.projector = projector
         self.projectors = nn.ModuleList()

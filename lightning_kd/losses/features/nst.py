@@ -5,7 +5,7 @@ from typing import Any, Literal, cast, final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers
+from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import check_differentiated_once, pool_to_smaller, unit, wide, zero_of
@@ -90,6 +90,8 @@ class NSTLoss(LayerPairLoss):
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         kernel: Which kernel compares two channels.
         bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 50.
 
     Raises:
@@ -99,6 +101,7 @@ class NSTLoss(LayerPairLoss):
 
     reads = "maps"
     needs_maps = True
+    masking = "zero"
 
     def __init__(
         self,
@@ -107,9 +110,10 @@ class NSTLoss(LayerPairLoss):
         *,
         kernel: Kernel = "polynomial",
         bandwidth: float | None = None,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         _check_kernel("NSTLoss", kernel, bandwidth)
         self.kernel: Kernel = kernel
         self.bandwidth = bandwidth

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.private import BatchNorm
 from lightning_kd.distributed.gather import is_distributed
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_map_layers, check_maps
 from lightning_kd.losses.tensors import add_up_halving, pair_up, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
@@ -82,6 +82,8 @@ class OFDLoss(DistillationLoss):
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
             last layer before an activation of every resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 0.001.
 
     Raises:
@@ -89,12 +91,15 @@ class OFDLoss(DistillationLoss):
     """
 
     reads = "pre_activation_maps"
+    needs_maps = True
     replicated_buffers = ("margin", "count")
     margin: Tensor
     count: Tensor
 
-    def __init__(self, student: Layers = None, teacher: Layers = None, *, weight: Scalar = 1.0) -> None:
-        super().__init__(student, teacher, weight=weight)
+    def __init__(
+        self, student: Layers = None, teacher: Layers = None, *, layout: Layout = None, weight: Scalar = 1.0
+    ) -> None:
+        super().__init__(student, teacher, layout=layout, weight=weight)
         self.projectors = nn.ModuleList()
         self._known: dict[str, Tensor] = {}
 

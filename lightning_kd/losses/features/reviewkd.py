@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_shape
 from lightning_kd.losses.tensors import add_up, upcast
 from lightning_kd.schedules import Scalar
@@ -79,6 +79,8 @@ class ReviewKDLoss(DistillationLoss):
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         mid_channels: Number of channels in which the stages are fused, >= 1; by default those of the student's last
             layer, but at most 512, as in the published code.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1 to 8 with 20 epochs to warm up:
             ``WarmUpSchedule(5.0, length=20)``.
 
@@ -87,6 +89,8 @@ class ReviewKDLoss(DistillationLoss):
     """
 
     reads = "maps"
+    needs_maps = True
+    in_a_plane = True
 
     def __init__(
         self,
@@ -94,9 +98,10 @@ class ReviewKDLoss(DistillationLoss):
         teacher: Layers = None,
         *,
         mid_channels: int | None = None,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         if mid_channels is not None and mid_channels < 1:
             raise ValueError(f"ReviewKDLoss: expected mid_channels >= 1, got {mid_channels}.")
         self.mid_channels = mid_channels

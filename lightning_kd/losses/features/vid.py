@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import pool_to_smaller, upcast
@@ -83,6 +83,8 @@ class VIDLoss(LayerPairLoss):
         hidden_channels: Width of the regressor between its layers, >= 1; by default the teacher's.
         initial_variance: Variance of every channel at the start, > ``eps``. Published recipes use 5.
         eps: Smallest variance, > 0.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1.
 
     Raises:
@@ -90,6 +92,7 @@ class VIDLoss(LayerPairLoss):
     """
 
     reads = "maps"
+    masking = "pack"
     per_pair = ("regressors", "log_scales")
 
     def __init__(
@@ -100,9 +103,10 @@ class VIDLoss(LayerPairLoss):
         hidden_channels: int | None = None,
         initial_variance: float = 5.0,
         eps: float = 1e-5,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("VIDLoss", eps=eps, initial_variance=initial_variance)
         if initial_variance <= eps:
             raise ValueError(f"VIDLoss: expected initial_variance > eps, got {initial_variance} and {eps}.")

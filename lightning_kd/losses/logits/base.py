@@ -2,6 +2,7 @@
 
 from abc import ABC
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ class LogitLoss(DistillationLoss, ABC):
     """A loss that compares the logits of student and teacher, which score the same classes."""
 
     needs_teacher_logits = True
+    takes_one_logit: ClassVar[bool] = True
+    """A single logit, the log odds of a yes, says something to the loss."""
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score the same classes.
@@ -30,7 +33,19 @@ class LogitLoss(DistillationLoss, ABC):
         Raises:
             ValueError: If the class counts or the positions differ.
         """
-        check_logit_shapes(type(self).__name__, student_shapes.get(LOGITS), teacher_shapes.get(LOGITS))
+        student, teacher = student_shapes.get(LOGITS), teacher_shapes.get(LOGITS)
+        if student is None or teacher is None:
+            return
+        self.check_shapes(student, teacher)
+        if not self.takes_one_logit and student[1:2] == (1,):
+            raise ValueError(
+                f"{type(self).__name__}: a single logit, of shape student {student} and teacher {teacher}, has no "
+                "classes to compare; use KDLoss, which compares the odds of a yes."
+            )
+
+    def check_shapes(self, student: Shape, teacher: Shape) -> None:
+        """Raise a ``ValueError`` at set-up unless outputs of these shapes can be compared."""
+        check_logit_shapes(type(self).__name__, student, teacher)
 
 
 def check_logits(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -95,3 +110,12 @@ def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:
 
 def _class_counts(student: Shape, teacher: Shape) -> str:
     return f"the teacher has {teacher[1]} classes, the student {student[1]}"
+
+
+def check_several(function: str, logits: Tensor) -> None:
+    """Raise a ``ValueError`` that names the shape if there is a single logit, which has no classes to compare."""
+    if logits.shape[1] == 1:
+        raise ValueError(
+            f"{function}: expected at least 2 classes, got logits of shape {tuple(logits.shape)}; kd_loss compares the "
+            "odds of a yes."
+        )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.losses.checks import check_not_negative, check_positive
-from lightning_kd.losses.logits.base import LogitLoss, check_logits
+from lightning_kd.losses.logits.base import LogitLoss, check_logits, check_several
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
@@ -64,6 +64,7 @@ def dist_loss(
     check_positive("dist_loss", temperature=temperature)
     check_not_negative("dist_loss", beta=beta, gamma=gamma)
     check_logits("dist_loss", student_logits, teacher_logits)
+    check_several("dist_loss", student_logits)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
@@ -97,6 +98,7 @@ class DISTLoss(LogitLoss):
     """
 
     relational = True
+    takes_one_logit = False
 
     def __init__(
         self,

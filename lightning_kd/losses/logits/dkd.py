@@ -11,6 +11,7 @@ from lightning_kd.losses.logits.base import (
     IGNORE_INDEX,
     LogitLoss,
     check_logits,
+    check_several,
     class_ids,
     mean_over_labelled,
 )
@@ -76,6 +77,7 @@ def dkd_loss(
     check_positive("dkd_loss", temperature=temperature)
     check_not_negative("dkd_loss", alpha=alpha, beta=beta)
     check_logits("dkd_loss", student_logits, teacher_logits)
+    check_several("dkd_loss", student_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     factors = alpha, beta, temperature
@@ -112,6 +114,7 @@ class DKDLoss(LogitLoss):
     """
 
     needs_target = True
+    takes_one_logit = False
 
     def __init__(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_kd.losses.base import LOGITS, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
-from lightning_kd.losses.logits.temperature import AdaptiveTemperature
+from lightning_kd.losses.logits.temperature import AdaptiveTemperature, yes_and_no
 from lightning_kd.losses.tensors import exact_if_small, in_range, upcast, wide
 from lightning_kd.schedules import Scalar
 
@@ -32,12 +32,16 @@ def kd_loss(
     for both networks, so that the student need not reach the scale of the teacher's logits. If each sample has a
     temperature of its own, :math:`T^2` stands within the sum over samples.
 
+    A single logit :math:`z` is the log odds of a yes, so the two classes are :math:`(z, 0)`:
+    :math:`p = (\sigma(z / T), 1 - \sigma(z / T))`.
+
     Follows the authors' form (KL, summed over classes, averaged over the batch). Logits of a sample that are all equal
     have no deviation; they standardise to 0 and pass on the gradient of a sample of deviation 1, where the authors'
     code would multiply it by :math:`10^7`.
 
     Shape:
-        - student_logits, teacher_logits: :math:`(B, C)`, or :math:`(B, C, H, W)` and more positions; equal shapes.
+        - student_logits, teacher_logits: :math:`(B, C)`, or :math:`(B, C, H, W)` and more positions; equal shapes;
+          :math:`C = 1` for a yes or no.
         - temperature: a number, or :math:`(B)`, or :math:`(B, H, W)` with one for each position.
         - Output: scalar :math:`()`, >= 0.
 
@@ -71,6 +75,8 @@ def kd_loss(
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
+    if student.shape[1] == 1 and not standardize:
+        student, teacher = yes_and_no(student), yes_and_no(teacher)
     samples = student.numel() // student.shape[1]
     divergence = exact_if_small(
         _divergence(student, teacher, temperature, standardize),
@@ -96,6 +102,8 @@ class KDLoss(LogitLoss):
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
+        binary: Whether the output is a single logit, the log odds of a yes. It must be said, since a single number may
+            be a regression too, which is what ``RegressionKDLoss`` is for.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 0.9 beside a task weight of 0.1.
 
     Raises:
@@ -103,7 +111,12 @@ class KDLoss(LogitLoss):
     """
 
     def __init__(
-        self, temperature: Scalar | AdaptiveTemperature = 4.0, standardize: bool = False, *, weight: Scalar = 1.0
+        self,
+        temperature: Scalar | AdaptiveTemperature = 4.0,
+        standardize: bool = False,
+        *,
+        binary: bool = False,
+        weight: Scalar = 1.0,
     ) -> None:
         super().__init__(weight=weight)
         if isinstance(temperature, AdaptiveTemperature):
@@ -112,6 +125,7 @@ class KDLoss(LogitLoss):
             check_positive("KDLoss", temperature=temperature)
         self.temperature = temperature
         self.standardize = standardize
+        self.binary = binary
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score the same classes.
@@ -121,10 +135,13 @@ class KDLoss(LogitLoss):
             teacher_shapes: Holds the shape of the teacher's logits.
 
         Raises:
-            ValueError: If the class counts or the positions differ, or a single class is to be standardised.
+            ValueError: If the class counts or the positions differ, a single class is to be standardised, or ``binary``
+                does not suit the number of logits.
         """
         super().build(student_shapes, teacher_shapes)
         student = student_shapes.get(LOGITS)
+        if student is not None:
+            self._check_number_of_logits(student)
         if self.standardize and student is not None:
             _check_several_classes("KDLoss", student)
 
@@ -136,6 +153,19 @@ class KDLoss(LogitLoss):
         else:
             temperature = self.now(self.temperature)
         return kd_loss(student_logits, teacher_logits, temperature=temperature, standardize=self.standardize)
+
+    def _check_number_of_logits(self, student: Shape) -> None:
+        if student[1] == 1 and not self.binary:
+            raise ValueError(
+                f"KDLoss: a single logit, of shape {student}, has no classes to compare. If it is the log odds of "
+                "a yes (BCEWithLogitsLoss), write KDLoss(binary=True); if it is a number (a regression), use "
+                "RegressionKDLoss."
+            )
+        if student[1] != 1 and self.binary:
+            raise ValueError(
+                f"KDLoss: binary=True is for a single logit, got logits of shape {student}; use MultiLabelKDLoss for "
+                "several labels that do not exclude one another, or leave binary out."
+            )
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor, standardize: bool) -> Tensor:

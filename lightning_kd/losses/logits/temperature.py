@@ -69,6 +69,8 @@ class AdaptiveTemperature(Configurable):
             ValueError: If ``correctness`` gets no target, or one that does not suit the logits.
         """
         logits = upcast(teacher_logits.detach())
+        if logits.shape[1] == 1:
+            logits = yes_and_no(logits)
         if self.by == "correctness":
             share = _wrongness(logits, target)
         else:
@@ -79,14 +81,17 @@ class AdaptiveTemperature(Configurable):
         return f"AdaptiveTemperature({', '.join(f'{name}={value!r}' for name, value in self.options().items())})"
 
 
+def yes_and_no(logits: Tensor) -> Tensor:
+    """Return the two logits of a yes and a no whose log odds are given on axis 1."""
+    return torch.cat((logits, torch.zeros_like(logits)), dim=1)
+
+
 def _certainty(logits: Tensor) -> Tensor:
     classes = logits.shape[1]
-    return (classes * logits.softmax(dim=1).amax(dim=1) - 1) / max(classes - 1, 1)
+    return (classes * logits.softmax(dim=1).amax(dim=1) - 1) / (classes - 1)
 
 
 def _order(logits: Tensor) -> Tensor:
-    if logits.shape[1] == 1:
-        return torch.zeros_like(logits[:, 0])
     logarithm = F.log_softmax(logits, dim=1)
     return 1 + (logarithm.exp() * logarithm).sum(dim=1) / math.log(logits.shape[1])
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.tensors import add_up, nonzero, pair_up, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar
@@ -91,6 +91,8 @@ class CCLoss(DistillationLoss):
             from a teacher that can be trained, and 128 for RepDistiller's.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. RepDistiller's recipes use 0.02.
 
     Raises:
@@ -99,6 +101,7 @@ class CCLoss(DistillationLoss):
 
     reads = "embedding"
     relational = True
+    compares_positions = False
 
     def __init__(
         self,
@@ -111,9 +114,10 @@ class CCLoss(DistillationLoss):
         order: int = 2,
         dim: int | None = None,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         _check_correlation("CCLoss", variant, kernel, gamma, order)
         if dim is not None and (variant == "paper" or dim < 1):
             raise ValueError(
@@ -121,6 +125,7 @@ class CCLoss(DistillationLoss):
                 "kernels need no embedding."
             )
         self.variant: Variant = variant
+        self.masking = "mean" if variant == "repdistiller" else "zero"  # an embedding is built for a fixed size
         self.kernel: Kernel = kernel
         self.gamma = gamma
         self.order = order

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.base import DistillationLoss, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.tensors import in_range, unit, upcast_alike, wide, zero_of
@@ -109,6 +109,8 @@ class _EmbeddedPair(DistillationLoss, ABC):
 
     reads = "embedding"
     relational = True
+    compares_positions = False
+    masking = "mean"
     dim: int
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -144,6 +146,8 @@ class InfoNCELoss(_EmbeddedPair):
         symmetric: Whether the teacher's embeddings pick the student's, too.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. There is no one published weight; start with 1.
 
     Raises:
@@ -159,9 +163,10 @@ class InfoNCELoss(_EmbeddedPair):
         temperature: Scalar = 0.07,
         symmetric: bool = False,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("InfoNCELoss", dim=dim, temperature=temperature)
         self.dim = dim
         self.temperature = temperature
@@ -190,6 +195,8 @@ class TripletLoss(_EmbeddedPair):
         margin: By how much the squared distances must differ, > 0; they are at most 4.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. There is no one published weight; start with 1.
 
     Raises:
@@ -204,9 +211,10 @@ class TripletLoss(_EmbeddedPair):
         dim: int = 128,
         margin: float = 0.2,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("TripletLoss", dim=dim, margin=margin)
         self.dim = dim
         self.margin = margin

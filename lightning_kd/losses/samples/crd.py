@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.distributed.gather import gather, is_distributed
-from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.base import DistillationLoss, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.older import own_part
 from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
@@ -123,6 +123,8 @@ class CRDLoss(DistillationLoss):
         negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
         gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
             the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 0.8.
 
     Raises:
@@ -131,6 +133,8 @@ class CRDLoss(DistillationLoss):
 
     reads = "embedding"
     needs_index = True
+    compares_positions = False
+    masking = "mean"
     replicated_buffers = (
         "student_bank",
         "teacher_bank",
@@ -163,9 +167,10 @@ class CRDLoss(DistillationLoss):
         bank_dtype: BankType = "float32",
         negatives_from: NegativesFrom = "other_classes",
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("CRDLoss", temperature=temperature)
         if dim < 1 or negatives < 1:
             raise ValueError(f"CRDLoss: expected dim and negatives >= 1, got {dim} and {negatives}.")

@@ -6,7 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, unit, upcast_alike, zero_of
@@ -76,6 +76,8 @@ class ICKDLoss(LayerPairLoss):
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         projector: Which projector to copy for each pair, not yet built; by default a 1x1 convolution without offset
             and a batch normalisation.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
@@ -93,9 +95,10 @@ class ICKDLoss(LayerPairLoss):
         teacher: Layers = None,
         *,
         projector: Projector | None = None,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_template("ICKDLoss", projector)
         self.projector = projector
         self.projectors = nn.ModuleList()

@@ -5,7 +5,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, upcast_alike, wide, zero_of
@@ -170,6 +170,8 @@ class PKTLoss(LayerPairLoss):
             squared distance between student and teacher samples.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 30000 for ``"cosine"``.
 
     Raises:
@@ -179,6 +181,8 @@ class PKTLoss(LayerPairLoss):
 
     reads = "embedding"
     relational = True
+    compares_positions = False
+    masking = "zero"
 
     def __init__(
         self,
@@ -189,9 +193,10 @@ class PKTLoss(LayerPairLoss):
         eps: float = 1e-7,
         bandwidth: float | None = None,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         if mode not in ("cosine", "mmd", "moments"):
             raise ValueError(f"PKTLoss: expected mode 'cosine', 'mmd' or 'moments', got {mode!r}.")
         check_positive("PKTLoss", eps=eps)
@@ -245,6 +250,6 @@ def _neighbours(features: Tensor, eps: float) -> Tensor:
     """Return the probability (B, B) that row i picks j as its neighbour."""
     rows = in_range(features.flatten(1), 2, dim=(1,))
     length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows = rows / (length + eps).masked_fill(length == 0, 1.0)  # else the gradient of zeros is 1 / eps
+    rows = rows / (length + eps).masked_fill(length <= 1e-12, 1.0)  # else the gradient of zeros is 1 / eps
     kernel: Tensor = (rows @ rows.T + 1.0) / 2.0
     return kernel / kernel.sum(dim=1, keepdim=True)

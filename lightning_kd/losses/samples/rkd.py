@@ -6,7 +6,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers
+from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_not_negative, check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import check_differentiated_once, wide, zero_of
@@ -84,6 +84,8 @@ class RKDLoss(LayerPairLoss):
         angle_weight: Factor of the angles, >= 0.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1 with the factors 25 and 50.
 
     Raises:
@@ -92,6 +94,8 @@ class RKDLoss(LayerPairLoss):
 
     reads = "embedding"
     relational = True
+    compares_positions = False
+    masking = "zero"
 
     def __init__(
         self,
@@ -101,9 +105,10 @@ class RKDLoss(LayerPairLoss):
         distance_weight: float = 25.0,
         angle_weight: float = 50.0,
         gather: bool = True,
+        layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         check_not_negative("RKDLoss", distance_weight=distance_weight, angle_weight=angle_weight)
         self.distance_weight = distance_weight
         self.angle_weight = angle_weight

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers
+from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, unit, upcast_alike, zero_of
@@ -61,6 +61,8 @@ class SPLoss(LayerPairLoss):
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
+            at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 3000.
 
     Raises:
@@ -69,11 +71,19 @@ class SPLoss(LayerPairLoss):
 
     reads = "map"
     relational = True
+    compares_positions = False
+    masking = "zero"
 
     def __init__(
-        self, student: Layers = None, teacher: Layers = None, *, gather: bool = True, weight: Scalar = 1.0
+        self,
+        student: Layers = None,
+        teacher: Layers = None,
+        *,
+        gather: bool = True,
+        layout: Layout = None,
+        weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(student, teacher, weight=weight)
+        super().__init__(student, teacher, layout=layout, weight=weight)
         self.gather = gather
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:

@@ -154,6 +154,7 @@ def test_restores_from_plain_data() -> None:
     assert describe(HintLoss(["a"], ["b"]))["init_args"] == {
         "student": ["a"],
         "teacher": ["b"],
+        "layout": None,
         "weight": 1.0,
         "projector": None,
     }

@@ -111,3 +111,10 @@ def test_it_compares_samples() -> None:
     assert DISTLoss.relational
     assert DISTLoss().gather
     assert not DISTLoss(gather=False).options()["gather"]
+
+
+def test_a_single_logit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dist_loss: expected at least 2 classes.*\(2, 1\)"):
+        dist_loss(torch.zeros(2, 1), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match=r"DISTLoss: a single logit.*use KDLoss"):
+        DISTLoss().build({"<logits>": (2, 1)}, {"<logits>": (2, 1)})

@@ -91,13 +91,11 @@ def test_a_target_far_below_the_others_is_left_out_too() -> None:
     assert value.item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5)
 
 
-def test_a_single_class_has_nothing_to_learn() -> None:
-    student = torch.tensor([[3.0]], requires_grad=True)
-    value = dkd_loss(student, torch.tensor([[5.0]]), torch.tensor([0]))
-    value.backward()
-    assert value.item() == 0.0
-    assert student.grad is not None
-    assert student.grad.item() == 0.0
+def test_a_single_logit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"dkd_loss: expected at least 2 classes.*\(2, 1\).*kd_loss"):
+        dkd_loss(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"DKDLoss: a single logit.*use KDLoss"):
+        DKDLoss().build({"<logits>": (2, 1)}, {"<logits>": (2, 1)})
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1, 2)], ids=str)

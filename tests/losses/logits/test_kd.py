@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_kd.losses import KDLoss
+from lightning_kd.losses import AdaptiveTemperature, KDLoss
 from lightning_kd.losses.base import LOGITS
 from lightning_kd.losses.logits.kd import kd_loss
 from tests.losses.case import random
@@ -92,11 +92,28 @@ def test_equal_logits_standardize_to_zero_with_a_gradient_of_ordinary_size(const
     assert student.grad[0].argmin() == 0  # the descent raises the class that the teacher prefers
 
 
-def test_a_single_class_has_nothing_to_learn() -> None:
-    student = torch.tensor([[3.0]], requires_grad=True)
-    kd_loss(student, torch.tensor([[5.0]])).backward()
-    assert student.grad is not None
-    assert student.grad.item() == 0.0
+@pytest.mark.parametrize("shape", [(16, 1), (2, 1, 3, 4)], ids=str)
+def test_a_single_logit_is_a_yes_or_no(shape: tuple[int, ...]) -> None:
+    student, teacher = random(*shape, seed=1), random(*shape, seed=2)
+    p, q = (teacher / 4).sigmoid(), (student / 4).sigmoid()
+    naive = 16 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean()
+    torch.testing.assert_close(kd_loss(student, teacher, temperature=4.0), naive)
+
+
+def test_whether_a_single_logit_is_a_yes_or_no_must_be_said() -> None:
+    one, five = {"<logits>": (2, 1)}, {"<logits>": (2, 5)}
+    with pytest.raises(ValueError, match=r"\(2, 1\).*KDLoss\(binary=True\).*RegressionKDLoss"):
+        KDLoss().build(one, one)
+    with pytest.raises(ValueError, match=r"binary=True is for a single logit.*\(2, 5\).*MultiLabelKDLoss"):
+        KDLoss(binary=True).build(five, five)
+    KDLoss(binary=True).build(one, one)
+
+
+@pytest.mark.parametrize("by", ["confidence", "entropy"])
+def test_an_adaptive_temperature_of_a_single_logit_is_that_of_yes_and_no(by: str) -> None:
+    teacher = random(6, 1, seed=3)
+    two = torch.cat((teacher, torch.zeros_like(teacher)), dim=1)
+    torch.testing.assert_close(AdaptiveTemperature(by)(teacher), AdaptiveTemperature(by)(two))
 
 
 def test_a_single_class_cannot_be_standardized() -> None:

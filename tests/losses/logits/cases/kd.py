@@ -121,5 +121,21 @@ KD_STANDARDIZED = Case(
     KD_STANDARDIZED_MUTANTS,
     bad_builds=(((8, 10), (8, 100)), ((8, 1), (8, 1))),
 )
+KD_BINARY = Case(
+    "kd-binary",
+    KDLoss,
+    lambda: Inputs(random(4, 1, seed=7), random(4, 1, seed=8)),
+    {"temperature": 2.0, "binary": True},
+    kd_loss,
+    kd_by_function,
+    (
+        # Student 1/2, teacher sigmoid(ln 3) = 3/4 at T = 2, in one of two samples: T^2 / 2 times the divergence.
+        Reference(
+            {"temperature": 2.0, "binary": True}, Inputs(rows([0.0], [5.0]), rows([2 * LN3], [5.0])), 2 * QUARTERS
+        ),
+    ),
+    (Mutant("softmax of a single logit", "if student.shape[1] == 1 and", "if False and"),),
+    bad_builds=(((8, 10), (8, 10)),),
+)
 
-CASES = (KD, KD_MAPS, KD_STANDARDIZED)
+CASES = (KD, KD_MAPS, KD_STANDARDIZED, KD_BINARY)

@@ -20,6 +20,7 @@ REFERENCES = (
     # two pairs are added
     Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2 * VALUE),
 )
+
 MUTANTS = (
     Mutant("forget to normalise", "unit(products, dim=1)", "products"),
     Mutant(

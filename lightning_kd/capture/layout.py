@@ -1,0 +1,86 @@
+"""The order of a feature's axes, and how a feature is brought to the one order that the losses read.
+
+The losses read ``(B, C)``, tokens ``(B, N, C)``, or maps ``(B, C, H, W)``, with the batch first.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import Tensor
+
+LayoutName = Literal["NC", "NCL", "NLC", "LNC", "NCHW", "NHWC", "NCDHW", "NDHWC"]
+"""Names of the axes in order: N the batch, C the channels, L the positions of a sequence, D, H and W those of space."""
+LAYOUTS: tuple[str, ...] = get_args(LayoutName)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the value of a layer is brought to the order that a loss reads.
+
+    Args:
+        order: The axes of the value, one of ``LAYOUTS``.
+        windows: How many windows of a sample stand one after another along the batch axis; 1 without windows.
+        prefix: How many class and register tokens stand before the tokens of the image.
+        grid: Height and width of the patches that the tokens stand for, ``None`` if they stand for no image.
+        as_map: Whether tokens are read as a map: the patches of an image, or positions in one column.
+        pooled: Whether the mean of a sample's tokens is read, (B, C).
+
+    Example:
+        >>> import torch
+        >>> View("NHWC")(torch.zeros(2, 7, 7, 12)).shape
+        torch.Size([2, 12, 7, 7])
+        >>> View("NLC", prefix=1, grid=(7, 7), as_map=True)(torch.zeros(2, 50, 12)).shape
+        torch.Size([2, 12, 7, 7])
+    """
+
+    order: str
+    windows: int = 1
+    prefix: int = 0
+    grid: tuple[int, int] | None = None
+    as_map: bool = False
+    pooled: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the value is read as it is."""
+        return self.order in ("NC", "NLC", "NCHW") and self.windows == 1 and not (self.as_map or self.pooled)
+
+    def __call__(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the value in the order that a loss reads.
+
+        Args:
+            value: What the layer returned.
+            mask: Which tokens (B, N) count for a mean; all by default.
+        """
+        if self.pooled:
+            tokens = self._tokens(value)
+            if mask is None or mask.ndim == 1:
+                return tokens.mean(dim=1)
+            kept = tokens.masked_fill(~mask.unsqueeze(2), 0.0)
+            return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True).clamp_min(1)
+        if self.order == "NC":
+            return value if self.windows == 1 else value.unflatten(0, (-1, self.windows))
+        if len(self.order) == 3:
+            return self._tokens(value)
+        channels_first = value if self.order[1] == "C" else value.movedim(-1, 1)
+        if self.windows > 1:
+            channels_first = channels_first.unflatten(0, (-1, self.windows)).transpose(1, 2)
+        # windows, and depth, are joined to the height: the losses compare position by position
+        return channels_first if channels_first.ndim == 4 else channels_first.flatten(2, -2)
+
+    def _tokens(self, value: Tensor) -> Tensor:
+        if self.order == "LNC":
+            value = value.transpose(0, 1)
+        elif self.order == "NCL":
+            value = value.transpose(1, 2)
+        if self.windows > 1:
+            value = value.unflatten(0, (-1, self.windows)).flatten(1, 2)
+        if not self.as_map:
+            return value
+        patches = value[:, self.prefix :].transpose(1, 2)
+        return patches.unsqueeze(3) if self.grid is None else patches.unflatten(2, self.grid)
+
+
+def batch_axis(order: str) -> int:
+    """Return the number of the batch axis of a layout."""
+    return order.index("N")

@@ -1,0 +1,113 @@
+"""What is assigned between two fits acts in the next one, as if the door had been made with it; or it is refused."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from torch import nn
+
+from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.losses import HintLoss, KDLoss
+from tests import support
+
+
+def net(seed, width=3):
+    torch.manual_seed(seed)
+    return support.ConvNet(width)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def module(student, teacher, losses, **options):
+    return DistillationModule(student, teacher, losses, optimizer=sgd, **options)
+
+
+def hint():
+    return HintLoss(student="features", teacher="features", weight=0.5)
+
+
+NEW = {
+    "losses": lambda: [hint(), KDLoss(2.0)],
+    "student": lambda: net(7),
+    "teacher": lambda: net(8, 5),
+    "task_loss": lambda: nn.CrossEntropyLoss(label_smoothing=0.3),
+    "task_weight": lambda: 0.25,
+}
+
+
+@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize("fits", [0, 1])
+def test_the_next_fit_of_a_module_takes_what_was_assigned(name, fits):
+    options = {"task_loss": nn.CrossEntropyLoss(), "task_weight": 1.0}
+    made = module(net(1), net(2, 5), [KDLoss()], **options)
+    for _ in range(fits):
+        support.fit(made, max_epochs=1)
+    parts = {"student": copy.deepcopy(made.student), "teacher": net(2, 5), "losses": [KDLoss()], **options}
+    parts[name] = NEW[name]()
+    expected = module(**parts)
+    setattr(made, name, NEW[name]())
+    for one in (made, expected):
+        torch.manual_seed(5)
+        support.fit(one, max_epochs=1)
+    support.assert_same_weights(made.student, expected.student)
+    assert list(made.losses) == list(expected.losses)
+
+
+def test_a_refit_with_the_losses_that_are_there_goes_on():
+    made = module(net(1), net(2, 5), [hint()])
+    support.fit(made, max_epochs=1)
+    made.losses = made.losses
+    support.fit(made, max_epochs=1)
+    made.teacher = net(3, 5)
+    support.fit(made, max_epochs=1)
+
+
+def callback(teacher, losses):
+    return DistillationCallback(teacher, losses)
+
+
+@pytest.mark.parametrize("name", ["losses", "teacher"])
+def test_the_next_fit_of_a_callback_takes_what_was_assigned(name):
+    made = callback(net(2, 5), [KDLoss()])
+    support.fit(support.UserModule(net(1)), callbacks=[made], max_epochs=1)
+    setattr(made, name, NEW[name]())
+    expected = callback(**{"teacher": net(2, 5), "losses": [KDLoss()], name: NEW[name]()})
+    users = [support.UserModule(net(4)) for _ in range(2)]
+    for user, one in zip(users, (made, expected), strict=True):
+        torch.manual_seed(5)
+        support.fit(user, callbacks=[one], max_epochs=1)
+    support.assert_same_weights(*users)
+
+
+class Replace(Callback):
+    def __init__(self, door, name):
+        self.door, self.name = door, name
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        setattr(self.door or pl_module, self.name, NEW[self.name]())
+
+
+@pytest.mark.parametrize("name", ["losses", "student", "teacher", "task_weight"])
+def test_a_replacement_within_a_fit_is_refused(name):
+    made = module(net(1), net(2, 5), [KDLoss()])
+    with pytest.raises(RuntimeError, match=rf"DistillationModule\.{name} cannot be replaced"):
+        support.fit(made, callbacks=[Replace(None, name)], max_epochs=1)
+    if name in ("losses", "teacher"):
+        door = callback(net(2, 5), [KDLoss()])
+        with pytest.raises(RuntimeError, match=rf"DistillationCallback\.{name} cannot be replaced"):
+            support.fit(support.UserModule(net(1)), callbacks=[Replace(door, name), door], max_epochs=1)
+
+
+def test_what_is_no_loss_is_refused_at_once():
+    made = module(net(1), net(2, 5), [KDLoss()])
+    with pytest.raises(TypeError, match=r"task's own loss as task_loss"):
+        made.losses = [nn.MSELoss()]
+    with pytest.raises(ValueError, match=r"list of losses is empty"):
+        made.losses = []
+    with pytest.raises(ValueError, match=r"no layer.*feature"):
+        made.losses = [HintLoss(student="feature", teacher="features")]
+    with pytest.raises(ValueError, match=r"share"):
+        made.teacher = made.student

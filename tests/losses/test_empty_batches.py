@@ -1,0 +1,41 @@
+"""A batch without samples costs nothing through every formula, and sends a gradient of zero."""
+
+import inspect
+
+import pytest
+import torch
+
+from lightning_kd import functional
+from tests.losses.cases import HELPERS
+
+NO_IDS = torch.zeros(0, dtype=torch.long)
+EXTRA = {"target": NO_IDS, "log_scale": torch.ones(4), "margin": torch.zeros(4)}
+LEFT_OUT = {*HELPERS, "crd_loss", "mutual_learning_loss", "byot_loss", "hybrid_loss", "vid_loss"}
+"""These take banks, lists or more; their own tests show empty batches."""
+FORMULAS = {
+    name: function
+    for name, function in vars(functional).items()
+    if inspect.isfunction(function) and name not in LEFT_OUT
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_nothing_costs_nothing(name):
+    function = FORMULAS[name]
+    required = [p.name for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    maps = "maps" in (function.__doc__ or "") or "map" in (function.__doc__ or "")
+    shapes = [(0, 4, 2, 2), (0, 4)] if maps else [(0, 4), (0, 4, 2, 2)]
+    error = None
+    for shape in shapes:
+        leaf = torch.zeros(shape, requires_grad=True)
+        arguments = [EXTRA.get(one, leaf if i == 0 else torch.zeros(shape)) for i, one in enumerate(required)]
+        try:
+            value = function(*arguments)
+        except ValueError as refused:  # of the other number of axes
+            error = refused
+            continue
+        value.backward()
+        assert value.item() == 0.0
+        assert leaf.grad is not None
+        return
+    raise AssertionError(error)
