@@ -124,8 +124,8 @@ def in_range(tensor: Tensor, power: int, dim: tuple[int, ...] | None = None) -> 
         return tensor
     ordinary = 2.0 ** (80 / power)
     with torch.no_grad():
-        if _can_look(tensor) and tensor.amax().item() <= ordinary and tensor.amin().item() >= -ordinary:
-            return tensor
+        if can_look(tensor) and torch.linalg.vector_norm(tensor).item() <= ordinary:
+            return tensor  # none is longer than all together
         largest = tensor.abs().amax(dim=tuple(range(tensor.ndim)) if dim is None else dim, keepdim=True)
         factor = torch.where(largest > ordinary, torch.frexp(largest).mantissa / largest, 1.0)
     return tensor * factor
@@ -147,10 +147,10 @@ def exact_if_small(value: Tensor, size: float, temperature: float | Tensor, exac
     small = _SMALL_WHEN_SOFT if soft else _SMALL
     with torch.no_grad():
         mean = value.sum() / size
-        if _can_look(value) and mean.item() >= small:
+        if can_look(value) and mean.item() >= small:
             return value
         number = exact().clamp_min(0.0).to(value.dtype)
-        if not _can_look(value):
+        if not can_look(value):
             number = torch.where(mean < small, number, value)
     return number + (value - value.detach())
 
@@ -164,7 +164,7 @@ def check_differentiated_once(function: str) -> None:
         )
 
 
-def _can_look(tensor: Tensor) -> bool:
+def can_look(tensor: Tensor) -> bool:
     """Whether to read a number costs nothing: a device would have to wait, and a compiled graph would break."""
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 

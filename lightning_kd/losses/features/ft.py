@@ -12,6 +12,7 @@ from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import (
     add_up,
+    can_look,
     in_range,
     is_empty,
     nonzero,
@@ -24,6 +25,7 @@ from lightning_kd.losses.tensors import (
 from lightning_kd.schedules import Scalar, Unit
 
 Variant = Literal["authors", "repdistiller"]
+_LONGEST = 2.0**40  # a longer factor is scaled, lest its squares overflow
 _SHORTEST = 1e-12  # below this length a factor is not brought to length one
 
 
@@ -85,8 +87,7 @@ def factor_transfer_loss(
     with torch.autocast(device_type=student_factor.device.type, enabled=False):
         student, teacher = pool_to_smaller(*upcast_alike(student_factor, teacher_factor.detach()))
         if variant == "authors":
-            rows = (in_range(one.flatten(1), 2, dim=(1,)) for one in (student, teacher))
-            return _distance_of_directions(*rows)
+            return _distance_of_directions(student.flatten(1), teacher.flatten(1))
         student_direction, teacher_direction = _pooled_direction(student, p1), _pooled_direction(teacher, p1)
         if p2 == 1.0:
             return F.l1_loss(student_direction, teacher_direction)
@@ -249,12 +250,13 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     The difference is that of ``s - t``, with ``s`` brought near the length of ``t`` by a power of two, which is exact:
     near a match single precision would else lose its sign.
     """
-    length = torch.linalg.vector_norm(student, dim=1, keepdim=True)
-    missing = length <= _SHORTEST
+    length, teacher_length = _lengths(student, teacher)
+    if not can_look(length) or not max(length.amax().item(), teacher_length.amax().item()) <= _LONGEST:
+        student, teacher = (in_range(one, 2, dim=(1,)) for one in (student, teacher))
+        length, teacher_length = _lengths(student, teacher)
+    missing = torch.minimum(length.detach(), teacher_length) <= _SHORTEST
     length = nonzero(length, _SHORTEST)
     with torch.no_grad():
-        teacher_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True)
-        missing = missing | (teacher_length <= _SHORTEST)
         teacher_length = nonzero(teacher_length, _SHORTEST)
         scale = torch.exp2(torch.log2(teacher_length / length).round())
         scaled_length = length * scale
@@ -268,6 +270,11 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     slope = (torch.linalg.vecdot(signs, student).unsqueeze(1) / length).sum()
     total: Tensor = value + (slope - slope.detach())
     return total / student.numel()
+
+
+def _lengths(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (student, teacher))
+    return first, second
 
 
 def _pooled_direction(factor: Tensor, p: float) -> Tensor:

@@ -126,8 +126,8 @@ MUTANTS = (
     Mutant("another slope of the leaky ReLU", "nn.LeakyReLU(0.1", "nn.LeakyReLU(0.01"),
     Mutant(
         "normalise each channel",
-        "one.flatten(1), 2",
-        "one.flatten(0, 1).flatten(1), 2",
+        "student.flatten(1), teacher.flatten(1)",
+        "student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1)",
     ),
     Mutant("squares", "/ scaled_length).sum()", "/ scaled_length).square().sum()"),
     Mutant("sum over the batch", "total / student.numel()", "total / student[0].numel()"),
