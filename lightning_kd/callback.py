@@ -34,6 +34,7 @@ from lightning_kd.fit.row_order import RowOrder
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
+from lightning_kd.losses.older import suit_checkpoint
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
@@ -296,6 +297,7 @@ class DistillationCallback(FitHooks):
             return
         self._run.load(checkpoint)
         if saved["shapes"] is not None and "losses" in saved:
+            suit_checkpoint(self.losses, saved["losses"])
             check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
             self.losses.load_state_dict(saved["losses"])
 

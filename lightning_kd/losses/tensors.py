@@ -1,15 +1,13 @@
 """Small tensor operations that the losses share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_LARGE = 2.0**30
-_HIGH_TEMPERATURE = 16.0
-SHORTEST = 1e-12
-"""Vectors that are shorter have no direction; the number is that of torch's ``normalize``."""
+_SMALL, _SMALL_WHEN_SOFT = 1e-4, 5e-3
+"""Below, a divergence is computed in float64: at temperatures below 10, and from there on."""
 
 
 def pair_up(student: Tensor | list[Tensor], teacher: Tensor | list[Tensor]) -> list[tuple[Tensor, Tensor]]:
@@ -76,59 +74,106 @@ def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def upcast(tensor: Tensor) -> Tensor:
     """Return the tensor in float32 if it is in a 16-bit format, else as it is."""
+    _check_real(tensor)
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
-def unit(vectors: Tensor, dim: int) -> Tensor:
-    """Return vectors of length one, and those of length zero as they are.
-
-    torch's ``normalize`` divides a vector of zeros by 1e-12. Its gradient there is 1e12 times that of others, so one
-    dead row or channel would throw the student away. Here a vector shorter than 1e-12 is divided by one.
-
-    Args:
-        vectors: Vectors along an axis.
-        dim: The axis.
-    """
-    length = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
-    return vectors / torch.where(length > SHORTEST, length, 1.0)
-
-
-def refuse_second_order() -> None:
-    """Raise a ``RuntimeError`` in the backward pass of a function whose gradient is no function of its inputs.
-
-    autograd switches gradients on in a backward pass with ``create_graph=True`` only. torch's ``once_differentiable``
-    does not raise there if the incoming gradient is a constant, and gives another constant.
-    """
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(
-            "The gradient of RKD, NST and CRD is computed together with the loss, so it cannot be differentiated again "
-            "(create_graph=True). Leave that loss out of what needs second derivatives."
-        )
-
-
-def within_range(features: Tensor) -> Tensor:
-    """Return features whose squares do not overflow, for a formula in which their common scale makes no difference.
-
-    Features of float32 beyond 2^30 are divided by a power of two, which is exact; others are returned as they are.
-    """
-    largest = features.detach().abs().amax()
-    scale = torch.exp2(-torch.log2(largest).floor())
-    return features * torch.where(largest > _LARGE, scale, 1.0)
-
-
-def precise(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Return logits in the format in which their divergence is computed: at least float32.
-
-    A divergence is multiplied by the square of the temperature. From 16 on, near a match, float32 would give the
-    rounding of the logarithms and not the divergence, so it is computed in float64.
-    """
-    high = not isinstance(temperature, Tensor) and temperature >= _HIGH_TEMPERATURE
-    return wide(logits) if high else upcast(logits)
+def upcast_alike(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two tensors in one format, the wider of the two, and at least float32."""
+    student, teacher = upcast(student), upcast(teacher)
+    if student.dtype == teacher.dtype:
+        return student, teacher
+    dtype = torch.promote_types(student.dtype, teacher.dtype)
+    return student.to(dtype), teacher.to(dtype)
 
 
 def wide(tensor: Tensor) -> Tensor:
     """Return the tensor in float64, or in float32 on a device that has no float64."""
+    _check_real(tensor)
     return tensor.float() if tensor.device.type == "mps" else tensor.double()
+
+
+def nonzero(length: Tensor, shortest: float = 1e-12) -> Tensor:
+    """Return lengths to divide by: 1 where a vector has none, so that its gradient is of ordinary size.
+
+    A bound of 1e-12 in its place would multiply the gradient of a dead channel or a padded sample by 1e12.
+    """
+    return length.masked_fill(length <= shortest, 1.0)
+
+
+def unit(vectors: Tensor, dim: int) -> Tensor:
+    """Bring vectors to length one along an axis. A vector of zeros stays as it is, with a gradient of ordinary size."""
+    length: Tensor = torch.linalg.vector_norm(vectors, dim=dim, keepdim=True)
+    return vectors / nonzero(length)
+
+
+def in_range(tensor: Tensor, power: int, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Multiply a tensor by powers of two wherever a power of its numbers would overflow.
+
+    For formulas that do not depend on the size of what they are given. A power of two changes no digit, and numbers of
+    ordinary size are left alone.
+
+    Args:
+        tensor: The numbers, in at least float32.
+        power: To what power a formula raises them, all in all.
+        dim: Axes that share a factor, all by default.
+    """
+    if tensor.numel() == 0:
+        return tensor
+    ordinary = 2.0 ** (80 / power)
+    with torch.no_grad():
+        if can_look(tensor) and torch.linalg.vector_norm(tensor).item() <= ordinary:
+            return tensor  # none is longer than all together
+        largest = tensor.abs().amax(dim=tuple(range(tensor.ndim)) if dim is None else dim, keepdim=True)
+        factor = torch.where(largest > ordinary, torch.frexp(largest).mantissa / largest, 1.0)
+    return tensor * factor
+
+
+def exact_if_small(value: Tensor, size: float, temperature: float | Tensor, exact: Callable[[], Tensor]) -> Tensor:
+    """Give a divergence the number that was computed in float64 where it is small, and leave its gradient alone.
+
+    Terms of the size of 1 cancel near a match. What single precision leaves of them may be ten times too large, or
+    negative. The squared temperature multiplies it.
+
+    Args:
+        value: One divergence or several, >= 0 but for rounding.
+        size: By what their sum is divided to decide whether it is small.
+        temperature: What the logits were divided by; a high one makes all divergences small.
+        exact: Computes the same in float64.
+    """
+    soft = not isinstance(temperature, Tensor) and temperature >= 10.0
+    small = _SMALL_WHEN_SOFT if soft else _SMALL
+    with torch.no_grad():
+        mean = value.sum() / size
+        if can_look(value) and mean.item() >= small:
+            return value
+        number = exact().clamp_min(0.0).to(value.dtype)
+        if not can_look(value):
+            number = torch.where(mean < small, number, value)
+    return number + (value - value.detach())
+
+
+def check_differentiated_once(function: str) -> None:
+    """Raise a ``RuntimeError`` if the backward pass that is under way is to be differentiated itself."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            f"{function}: its gradient is computed along with the value, so it cannot be differentiated again; "
+            "call backward without create_graph=True, or leave this loss out of what you differentiate twice."
+        )
+
+
+def can_look(tensor: Tensor) -> bool:
+    """Whether to read a number costs nothing: a device would have to wait, and a compiled graph would break."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _check_real(tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"expected features or logits of real numbers, got a tensor of type {tensor.dtype} and shape "
+            f"{tuple(tensor.shape)}; convert it first: torch.view_as_real or .abs() for complex numbers, .float() for "
+            "integers."
+        )
 
 
 def _pool(features: Tensor, size: tuple[int, int]) -> Tensor:

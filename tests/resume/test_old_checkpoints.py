@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lightning_kd import DistillationModule
+from lightning_kd.losses import CRDLoss
 from lightning_kd.teachers import from_checkpoint
 from tests.golden.checkpoints.archive import FOLDER, bits, environment, path_of, read
 from tests.golden.checkpoints.scenarios import COMMAND_LINE, ROOT, SCENARIOS, User, fit, make
@@ -39,6 +40,27 @@ def _as_when_they_were_written():
 @functools.cache
 def golden(name):
     return read(path_of(name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _crd_draws_as_when_they_were_written():
+    """A run of today draws each row once; a checkpoint of before goes on with replacement by itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CRDLoss, "_repeats_only_if_it_must", False)
+        yield
+
+
+def test_an_old_checkpoint_tells_by_itself_how_rows_were_drawn(stored):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CRDLoss, "_repeats_only_if_it_must", True)
+        module = make("crd", "module", other=True)
+        file = stored("crd", "module", "batch-4")
+        nets = {"student": module.student, "teacher": module.teacher}
+        loss = DistillationModule.load_from_checkpoint(file, **nets).losses["crd"]
+    assert "draw_rule" not in loss.state_dict()
+    torch.manual_seed(0)
+    repeats = [len(row.unique()) < len(row) for row in loss.draw(torch.zeros(50, dtype=torch.long))[:, 1:]]
+    assert any(repeats)
 
 
 @pytest.fixture(scope="module")

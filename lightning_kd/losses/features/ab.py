@@ -1,19 +1,21 @@
 """Activation boundaries (AB): make the student's neurons fire for the samples for which the teacher's do."""
 
-from collections.abc import Sequence
-from typing import final
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_shape
+from lightning_kd.losses.older import own_part
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import add_up_halving, pool_to_smaller, upcast
 from lightning_kd.projectors import batch_norm_connector
 from lightning_kd.schedules import Scalar, Unit
 
+Connector = Literal["differ", "all"]
 _SCALE = 0.003
 
 
@@ -68,16 +70,19 @@ class ABLoss(LayerPairLoss):
     """Make the student's neurons fire where the teacher's do, before it learns its task (activation boundaries, AB).
 
     Best as an initialisation of a convolutional student with the teacher's stages: the published method first trains
-    the student for a number of epochs with this loss alone, and then with the task's loss alone. A trained 1x1
-    convolution with batch normalisation brings each student map to the teacher's channels; the losses of several pairs
-    are added, the last with weight 1, the one before with 1/2, then 1/4. With ``stage_length=0`` there is no first
-    stage, and the loss is one part beside the others throughout.
+    the student for a number of epochs with this loss alone, and then with the task's loss alone. Where the shapes of
+    two maps differ, a trained 1x1 convolution with batch normalisation brings the student's to the teacher's channels;
+    maps of equal shape are compared as they are, as in the authors' code and RepDistiller's. The losses of several
+    pairs are added, the last with weight 1, the one before with 1/2, then 1/4. With ``stage_length=0`` there is no
+    first stage, and the loss is one part beside the others throughout.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
             last layer before an activation of every resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         margin: How far beyond the boundary the student's responses are to be, > 0.
+        connector: Which pairs get the trained convolution: those whose shapes ``"differ"``, or ``"all"``. A checkpoint
+            that holds one for a pair of equal shapes gets it back.
         stage_length: Number of epochs or steps that the first stage takes, >= 0; 0 trains with the task instead,
             ``None`` is a tenth of the run. Published recipes use 30 of 240 epochs.
         stage_unit: Whether to count epochs or optimizer steps.
@@ -99,6 +104,7 @@ class ABLoss(LayerPairLoss):
         teacher: Layers = None,
         *,
         margin: float = 1.0,
+        connector: Connector = "differ",
         stage_length: int | None = None,
         stage_unit: Unit = "epoch",
         layout: Layout = None,
@@ -106,15 +112,21 @@ class ABLoss(LayerPairLoss):
     ) -> None:
         super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("ABLoss", margin=margin)
+        if connector not in ("differ", "all"):
+            raise ValueError(f"ABLoss: expected connector 'differ' or 'all', got {connector!r}.")
         self.margin = margin
+        self.connector: Connector = connector
         self.stage_length = stage_length
         self.stage_unit: Unit = stage_unit
         stage = Stage(stage_length, stage_unit, then_stops=True)
         self.stage = stage if stage_length != 0 else None
         self.projectors = nn.ModuleList()
+        self.register_load_state_dict_pre_hook(_suit)  # type: ignore[no-untyped-call]
 
     def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
-        """Make the projector of one pair."""
+        """Make the projector of one pair, where the shapes differ."""
+        if self.connector == "differ" and student[1:] == teacher[1:]:
+            return (nn.Identity(),)
         return (batch_norm_connector(student, teacher),)
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
@@ -124,3 +136,21 @@ class ABLoss(LayerPairLoss):
     def combine(self, values: Sequence[Tensor]) -> Tensor:
         """Add the losses of several pairs, each with half of the weight of the next."""
         return add_up_halving(values)
+
+    def suit(self, saved: Mapping[str, Tensor]) -> None:
+        """Make the connectors that a checkpoint of the time when every pair had one holds, to go on with them.
+
+        Args:
+            saved: State of the loss in the checkpoint.
+        """
+        for i, projector in enumerate(self.projectors):
+            weight = saved.get(f"projectors.{i}.conv.weight")
+            if isinstance(projector, nn.Identity) and weight is not None:
+                of, to = ((1, channels, 1, 1) for channels in (weight.shape[1], weight.shape[0]))
+                with torch.random.fork_rng(devices=[]):
+                    self.projectors[i] = batch_norm_connector(of, to).train(self.training)
+
+
+def _suit(loss: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    assert isinstance(loss, ABLoss)
+    loss.suit(own_part(state, prefix))

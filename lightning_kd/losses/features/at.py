@@ -1,14 +1,16 @@
 """Attention transfer (AT): make the student look where the teacher looks."""
 
+import math
 from typing import final
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import is_empty, pool_to_smaller, upcast, within_range, zero_of
+from lightning_kd.losses.tensors import in_range, pool_to_smaller, unit, upcast_alike, zero_of
 from lightning_kd.schedules import Scalar
 
 
@@ -47,9 +49,10 @@ def attention_transfer_loss(student: Tensor, teacher: Tensor, *, p: float = 2.0)
     check_positive("attention_transfer_loss", p=p)
     check_maps("attention_transfer_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("attention_transfer_loss", student, teacher)
-    if is_empty(student):
+    student, teacher = upcast_alike(student, teacher.detach())
+    if student.numel() == 0:
         return zero_of(student)
-    student, teacher = pool_to_smaller(upcast(student), upcast(teacher.detach()))
+    student, teacher = pool_to_smaller(student, teacher)
     return F.mse_loss(_attention(student, p), _attention(teacher, p))
 
 
@@ -96,5 +99,8 @@ class ATLoss(LayerPairLoss):
 
 
 def _attention(features: Tensor, p: float) -> Tensor:
+    features = in_range(features, 2 * math.ceil(p), dim=(1, 2, 3))
+    if p < 1.0:  # the slope of such a power is infinite at 0
+        features = features.masked_fill(features == 0, torch.finfo(features.dtype).tiny)
     energy = features.square() if p == 2.0 else features.abs().pow(p)
-    return F.normalize(within_range(energy.mean(dim=1).flatten(1)), dim=1)
+    return unit(energy.mean(dim=1).flatten(1), dim=1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import cross_entropy_of_labelled
-from lightning_kd.losses.tensors import add_up, precise, upcast
+from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 
@@ -72,8 +72,13 @@ def byot_loss(
         return logits.sum() * 0.0 + features.sum() * 0.0
     deepest_logits, deepest_features = upcast(deepest_logits.detach()), upcast(deepest_features.detach())
     label = cross_entropy_of_labelled(logits, target)
-    soft, softer = (F.log_softmax(precise(one, temperature) / temperature, dim=1) for one in (logits, deepest_logits))
-    divergence = (F.kl_div(soft, softer, reduction="batchmean", log_target=True) * temperature**2).to(label.dtype)
+    divergence = exact_if_small(
+        _divergence(logits, deepest_logits, temperature),
+        1.0,
+        temperature,
+        lambda: _divergence(wide(logits), wide(deepest_logits), temperature),
+    )
+    divergence = divergence * temperature**2
     hint = (features - deepest_features).square().sum() / len(features)
     return (1.0 - alpha) * label + alpha * divergence + hint_weight * hint
 
@@ -170,6 +175,11 @@ class BYOTLoss(DistillationLoss):
                 )
             )
         return add_up(losses)
+
+
+def _divergence(logits: Tensor, deepest_logits: Tensor, temperature: float) -> Tensor:
+    soft, softer = F.log_softmax(logits / temperature, dim=1), F.log_softmax(deepest_logits / temperature, dim=1)
+    return F.kl_div(soft, softer, reduction="batchmean", log_target=True)
 
 
 class _Classifier(nn.Module):

@@ -10,8 +10,11 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, upcast, wide, zero_of
+from lightning_kd.losses.tensors import add_up, pool_to_smaller, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar, Unit
+
+_SMALL_MAPS = 2**16
+"""Up to so many numbers of a network's two maps the time of a step is that of starting operations."""
 
 
 def fsp_matrix(bottom: Tensor, top: Tensor) -> Tensor:
@@ -78,15 +81,15 @@ def fsp_loss(student_bottom: Tensor, student_top: Tensor, teacher_bottom: Tensor
     """
     _check_maps("fsp_loss", student_bottom, student_top)
     _check_maps("fsp_loss", teacher_bottom, teacher_top)
-    if is_empty(student_bottom):
-        return zero_of([student_bottom, student_top])
-    teacher, student = _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
+    teacher, student = _exact_products(teacher_bottom, teacher_top, student_bottom, student_top)
     if student.shape != teacher.shape:
         raise ValueError(
             f"fsp_loss: expected equal batches and channels, got student {tuple(student_bottom.shape)} and "
             f"{tuple(student_top.shape)}, teacher {tuple(teacher_bottom.shape)} and {tuple(teacher_top.shape)}; "
             "bring the student to the teacher's channels with a projector."
         )
+    if student_bottom.numel() == 0:
+        return zero_of([student_bottom, student_top])
     product = _product(student_bottom, student_top)
     student = product + (student - product).detach()  # the exact value, with the gradient of the plain product
     return F.mse_loss(student, teacher).to(product.dtype)
@@ -170,8 +173,21 @@ class FSPLoss(DistillationLoss):
 def _product(bottom: Tensor, top: Tensor) -> Tensor:
     """Return the matrices (B, C_t, C_b)."""
     with torch.autocast(device_type=bottom.device.type, enabled=False):
-        bottom, top = (features.flatten(2) for features in pool_to_smaller(upcast(bottom), upcast(top)))
+        bottom, top = (features.flatten(2) for features in pool_to_smaller(*upcast_alike(bottom, top)))
         return top @ bottom.mT / bottom.shape[2]
+
+
+def _exact_products(
+    teacher_bottom: Tensor, teacher_top: Tensor, student_bottom: Tensor, student_top: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the exact matrices of teacher and student; of small maps both at once, as each operation costs more."""
+    bottoms, tops = (teacher_bottom, student_bottom), (teacher_top, student_top)
+    alike = all(one.shape == other.shape and one.dtype == other.dtype for one, other in (bottoms, tops))
+    if alike and teacher_bottom.numel() + teacher_top.numel() <= _SMALL_MAPS:
+        with torch.no_grad():
+            teacher, student = _exact_product(torch.cat(bottoms), torch.cat(tops)).chunk(2)
+        return teacher, student
+    return _exact_product(teacher_bottom, teacher_top), _exact_product(student_bottom, student_top)
 
 
 @torch.no_grad()
@@ -182,7 +198,7 @@ def _exact_product(bottom: Tensor, top: Tensor) -> Tensor:
     positions, and that sum is in the precision of the tensors.
     """
     with torch.autocast(device_type=bottom.device.type, enabled=False):
-        (bottom, bottom_level), (top, top_level) = (_part(upcast(features)) for features in (bottom, top))
+        (bottom, bottom_level), (top, top_level) = (_part(features) for features in upcast_alike(bottom, top))
         bottom, top = (features.flatten(2) for features in pool_to_smaller(bottom, top))
         bottom_means, top_means = wide(bottom.mean(dim=2)), wide(top.mean(dim=2))
         products = wide(top @ bottom.mT / bottom.shape[2])

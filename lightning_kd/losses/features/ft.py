@@ -10,10 +10,22 @@ from lightning_kd.losses.base import Layers, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.stage import Stage
-from lightning_kd.losses.tensors import add_up, is_empty, pool_to_smaller, unit, upcast, zero_of
+from lightning_kd.losses.tensors import (
+    add_up,
+    can_look,
+    in_range,
+    is_empty,
+    nonzero,
+    pool_to_smaller,
+    unit,
+    upcast,
+    upcast_alike,
+    zero_of,
+)
 from lightning_kd.schedules import Scalar, Unit
 
 Variant = Literal["authors", "repdistiller"]
+_LONGEST = 2.0**40  # a longer factor is scaled, lest its squares overflow
 _SHORTEST = 1e-12  # below this length a factor is not brought to length one
 
 
@@ -73,7 +85,7 @@ def factor_transfer_loss(
     if student_factor.numel() == 0:
         return upcast(student_factor).sum() * 0.0
     with torch.autocast(device_type=student_factor.device.type, enabled=False):
-        student, teacher = pool_to_smaller(upcast(student_factor), upcast(teacher_factor.detach()))
+        student, teacher = pool_to_smaller(*upcast_alike(student_factor, teacher_factor.detach()))
         if variant == "authors":
             return _distance_of_directions(student.flatten(1), teacher.flatten(1))
         student_direction, teacher_direction = _pooled_direction(student, p1), _pooled_direction(teacher, p1)
@@ -162,7 +174,9 @@ class FTLoss(LayerPairLoss):
         """Compute the unweighted loss of one pair of maps, see ``factor_transfer_loss``; the paraphraser is frozen."""
         with torch.no_grad():
             factor = paraphraser(teacher)
-        return factor_transfer_loss(translator(student), factor, variant=self.variant, p1=self.p1, p2=self.p2)
+        # Batch normalisation would stretch what rounding leaves of a map of zeros, and its gradient by 316 a layer.
+        translated = torch.where(student.detach().any(), translator(student), 0.0)
+        return factor_transfer_loss(translated, factor, variant=self.variant, p1=self.p1, p2=self.p2)
 
 
 @final
@@ -237,18 +251,20 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     The difference is that of ``s - t``, with ``s`` brought near the length of ``t`` by a power of two, which is exact:
     near a match single precision would else lose its sign.
     """
-    length = torch.linalg.vector_norm(student, dim=1, keepdim=True)
-    without_direction = length.detach() <= _SHORTEST
-    length = torch.where(without_direction, 1.0, length)  # a short one is no divisor: its slope would be endless
+    length, teacher_length = _lengths(student, teacher)
+    if not can_look(length) or not max(length.amax().item(), teacher_length.amax().item()) <= _LONGEST:
+        student, teacher = (in_range(one, 2, dim=(1,)) for one in (student, teacher))
+        length, teacher_length = _lengths(student, teacher)
+    missing = torch.minimum(length.detach(), teacher_length) <= _SHORTEST
+    length = nonzero(length, _SHORTEST)
     with torch.no_grad():
-        teacher_length = torch.linalg.vector_norm(teacher, dim=1, keepdim=True).clamp_min(_SHORTEST)
+        teacher_length = nonzero(teacher_length, _SHORTEST)
         scale = torch.exp2(torch.log2(teacher_length / length).round())
         scaled_length = length * scale
         difference = (student * scale).sub_(teacher)
         excess = torch.linalg.vecdot(difference, teacher) * 2 + torch.linalg.vecdot(difference, difference)
         excess = excess.unsqueeze(1) / (scaled_length + teacher_length)  # |s| - |t|
-        clamped = without_direction | (teacher_length <= _SHORTEST)
-        excess = torch.where(clamped, scaled_length - teacher_length, excess)
+        excess = torch.where(missing, scaled_length - teacher_length, excess)
         difference.addcmul_(teacher, excess / teacher_length, value=-1)
         value = (difference.abs().sum(dim=1, keepdim=True) / scaled_length).sum()
         signs = difference.sign_()
@@ -257,7 +273,13 @@ def _distance_of_directions(student: Tensor, teacher: Tensor) -> Tensor:
     return total / student.numel()
 
 
+def _lengths(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    first, second = (torch.linalg.vector_norm(one, dim=1, keepdim=True) for one in (student, teacher))
+    return first, second
+
+
 def _pooled_direction(factor: Tensor, p: float) -> Tensor:
+    factor = in_range(factor, 2 * int(p), dim=(1, 2, 3))
     powers = factor.square() if p == 2.0 else factor.pow(p)
     return unit(powers.mean(dim=1).flatten(1), dim=1)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import is_empty, pool_to_smaller, refuse_second_order, unit, wide, zero_of
+from lightning_kd.losses.tensors import check_differentiated_once, pool_to_smaller, unit, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 Kernel = Literal["polynomial", "linear", "gaussian"]
@@ -60,7 +60,7 @@ def nst_loss(
     _check_kernel("nst_loss", kernel, bandwidth)
     check_maps("nst_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("nst_loss", student, teacher)
-    if is_empty(student):
+    if student.numel() == 0:
         return zero_of(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     with torch.autocast(device_type=student.device.type, enabled=False):
@@ -148,7 +148,7 @@ class _SquaredProducts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        refuse_second_order()
+        check_differentiated_once("nst_loss")
         rows, lengths, slope = ctx.saved_tensors
         batch, channels = lengths.shape[:2]
         student_directions = rows[:, :channels]

@@ -91,6 +91,7 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
             f"{function}: expected class ids of shape {tuple(expected)}, got a target of shape {tuple(target.shape)} "
             f"and type {target.dtype} for logits {tuple(logits.shape)}; turn one-hot rows into ids by argmax(1)."
         )
+    target = target.long()  # an unsigned type could not be compared with -100
     labelled = target != ignore_index
     return torch.where(labelled, target, 0).long().unsqueeze(1), labelled.unsqueeze(1)
 
@@ -102,6 +103,7 @@ def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
 
 def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:
     """Average the cross entropy over the samples with a label; 0 with a graph if there are none."""
+    target = target.long()
     labelled = (target != IGNORE_INDEX).sum().clamp_min(1)
     return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum") / labelled
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits, check_several
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 _EPS = 1e-8
@@ -68,12 +68,13 @@ def dist_loss(
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
-    student, teacher = (_probabilities(logits, temperature) for logits in (student, teacher))
-    average = 1.0 / student.shape[1]
-    within_samples = _correlations(student, teacher, average, average, dim=1).mean()
-    within_classes = _correlations(student, teacher, student.mean(dim=0), teacher.mean(dim=0), dim=0).mean()
-    scale = temperature**2
-    return scale * (beta + gamma) - scale * beta * within_samples - scale * gamma * within_classes
+    factors = beta, gamma, temperature
+    return exact_if_small(
+        _lack(student, teacher, *factors),
+        temperature**2,
+        temperature,
+        lambda: _lack(wide(student), wide(teacher), *factors),
+    )
 
 
 @final
@@ -125,6 +126,15 @@ class DISTLoss(LogitLoss):
             gamma=self.now(self.gamma),
             temperature=self.now(self.temperature),
         )
+
+
+def _lack(student: Tensor, teacher: Tensor, beta: float, gamma: float, temperature: float) -> Tensor:
+    student, teacher = (_probabilities(logits, temperature) for logits in (student, teacher))
+    average = 1.0 / student.shape[1]
+    within_samples = _correlations(student, teacher, average, average, dim=1).mean()
+    within_classes = _correlations(student, teacher, student.mean(dim=0), teacher.mean(dim=0), dim=0).mean()
+    scale = temperature**2
+    return scale * (beta + gamma) - scale * beta * within_samples - scale * gamma * within_classes
 
 
 def _probabilities(logits: Tensor, temperature: float) -> Tensor:

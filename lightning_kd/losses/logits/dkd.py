@@ -15,7 +15,7 @@ from lightning_kd.losses.logits.base import (
     class_ids,
     mean_over_labelled,
 )
-from lightning_kd.losses.tensors import precise
+from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 
@@ -79,13 +79,16 @@ def dkd_loss(
     check_logits("dkd_loss", student_logits, teacher_logits)
     check_several("dkd_loss", student_logits)
     ids, labelled = class_ids("dkd_loss", student_logits, target, ignore_index)
-    student, teacher = precise(student_logits, temperature), precise(teacher_logits.detach(), temperature)
-    student_odds, student_others = _decouple(student / temperature, ids)
-    teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
-    of_target = _binary_divergence(student_odds, teacher_odds)
-    of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
-    value = mean_over_labelled(alpha * of_target + beta * of_others, labelled) * temperature**2
-    return value.to(torch.promote_types(student_logits.dtype, torch.float32))
+    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
+    factors = alpha, beta, temperature
+    divergences = _divergences(student, teacher, ids, *factors)
+    divergences = exact_if_small(
+        divergences,
+        divergences.numel() or 1,
+        temperature,
+        lambda: _divergences(wide(student), wide(teacher), ids, *factors),
+    )
+    return mean_over_labelled(divergences, labelled) * temperature**2
 
 
 @final
@@ -141,6 +144,17 @@ class DKDLoss(LogitLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+
+
+def _divergences(
+    student: Tensor, teacher: Tensor, ids: Tensor, alpha: float, beta: float, temperature: float
+) -> Tensor:
+    """Return what each sample or position costs, axis 1 of length 1."""
+    student_odds, student_others = _decouple(student / temperature, ids)
+    teacher_odds, teacher_others = _decouple(teacher / temperature, ids)
+    of_target = _binary_divergence(student_odds, teacher_odds)
+    of_others = F.kl_div(student_others, teacher_others, reduction="none", log_target=True).sum(dim=1, keepdim=True)
+    return alpha * of_target + beta * of_others
 
 
 def _decouple(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from lightning_kd.losses.base import LOGITS, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature, yes_and_no
-from lightning_kd.losses.tensors import precise
+from lightning_kd.losses.tensors import exact_if_small, in_range, upcast, wide
 from lightning_kd.schedules import Scalar
 
 _STD_EPS = 1e-7
@@ -72,21 +72,21 @@ def kd_loss(
         temperature = _beside_classes(temperature, student_logits)
     else:
         check_positive("kd_loss", temperature=temperature)
-    student, teacher = precise(student_logits, temperature), precise(teacher_logits.detach(), temperature)
+    student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
-    if standardize:
-        student, teacher = _standardize(student), _standardize(teacher)
-    if student.shape[1] == 1:
+    if student.shape[1] == 1 and not standardize:
         student, teacher = yes_and_no(student), yes_and_no(teacher)
-    student = F.log_softmax(student / temperature, dim=1)
-    teacher = F.log_softmax(teacher / temperature, dim=1)
+    samples = student.numel() // student.shape[1]
+    divergence = exact_if_small(
+        _divergence(student, teacher, temperature, standardize),
+        samples,
+        temperature,
+        lambda: _divergence(wide(student), wide(teacher), temperature, standardize),
+    )
     if isinstance(temperature, Tensor):
-        divergence = F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1, keepdim=True)
         return (divergence * temperature.square()).mean()
-    divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    scaled = divergence * (temperature**2 * student.shape[1] / student.numel())
-    return scaled.to(torch.promote_types(student_logits.dtype, torch.float32))
+    return divergence * (temperature**2 * student.shape[1] / student.numel())
 
 
 @final
@@ -168,8 +168,20 @@ class KDLoss(LogitLoss):
             )
 
 
+def _divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor, standardize: bool) -> Tensor:
+    """Return the sum over all samples, or one number for each if each has a temperature."""
+    if standardize:
+        student, teacher = _standardize(student), _standardize(teacher)
+    student = F.log_softmax(student / temperature, dim=1)
+    teacher = F.log_softmax(teacher / temperature, dim=1)
+    if isinstance(temperature, Tensor):
+        return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1, keepdim=True)
+    return F.kl_div(student, teacher, reduction="sum", log_target=True)
+
+
 def _standardize(logits: Tensor) -> Tensor:
     _check_several_classes("kd_loss", tuple(logits.shape))
+    logits = in_range(logits, 2, dim=(1,))
     variance, mean = torch.var_mean(logits, dim=1, correction=1, keepdim=True)
     deviation = torch.where(variance > 0, variance, 1.0).sqrt()  # no root, and no infinite slope, at a variance of 0
     return (logits - mean) / (_STD_EPS + deviation)

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 Reduction = Literal["sum", "mean"]
@@ -58,10 +58,12 @@ def multi_label_kd_loss(
     student, teacher = upcast(student_logits), upcast(teacher_logits.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
-    student, teacher = student / temperature, teacher / temperature
-    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
-    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
-    divergence = yes + no
+    divergence = exact_if_small(
+        _divergences(student, teacher, temperature),
+        student.numel(),
+        temperature,
+        lambda: _divergences(wide(student), wide(teacher), temperature),
+    )
     of_samples = divergence.sum(dim=1) if reduction == "sum" else divergence.mean(dim=1)
     return of_samples.mean() * temperature**2
 
@@ -106,6 +108,14 @@ class MultiLabelKDLoss(LogitLoss):
         return multi_label_kd_loss(
             student_logits, teacher_logits, temperature=self.now(self.temperature), reduction=self.reduction
         )
+
+
+def _divergences(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return what each label of each sample costs."""
+    student, teacher = student / temperature, teacher / temperature
+    yes = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    no = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return yes + no
 
 
 def _check_reduction(function: str, reduction: str) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import IGNORE_INDEX, check_class_axis, class_ids, mean_over_labelled
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
 
@@ -73,10 +73,10 @@ def tfkd_loss(
     gap = (correct_probability - (1.0 - correct_probability) / others) / temperature
     right = -math.log1p(others * math.exp(-gap))  # the log-probability of the target class, and of another one
     wrong = right - gap
-    student = F.log_softmax(student, dim=1)
-    of_target = student.gather(1, ids)
-    of_others = student.sum(dim=1, keepdim=True) - of_target
-    divergence = math.exp(right) * (right - of_target) + math.exp(wrong) * (others * wrong - of_others)
+    divergence = _divergences(student, ids, right, wrong)
+    divergence = exact_if_small(
+        divergence, divergence.numel() or 1, temperature, lambda: _divergences(wide(student), ids, right, wrong)
+    )
     return mean_over_labelled(divergence, labelled)
 
 
@@ -139,6 +139,15 @@ class TfKDLoss(DistillationLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+
+
+def _divergences(student: Tensor, ids: Tensor, right: float, wrong: float) -> Tensor:
+    """Return what each sample or position costs, given the log-probabilities of the imagined teacher."""
+    others = student.shape[1] - 1
+    student = F.log_softmax(student, dim=1)
+    of_target = student.gather(1, ids)
+    of_others = student.sum(dim=1, keepdim=True) - of_target
+    return math.exp(right) * (right - of_target) + math.exp(wrong) * (others * wrong - of_others)
 
 
 def _check_probability(function: str, value: float) -> None:

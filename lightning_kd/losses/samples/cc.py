@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
-from lightning_kd.losses.tensors import add_up, is_empty, pair_up, upcast, wide, zero_of
+from lightning_kd.losses.tensors import add_up, nonzero, pair_up, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 Variant = Literal["paper", "repdistiller"]
@@ -157,9 +157,15 @@ class CCLoss(DistillationLoss):
         pairs = [(s, t.detach()) for s, t in pair_up(student, teacher)]
         if self.variant == "repdistiller":
             embeddings = zip(self.student_embeddings, self.teacher_embeddings, pairs, strict=True)
-            pairs = [(embed_s(s.flatten(1)), embed_t(t.flatten(1))) for embed_s, embed_t, (s, t) in embeddings]
+            pairs = [(_embed(embed_s, s), _embed(embed_t, t)) for embed_s, embed_t, (s, t) in embeddings]
         options = self.variant, self.kernel, self.gamma, self.order
         return add_up([_correlation("CCLoss", s, t, *options) for s, t in pairs])
+
+
+def _embed(embedding: nn.Module, features: Tensor) -> Tensor:
+    """Embed features, whose format may be another than the weights' (a teacher has one of its own)."""
+    rows: Tensor = embedding(features.flatten(1).to(next(embedding.parameters()).dtype))
+    return rows
 
 
 def _correlation(
@@ -167,13 +173,14 @@ def _correlation(
 ) -> Tensor:
     """Return the loss of correlations; a gradient reaches both sides, as the teacher's embedding may be trained."""
     check_rows(function, student, teacher)
-    if is_empty(student):
-        return zero_of(student)
+    if student.numel() == 0:
+        return zero_of([student, teacher])
     with torch.autocast(device_type=student.device.type, enabled=False):
         if variant == "repdistiller":
             remedy = "embed both in the same width, as CCLoss does"
             check_same_shape(function, student, teacher, remedy)
-            gap = (upcast(student).flatten(1) - upcast(teacher).flatten(1)).abs()
+            student, teacher = upcast_alike(student, teacher)
+            gap = (student.flatten(1) - teacher.flatten(1)).abs()
             return (gap[:-1] * gap[1:]).sum() / max(len(gap) - 1, 1)
         student_kernel, teacher_kernel = (_kernels(one.flatten(1), kernel, gamma, order) for one in (student, teacher))
         return F.mse_loss(student_kernel, teacher_kernel).to(torch.promote_types(student.dtype, torch.float32))
@@ -185,8 +192,7 @@ def _kernels(rows: Tensor, kernel: Kernel, gamma: float, order: int) -> Tensor:
     products = rows @ rows.T
     if kernel == "bilinear":
         return products
-    squares = products.diagonal()
-    lengths = torch.where(squares > _SMALLEST_LENGTH**2, squares, 1.0).sqrt()  # zeros have no direction
+    lengths = nonzero(products.diagonal(), _SMALLEST_LENGTH**2).sqrt()
     cosines = products / (lengths.unsqueeze(1) * lengths)
     series = 1.0 + 2 * gamma / order * cosines
     for power in range(order - 1, 0, -1):  # Horner's scheme

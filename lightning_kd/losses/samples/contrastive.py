@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_kd.losses.base import DistillationLoss, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_same_shape
 from lightning_kd.losses.samples.embedding import embeddings
-from lightning_kd.losses.tensors import is_empty, unit, upcast, wide, within_range, zero_of
+from lightning_kd.losses.tensors import in_range, unit, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 
@@ -52,10 +52,11 @@ def info_nce_loss(student: Tensor, teacher: Tensor, *, temperature: float = 0.07
     """
     check_positive("info_nce_loss", temperature=temperature)
     _check_embeddings("info_nce_loss", student, teacher)
-    if is_empty(student):
-        return zero_of(student)
+    if student.numel() == 0:
+        return zero_of([student, teacher])
     with torch.autocast(device_type=student.device.type, enabled=False):
-        cosines = unit(within_range(upcast(student)), dim=1) @ unit(within_range(upcast(teacher)), dim=1).T
+        student_rows, teacher_rows = (unit(in_range(x, 2, dim=(1,)), dim=1) for x in upcast_alike(student, teacher))
+        cosines = student_rows @ teacher_rows.T
         value = _pick(cosines / temperature)
         return (value + _pick(cosines.T / temperature)) / 2 if symmetric else value
 

@@ -1,8 +1,8 @@
 """Contrastive representation distillation (CRD): find a sample's own row among thousands, in memory banks."""
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal, final
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.distributed as dist
@@ -12,12 +12,16 @@ from torch import Tensor
 from lightning_kd.distributed.gather import gather, is_distributed
 from lightning_kd.losses.base import DistillationLoss, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive, check_same_shape
+from lightning_kd.losses.older import own_part
 from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
+from lightning_kd.losses.samples.crd_draw import draw_positions, with_replacement
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.samples.rows import RowWatch
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
 
+BankType = Literal["float32", "float16", "bfloat16"]
+BANK_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 NegativesFrom = Literal["other_classes", "any"]
 
 
@@ -76,6 +80,7 @@ def crd_loss(
     """
     check_positive("crd_loss", temperature=temperature)
     _check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
+    contrast_index = contrast_index.long()
     student, teacher = _suited(student, teacher_bank), _suited(teacher, student_bank)
     if len(student) == 0:
         return (student.sum() + teacher.sum()) * 0.0
@@ -103,8 +108,9 @@ class CRDLoss(DistillationLoss):
     targets alone. The batch must tell each sample's row (see ``Indexed``), every row once a batch. Costs two banks of
     rows times ``dim`` numbers.
 
-    Negatives are drawn with replacement from torch's random numbers, uniformly; RepDistiller draws without, as long as
-    there are enough rows. A row whose class id is negative counts as a class of its own.
+    Negatives are drawn uniformly from torch's random numbers: without replacement as long as there are enough rows, as
+    in RepDistiller, else with it; never the sample's own row. A checkpoint of the time when they were always drawn with
+    replacement goes on so. A row whose class id is negative counts as a class of its own.
 
     Args:
         student: Dotted name of the student layer to read; by default the last features before the logits.
@@ -113,6 +119,8 @@ class CRDLoss(DistillationLoss):
         negatives: Rows to compare each sample with beside its own, >= 1.
         temperature: Divides the similarities, > 0.
         momentum: Part of a remembered embedding that stays when its row is seen, in [0, 1).
+        bank_dtype: Format of the banks. The 16-bit ones halve their memory and their part of a checkpoint, and round
+            a remembered embedding to 3 or 2 digits; with a momentum near 1 a row would then no longer move.
         negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
         gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
             the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
@@ -135,9 +143,12 @@ class CRDLoss(DistillationLoss):
         "row_classes",
         "sorted_classes",
         "rows_by_class",
+        "draw_rule",
     )
 
-    facts_of_data = ("num_samples", "_largest_class", "row_classes")
+    facts_of_data = ("num_samples", "_smallest_class", "_largest_class", "row_classes")
+
+    _repeats_only_if_it_must: ClassVar[bool] = True
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -145,6 +156,7 @@ class CRDLoss(DistillationLoss):
     row_classes: Tensor
     sorted_classes: Tensor
     rows_by_class: Tensor
+    draw_rule: Tensor
 
     def __init__(
         self,
@@ -155,6 +167,7 @@ class CRDLoss(DistillationLoss):
         negatives: int = 16384,
         temperature: Scalar = 0.07,
         momentum: float = 0.5,
+        bank_dtype: BankType = "float32",
         negatives_from: NegativesFrom = "other_classes",
         gather: bool = True,
         layout: Layout = None,
@@ -171,13 +184,16 @@ class CRDLoss(DistillationLoss):
         self.dim = dim
         self.negatives = negatives
         self.temperature = temperature
+        if bank_dtype not in BANK_TYPES:
+            raise ValueError(f"CRDLoss: expected bank_dtype {' or '.join(map(repr, BANK_TYPES))}, got {bank_dtype!r}.")
         self.momentum = momentum
+        self.bank_dtype: BankType = bank_dtype
         self.negatives_from: NegativesFrom = negatives_from
         self.gather = gather
         self.num_samples = 0
         self._calibrated = False
         self._began = False
-        self._largest_class = 0
+        self._smallest_class = self._largest_class = 0
         self._watch = RowWatch()
 
     @property
@@ -242,10 +258,11 @@ class CRDLoss(DistillationLoss):
         device = None if before is None else before.device
         bound = 1.0 / math.sqrt(self.dim / 3)
         for name in ("student_bank", "teacher_bank"):
-            self.register_buffer(
-                name, torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound).to(device)
-            )
+            bank = torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+            self.register_buffer(name, bank.to(device, BANK_TYPES[self.bank_dtype]))
         self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32, device=device))
+        if self._repeats_only_if_it_must:  # a checkpoint without it is older
+            self.register_buffer("draw_rule", torch.ones((), dtype=torch.uint8, device=device))
         self._calibrated = self._began = False
 
     def draw(self, index: Tensor) -> Tensor:
@@ -257,10 +274,16 @@ class CRDLoss(DistillationLoss):
         Returns:
             Rows of shape (B, 1 + negatives), the sample's own in column 0.
         """
-        size = (len(index), self.negatives)
+        own_row = index.unsqueeze(1)
         if self.negatives_from == "any":
-            drawn = torch.randint(self.num_samples, size, device=index.device)
-            return torch.cat((index.unsqueeze(1), drawn), dim=1)
+            if "draw_rule" not in self._buffers:
+                drawn = torch.randint(self.num_samples, (len(index), self.negatives), device=index.device)
+                return torch.cat((own_row, drawn), dim=1)
+            if self.num_samples < 2:
+                raise ValueError("CRDLoss: the data set has a single row, so there are no others to compare it with.")
+            others = self.num_samples - 1
+            drawn = draw_positions(torch.full_like(own_row, others), self.negatives, others, others)
+            return torch.cat((own_row, drawn + (drawn >= own_row)), dim=1)
         if self._largest_class == self.num_samples:
             raise ValueError(
                 "CRDLoss: all rows of the data set are of one class, so there are no negatives of other classes; "
@@ -269,10 +292,13 @@ class CRDLoss(DistillationLoss):
         own = self.row_classes[index]
         first = torch.searchsorted(self.sorted_classes, own).unsqueeze(1)
         count = torch.searchsorted(self.sorted_classes, own, right=True).unsqueeze(1) - first
-        dtype = torch.float32 if index.device.type == "mps" else torch.float64  # that device has no float64
-        drawn = torch.rand(size, dtype=dtype, device=index.device).mul_(self.num_samples - count).long()
+        if "draw_rule" not in self._buffers:
+            drawn = with_replacement(self.num_samples - count, self.negatives)
+        else:
+            fewest, most = (self.num_samples - size for size in (self._largest_class, self._smallest_class))
+            drawn = draw_positions(self.num_samples - count, self.negatives, fewest, most)
         drawn += (drawn >= first) * count
-        return torch.cat((index.unsqueeze(1), self.rows_by_class[drawn]), dim=1)
+        return torch.cat((own_row, self.rows_by_class[drawn]), dim=1)
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Return the loss of a step, in training after a look whether its labels are those of its rows."""
@@ -313,8 +339,8 @@ class CRDLoss(DistillationLoss):
     def _calibrate(self, student: Tensor, teacher: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
         if is_distributed() and not self._began:
-            dist.broadcast(self.student_bank, src=0)
-            dist.broadcast(self.teacher_bank, src=0)
+            for bank in (self.student_bank, self.teacher_bank):
+                dist.broadcast(bank.view(torch.uint8), src=0)  # some backends know no 16-bit numbers
         self._began = True  # a process whose first batch is empty calls this again, when the others do not broadcast
         student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
         sums = log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
@@ -331,8 +357,18 @@ class CRDLoss(DistillationLoss):
             index, both = gather(index), gather(both)
         first = _first_of_equals(index)
         for bank, new in ((self.student_bank, both[:, : self.dim]), (self.teacher_bank, both[:, self.dim :])):
-            moved = F.normalize(bank[index] * self.momentum + new.to(bank.dtype) * (1.0 - self.momentum), dim=1)
-            bank.index_copy_(0, index, moved[first])
+            exact = torch.promote_types(bank.dtype, torch.float32)
+            moved = bank[index].to(exact) * self.momentum + new.to(exact) * (1.0 - self.momentum)
+            bank.index_copy_(0, index, F.normalize(moved, dim=1)[first].to(bank.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CRDLoss":
+        banks = {name: self._buffers.get(name) for name in ("student_bank", "teacher_bank")}
+        super()._apply(fn, recurse)
+        for name, bank in banks.items():
+            now = self._buffers.get(name)
+            if self.bank_dtype != "float32" and bank is not None and now is not None and now.dtype != bank.dtype:
+                self._buffers[name] = bank.to(now.device)  # a 16-bit bank stays as it is in any module
+        return self
 
     def _checked(self, index: Tensor, size: int) -> Tensor:
         """Return the index as int64, after a check for which a device need not wait."""
@@ -356,13 +392,24 @@ class CRDLoss(DistillationLoss):
             ordered, rows = torch.sort(self.row_classes, stable=True)
             self.register_buffer("sorted_classes", ordered, persistent=False)
             self.register_buffer("rows_by_class", rows, persistent=False)
-            self._largest_class = int(self.sorted_classes.unique_consecutive(return_counts=True)[1].max())
+            sizes = ordered.unique_consecutive(return_counts=True)[1]
+            self._smallest_class, self._largest_class = int(sizes.min()), int(sizes.max())
         if "log_normalizers" in self._buffers and not self.log_normalizers.is_meta:
             self._calibrated = bool(self.log_normalizers.isfinite().all())
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def suit(self, saved: Mapping[str, Tensor]) -> None:
+        """Go on drawing with replacement, if the checkpoint is of the time when all rows were drawn so.
+
+        Args:
+            saved: State of the loss in the checkpoint.
+        """
+        if "student_bank" in saved and "draw_rule" not in saved:
+            self._buffers.pop("draw_rule", None)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # torch 2.10 to 2.14 have hooks before a load, but only this method for what follows it in a module by itself
-        super()._load_from_state_dict(*args, **kwargs)
+        self.suit(own_part(state_dict, prefix))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         self._derive()
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.tensors import refuse_second_order
+from lightning_kd.losses.tensors import check_differentiated_once
 
 EPS = 1e-7
 PRODUCT_RATIO = 16
@@ -79,7 +79,7 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        refuse_second_order()
+        check_differentiated_once("crd_loss")
         (gradient,) = ctx.saved_tensors
         return grad * gradient, None, None
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
-from lightning_kd.losses.tensors import unit, upcast
+from lightning_kd.losses.tensors import in_range, unit, upcast
 
 
 class UnitEmbedding(nn.Linear):
@@ -21,7 +21,8 @@ class UnitEmbedding(nn.Linear):
         """Embed features (B, ...) as unit vectors (B, width)."""
         with torch.autocast(device_type=features.device.type, enabled=False):
             weight, bias = upcast(self.weight), upcast(self.bias)
-            return unit(F.linear(features.flatten(1).to(weight.dtype), weight, bias), dim=1)
+            rows = F.linear(features.flatten(1).to(weight.dtype), weight, bias)
+            return unit(in_range(rows, 2, dim=(1,)), dim=1)
 
 
 def embeddings(

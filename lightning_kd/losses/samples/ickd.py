@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import is_empty, unit, upcast, within_range, zero_of
+from lightning_kd.losses.tensors import in_range, unit, upcast_alike, zero_of
 from lightning_kd.projectors import ConvProjector, Projector, check_template
 from lightning_kd.schedules import Scalar
 
@@ -48,16 +48,16 @@ def ickd_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_maps("ickd_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_batch("ickd_loss", student, teacher)
-    if is_empty(student):
-        return zero_of(student)
     if student.shape[1] != teacher.shape[1]:
         raise ValueError(
             f"ickd_loss: expected equal channels, got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}; bring the student to the teacher's channels with a projector, as ICKDLoss does."
         )
+    if student.numel() == 0:
+        return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student_products, teacher_products = (
-            _correlations(upcast(features).flatten(2)) for features in (student, teacher.detach())
+            _correlations(features.flatten(2)) for features in upcast_alike(student, teacher.detach())
         )
         batch, channels = student.shape[:2]
         return (student_products - teacher_products).square().sum() / (batch * channels)
@@ -115,4 +115,6 @@ class ICKDLoss(LayerPairLoss):
 
 
 def _correlations(channels: Tensor) -> Tensor:
-    return unit(within_range(channels @ channels.mT), dim=2)
+    channels = in_range(channels, 4, dim=(1, 2))
+    products = in_range(channels @ channels.mT, 2, dim=(2,))
+    return unit(products, dim=2)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import SHORTEST, is_empty, upcast, wide, within_range, zero_of
+from lightning_kd.losses.tensors import in_range, upcast_alike, wide, zero_of
 from lightning_kd.projectors import LinearProjector
 from lightning_kd.schedules import Scalar
 
@@ -49,10 +49,10 @@ def pkt_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-7) -> Tensor:
     """
     check_positive("pkt_loss", eps=eps)
     check_rows("pkt_loss", student, teacher)
-    if is_empty(student):
+    if student.numel() == 0:
         return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        student_chances, teacher_chances = (_neighbours(upcast(one), eps) for one in (student, teacher.detach()))
+        student_chances, teacher_chances = (_neighbours(one, eps) for one in upcast_alike(student, teacher.detach()))
         return (teacher_chances * ((teacher_chances + eps) / (student_chances + eps)).log()).mean()
 
 
@@ -92,7 +92,7 @@ def mmd_loss(student: Tensor, teacher: Tensor, *, bandwidth: float | None = None
     """
     if bandwidth is not None:
         check_positive("mmd_loss", bandwidth=bandwidth)
-    if is_empty(student):
+    if student.shape == teacher.shape and student.numel() == 0:
         return zero_of(student)
     student_rows, teacher_rows = (wide(rows) for rows in _rows("mmd_loss", student, teacher))
     with torch.autocast(device_type=student.device.type, enabled=False):
@@ -133,7 +133,7 @@ def moment_matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Li, Swersky & Zemel, "Generative Moment Matching Networks", ICML 2015, arXiv:1502.02761, match all moments at
         once; of Sun & Saenko, "Deep CORAL", ECCV 2016 Workshops, arXiv:1607.01719, are the covariances.
     """
-    if is_empty(student):
+    if student.shape == teacher.shape and student.numel() == 0:
         return zero_of(student)
     dtype = torch.promote_types(student.dtype, torch.float32)
     student, teacher = _rows("moment_matching_loss", student, teacher)
@@ -237,7 +237,7 @@ def _rows(function: str, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tens
     """Return both batches as rows around a common origin, which keeps small distances exact in float32 as well."""
     check_rows(function, student, teacher)
     check_same_shape(function, student, teacher, "bring the student to the teacher's width with a projector")
-    student_rows, teacher_rows = upcast(student).flatten(1), upcast(teacher.detach()).flatten(1)
+    student_rows, teacher_rows = (one.flatten(1) for one in upcast_alike(student, teacher.detach()))
     return student_rows - teacher_rows[:1], teacher_rows - teacher_rows[:1]
 
 
@@ -248,8 +248,8 @@ def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
 
 def _neighbours(features: Tensor, eps: float) -> Tensor:
     """Return the probability (B, B) that row i picks j as its neighbour."""
-    rows = within_range(features.flatten(1))
-    lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    rows = rows / torch.where(lengths > SHORTEST, lengths + eps, 1.0)  # the slope at zeros would be 1 / eps
+    rows = in_range(features.flatten(1), 2, dim=(1,))
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    rows = rows / (length + eps).masked_fill(length <= 1e-12, 1.0)  # else the gradient of zeros is 1 / eps
     kernel: Tensor = (rows @ rows.T + 1.0) / 2.0
     return kernel / kernel.sum(dim=1, keepdim=True)

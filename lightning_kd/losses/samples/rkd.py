@@ -1,5 +1,6 @@
 """Relational distillation (RKD): keep the distances and angles between samples as they are for the teacher."""
 
+import math
 from typing import Any, cast, final
 
 import torch
@@ -8,11 +9,14 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_not_negative, check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import is_empty, refuse_second_order, wide, zero_of
+from lightning_kd.losses.tensors import check_differentiated_once, wide, zero_of
 from lightning_kd.schedules import Scalar
 
 _SMALLEST_SQUARE, _SMALLEST_LENGTH = 1e-12, 1e-12
 """The authors' bounds: of a squared distance, and of a length that is divided by to get an angle."""
+
+_MANY, _TILE, _CORNERS = 512, 128, 8
+"""From how many samples on to go by tiles, the side of a tile, and how many corners share a pass over one."""
 
 
 def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0, angle_weight: float = 50.0) -> Tensor:
@@ -56,7 +60,7 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 25.0,
     """
     check_not_negative("rkd_loss", distance_weight=distance_weight, angle_weight=angle_weight)
     check_rows("rkd_loss", student, teacher)
-    if is_empty(student):
+    if student.numel() == 0:
         return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
         student, teacher = (features.flatten(1) for features in (student, teacher.detach()))
@@ -133,7 +137,7 @@ class _Relations(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        refuse_second_order()
+        check_differentiated_once("rkd_loss")
         (gradient,) = ctx.saved_tensors
         return (grad * gradient).to(gradient.dtype), None, None, None
 
@@ -172,31 +176,87 @@ def _angles(
     """Return the mean of the angles' part, and its slope along the inner products, block by block of corners."""
     size = len(products)
     inverse, teacher_inverse = _inverse(squares), _inverse(teacher_squares)
-    value, slope = torch.zeros_like(products[0, 0]), torch.zeros_like(products)
-    turns, sums = [], []
-    step = _corners_at_once(products)
-    for start in range(0, size, step):
-        block = slice(start, start + step)
-        cosines = _cosines(products, inverse, block)
-        difference = cosines - _cosines(teacher_products, teacher_inverse, block)
-        steep = difference.clamp(-1.0, 1.0)
-        value = value + (steep * difference.sub_(steep, alpha=0.5)).sum()
-        turns.append(cosines.mul_(steep).sum(dim=2))
-        steep.mul_(inverse[block].unsqueeze(2)).mul_(inverse[block].unsqueeze(1))
-        sums.append(steep.sum(dim=2))
-        slope.add_(steep.sum(dim=0))
-    by_corner = torch.cat(sums)
-    by_square = -torch.cat(turns) * torch.where(squares >= _SMALLEST_LENGTH**2, inverse.square(), 0.0)
+    parts = _parts_by_tiles if size >= _MANY and products.device.type == "cpu" else _parts_by_corners
+    value, slope, turns, by_corner = parts(products, inverse, teacher_products, teacher_inverse)
+    by_square = -turns * torch.where(squares >= _SMALLEST_LENGTH**2, inverse.square(), 0.0)
     slope = slope - 2 * by_corner + by_corner.sum(dim=1).diag() + _along_products(by_square)
     return value / size**3, slope / size**3
 
 
-def _cosines(products: Tensor, inverse: Tensor, corners: slice) -> Tensor:
-    """Return the cosine (b, B, B) of the angle at each of b corners i between the ways to j and to k."""
+def _parts_by_corners(
+    products: Tensor, inverse: Tensor, teacher_products: Tensor, teacher_inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return four sums over the angles: their cost, its slopes, how it turns with a length, and the slopes by corner.
+
+    All corners of a block have tables (B, B); the same three buffers serve all blocks.
+    """
+    size, step = len(products), _corners_at_once(products)
+    value, slope = torch.zeros_like(products[0, 0]), torch.zeros_like(products)
+    turns, sums = [], []
+    buffers = [products.new_empty(min(step, size), size, size) for _ in range(3)]
+    for start in range(0, size, step):
+        block = slice(start, start + step)
+        cosines, difference, steep = (buffer[: min(step, size - start)] for buffer in buffers)
+        _cosines(products, inverse, block, cosines)
+        _cosines(teacher_products, teacher_inverse, block, difference)
+        torch.sub(cosines, difference, out=difference)
+        torch.clamp(difference, -1.0, 1.0, out=steep)
+        value = value + difference.sub_(steep, alpha=0.5).mul_(steep).sum()
+        turns.append(cosines.mul_(steep).sum(dim=2))
+        steep.mul_(inverse[block].unsqueeze(2)).mul_(inverse[block].unsqueeze(1))
+        sums.append(steep.sum(dim=2))
+        slope.add_(steep.sum(dim=0))
+    return value, slope, torch.cat(turns), torch.cat(sums)
+
+
+def _parts_by_tiles(
+    products: Tensor, inverse: Tensor, teacher_products: Tensor, teacher_inverse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the same for many samples: tile by tile of j and k, which stay in a cache, and each pair (j, k) once."""
+    size = len(products)
+    value, slope = torch.zeros_like(products[0, 0]), torch.zeros_like(products)
+    turns, sums = torch.zeros_like(products), torch.zeros_like(products)
+    sides = [
+        (p, v, v * (p - p.diagonal().unsqueeze(1) / 2))
+        for p, v in ((products, inverse), (teacher_products, teacher_inverse))
+    ]
+    buffers = [products.new_empty(_CORNERS * _TILE**2) for _ in range(3)]
+    for top in range(0, size, _TILE):
+        for left in range(top, size, _TILE):
+            rows, columns = slice(top, min(top + _TILE, size)), slice(left, min(left + _TILE, size))
+            twice = 1.0 if top == left else 2.0
+            for start in range(0, size, _CORNERS):
+                corners = slice(start, min(start + _CORNERS, size))
+                shape = [part.stop - part.start for part in (corners, rows, columns)]
+                cosines, difference, steep = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+                for (table, inverses, legs), out in zip(sides, (cosines, difference), strict=True):
+                    over_j, over_k = inverses[corners, rows].unsqueeze(2), inverses[corners, columns].unsqueeze(1)
+                    torch.mul(table[rows, columns], over_j, out=out)
+                    out.sub_(legs[corners, rows].unsqueeze(2)).mul_(over_k)
+                    out.addcmul_(over_j, legs[corners, columns].unsqueeze(1), value=-1.0)
+                over_j, over_k = inverse[corners, rows], inverse[corners, columns]
+                torch.sub(cosines, difference, out=difference)
+                torch.clamp(difference, -1.0, 1.0, out=steep)
+                difference.sub_(steep, alpha=0.5)
+                value.add_(torch.dot(difference.view(-1), steep.view(-1)), alpha=twice)
+                cosines.mul_(steep)
+                turns[corners, rows] += cosines.sum(dim=2)
+                sums[corners, rows] += torch.bmm(steep, over_k.unsqueeze(2)).squeeze(2).mul_(over_j)
+                if top != left:
+                    turns[corners, columns] += cosines.sum(dim=1)
+                    sums[corners, columns] += torch.bmm(over_j.unsqueeze(1), steep).squeeze(1).mul_(over_k)
+                slope[rows, columns] += steep.mul_(over_j.unsqueeze(2)).mul_(over_k.unsqueeze(1)).sum(dim=0)
+            if top != left:
+                slope[columns, rows] = slope[rows, columns].T
+    return value, slope, turns, sums
+
+
+def _cosines(products: Tensor, inverse: Tensor, corners: slice, out: Tensor) -> None:
+    """Compute the cosine (b, B, B) of the angle at each of b corners i between the ways to j and to k."""
     legs = products[corners] - products.diagonal()[corners].unsqueeze(1) / 2
-    cosines = products - legs.unsqueeze(2)
-    cosines.sub_(legs.unsqueeze(1))
-    return cosines.mul_(inverse[corners].unsqueeze(2)).mul_(inverse[corners].unsqueeze(1))
+    torch.sub(products, legs.unsqueeze(2), out=out)
+    out.sub_(legs.unsqueeze(1))
+    out.mul_(inverse[corners].unsqueeze(2)).mul_(inverse[corners].unsqueeze(1))
 
 
 def _along_products(by_square: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Layout
 from lightning_kd.losses.checks import check_rows
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import is_empty, unit, upcast, within_range, zero_of
+from lightning_kd.losses.tensors import in_range, unit, upcast_alike, zero_of
 from lightning_kd.schedules import Scalar
 
 
@@ -42,10 +42,11 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
         Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, arXiv:1907.09682.
     """
     check_rows("similarity_preserving_loss", student, teacher)
-    if is_empty(student):
+    if student.numel() == 0:
         return zero_of(student)
     with torch.autocast(device_type=student.device.type, enabled=False):
-        return F.mse_loss(_similarities(upcast(student)), _similarities(upcast(teacher.detach())))
+        student, teacher = upcast_alike(student, teacher.detach())
+        return F.mse_loss(_similarities(student), _similarities(teacher))
 
 
 @final
@@ -91,5 +92,6 @@ class SPLoss(LayerPairLoss):
 
 
 def _similarities(features: Tensor) -> Tensor:
-    rows = features.flatten(1)
-    return unit(within_range(rows @ rows.T), dim=1)
+    rows = in_range(features.flatten(1), 4)
+    products = in_range(rows @ rows.T, 2, dim=(1,))
+    return unit(products, dim=1)

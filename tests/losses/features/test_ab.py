@@ -102,3 +102,36 @@ def test_a_stage_that_cannot_be_is_refused(options: dict[str, object]) -> None:
 def test_two_losses_do_not_share_a_stage() -> None:
     first, second = ABLoss(), ABLoss()
     assert first.stage is not second.stage
+
+
+def built(**options: object) -> ABLoss:
+    torch.manual_seed(0)
+    loss = ABLoss(["a", "b"], ["a", "b"], **options)  # type: ignore[arg-type]
+    loss.build({"a": (2, 3, 4, 4), "b": (2, 3, 2, 2)}, {"a": (2, 3, 4, 4), "b": (2, 5, 2, 2)})
+    return loss
+
+
+def test_maps_of_equal_shape_are_compared_as_they_are() -> None:
+    loss = built()
+    student, teacher = random(2, 3, 4, 4, seed=1).float(), random(2, 3, 4, 4, seed=2).float()
+    assert torch.equal(loss.compare(student, teacher, loss.projectors[0]), ab_loss(student, teacher))
+    assert [name for name, _ in loss.named_parameters()] == [f"projectors.1.{x}" for x in CONNECTOR]
+
+
+CONNECTOR = ("conv.weight", "bn.weight", "bn.bias")
+
+
+def test_a_checkpoint_that_holds_a_connector_gives_it_back() -> None:
+    old, new = built(connector="all"), built()
+    state = torch.get_rng_state()
+    new.load_state_dict(old.state_dict())
+    assert torch.equal(torch.get_rng_state(), state)
+    maps = [random(2, 3, 4, 4, seed=1).float(), random(2, 3, 2, 2, seed=3).float()]
+    goals = [random(2, 3, 4, 4, seed=2).float(), random(2, 5, 2, 2, seed=4).float()]
+    assert torch.equal(new(maps, goals), old(maps, goals))
+    assert new.state_dict().keys() == old.state_dict().keys()
+
+
+def test_an_unknown_choice_of_connector_is_refused() -> None:
+    with pytest.raises(ValueError, match="connector 'differ' or 'all', got 'none'"):
+        ABLoss(connector="none")  # type: ignore[arg-type]

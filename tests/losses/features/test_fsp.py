@@ -5,6 +5,7 @@ import torch
 
 from lightning_kd.functional import fsp_loss, fsp_matrix
 from lightning_kd.losses import FSPLoss
+from lightning_kd.losses.features import fsp
 from lightning_kd.losses.stage import Stage
 from tests.losses.case import check_float32, random, tight
 from tests.losses.golden import Golden, check_golden, golden
@@ -56,3 +57,10 @@ def test_the_published_method_has_two_stages() -> None:
 def test_float32_is_exact_for_a_tight_cluster_far_from_zero(offset: float, small: tuple[int, int]) -> None:
     sizes = [(4, 8, 6, 5), (4, 7, *small), (4, 8, 6, 5), (4, 7, *small)]
     check_float32(fsp_loss, [tight(*size, seed=seed, offset=offset) for seed, size in enumerate(sizes)], learning=2)
+
+
+def test_both_networks_at_once_give_the_bits_of_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = [random(4, 3, 6, 5, seed=seed).float() for seed in range(4)]
+    at_once = fsp_loss(*maps)
+    monkeypatch.setattr(fsp, "_SMALL_MAPS", 0)
+    assert torch.equal(fsp_loss(*maps), at_once)

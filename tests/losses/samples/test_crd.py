@@ -181,7 +181,78 @@ def test_negatives_are_all_rows_of_other_classes_equally_often():
 def test_any_row_can_be_a_negative():
     drawn = built(rows=4, classes=None, negatives=400, negatives_from="any").draw(torch.tensor([1, 3]))
     assert drawn[:, 0].tolist() == [1, 3]
-    assert all(set(row.tolist()) == {0, 1, 2, 3} for row in drawn[:, 1:])
+    assert [set(row.tolist()) for row in drawn[:, 1:]] == [{0, 2, 3}, {0, 1, 2}]
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "negatives"),
+    [
+        (100, 5, 7),
+        (100, 5, 40),
+        (100, 5, 79),
+        (100, 5, 80),
+        (1000, 2, 60),
+        (300, 7, 100),
+        (40, None, 39),
+        (900, None, 50),
+    ],
+)
+def test_no_row_is_drawn_twice_while_there_are_enough(rows, classes, negatives):
+    own = {"negatives_from": "any"} if classes is None else {}
+    loss = built(rows=rows, classes=classes, negatives=negatives, **own)
+    index = torch.arange(0, rows, 3)
+    drawn = loss.draw(index)
+    assert torch.equal(drawn[:, 0], index)
+    for row, i in zip(drawn[:, 1:], index, strict=True):
+        assert len(row.unique()) == negatives
+        assert i not in row
+        assert classes is None or (row % classes != i % classes).all()
+
+
+@pytest.mark.parametrize(("rows", "negatives"), [(9, 3), (200, 20)])
+def test_every_pair_of_rows_is_drawn_together_equally_often(rows, negatives):
+    loss = built(rows=rows, classes=None, negatives=negatives, negatives_from="any")
+    drawn = loss.draw(torch.zeros(40_000, dtype=torch.long))[:, 1:]
+    taken = torch.zeros(40_000, rows).scatter_(1, drawn, 1.0)
+    # of n = rows - 1 a row is drawn with the chance K / n, and two with K (K - 1) / (n (n - 1))
+    n, k = rows - 1, negatives
+    assert (taken.mean(0)[1:] / (k / n) - 1).abs().max() < 0.12
+    together = (taken.T @ taken / 40_000)[1:, 1:].fill_diagonal_(0.0)
+    expected = k * (k - 1) / (n * (n - 1))
+    assert together.sum() / (n * (n - 1)) == pytest.approx(expected, rel=1e-3)
+    assert (together[~torch.eye(n, dtype=torch.bool)] / expected - 1).abs().max() < 0.5
+
+
+def test_a_class_that_leaves_too_few_others_draws_some_twice():
+    """Rows 0 to 89 are of one class, so they have 10 others; rows 90 to 99 have 90."""
+    loss = CRDLoss("a", "b", dim=5, negatives=30)
+    loss.set_dataset(100, (torch.arange(100) >= 90).long())
+    loss.build({"a": (2, 4)}, {"b": (2, 6)})
+    many, few = loss.draw(torch.tensor([95, 5]))[:, 1:]
+    assert len(many.unique()) == 30
+    assert many.max() < 90
+    assert len(few.unique()) <= 10
+    assert few.min() >= 90
+
+
+def test_a_single_row_has_no_others():
+    with pytest.raises(ValueError, match="a single row"):
+        built(rows=1, classes=None, negatives_from="any").draw(torch.tensor([0]))
+
+
+def test_a_state_of_before_goes_on_with_replacement():
+    loss = built(rows=20, classes=None, negatives=19, negatives_from="any")
+    assert all(len(row.unique()) == 19 for row in loss.draw(torch.arange(20))[:, 1:])
+    again = built(rows=20, classes=None, negatives=19, negatives_from="any")
+    again.load_state_dict(loss.state_dict())
+    assert all(len(row.unique()) == 19 for row in again.draw(torch.arange(20))[:, 1:])
+    old = {name: value for name, value in loss.state_dict().items() if name != "draw_rule"}
+    again.load_state_dict(old)
+    assert again.state_dict().keys() == old.keys()
+    torch.manual_seed(0)
+    drawn = again.draw(torch.arange(20))[:, 1:]
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.randint(20, (20, 19)))
 
 
 def test_a_row_without_class_is_left_out_for_itself_alone():
@@ -371,3 +442,40 @@ def test_of_a_row_in_two_processes_that_of_the_first_counts(tmp_path):
     for name in BANKS:
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name][[0, 5, 3, 8]], one[name][[0, 5, 3, 8]], rtol=1e-6, atol=1e-6)
+
+
+# --- banks of 16 bits ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "error"), [("float16", 1e-3), ("bfloat16", 8e-3)])
+def test_a_bank_of_16_bits_is_the_rounded_one_of_32(name, error):
+    wide, narrow = built(), built(bank_dtype=name)
+    with torch.no_grad():
+        for bank in BANKS:
+            wide.get_buffer(bank).copy_(narrow.get_buffer(bank))
+    for seed in (9, 10):
+        values = []
+        for loss in (wide, narrow):
+            torch.manual_seed(seed)
+            values.append(step(loss, [0, 4, 7], seed))
+        torch.testing.assert_close(values[1], values[0], rtol=3 * error, atol=0.0)
+    for bank in BANKS:
+        assert str(narrow.get_buffer(bank).dtype) == f"torch.{name}"
+        assert (narrow.get_buffer(bank).float() - wide.get_buffer(bank)).abs().max() < error
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_a_bank_of_16_bits_stays_one(name):
+    loss = built(bank_dtype=name)
+    before = loss.student_bank.clone()
+    for other in (torch.float64, torch.float16, torch.bfloat16, torch.float32):
+        assert str(loss.to(other).student_bank.dtype) == f"torch.{name}"
+    assert torch.equal(loss.student_bank, before)
+    again = built(bank_dtype=name, seed=1)
+    again.load_state_dict(loss.state_dict())
+    assert torch.equal(again.teacher_bank, loss.teacher_bank)
+
+
+def test_an_unknown_format_of_the_banks_is_refused():
+    with pytest.raises(ValueError, match="bank_dtype 'float32' or 'float16' or 'bfloat16', got 'int8'"):
+        CRDLoss("a", "b", bank_dtype="int8")

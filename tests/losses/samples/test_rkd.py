@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.functional import rkd_loss
+from lightning_kd.losses.samples import rkd
 from tests.losses.case import check_float32, random, tight
 from tests.losses.golden import Golden, check_golden, golden
 
@@ -110,13 +111,32 @@ def test_equal_samples_have_no_angle_and_a_finite_gradient() -> None:
     assert student.grad.abs().max() < 100
 
 
-def test_the_gradient_of_rkd_is_not_differentiated_once_more() -> None:
-    student = random(4, 3, seed=1).requires_grad_()
-    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
-        torch.autograd.grad(scale * rkd_loss(student, random(4, 3, seed=2)), student, create_graph=True)
-
-
 def test_a_negative_factor_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a finite angle_weight >= 0, got -1"):
         rkd_loss(random(2, 2, seed=1), random(2, 2, seed=2), angle_weight=-1.0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 16, 21])
+@pytest.mark.parametrize("close", [False, True])
+def test_tiles_give_what_whole_tables_give(size: int, close: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many samples go tile by tile; here tiles of 8 and 3 corners at a time, which do not divide the batch."""
+    student, teacher = (5 + (1e-3 if close else 1.0) * random(size, 3, seed=seed) for seed in (1, 2))
+    student[-1] = student[0]  # two equal samples
+    found = []
+    for many in (10**9, 1):
+        monkeypatch.setattr(rkd, "_MANY", many)
+        monkeypatch.setattr(rkd, "_TILE", 8)
+        monkeypatch.setattr(rkd, "_CORNERS", 3)
+        leaf = student.clone().requires_grad_()
+        value = rkd_loss(leaf, teacher)
+        (gradient,) = torch.autograd.grad(value, leaf)
+        found.append((value.detach(), gradient))
+    for whole, tiled in zip(*found, strict=True):
+        torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-12 * whole.abs().max().item())
+
+
+def test_buffers_serve_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = random(9, 3, seed=1), random(9, 4, seed=2)
+    whole = rkd_loss(student, teacher)
+    monkeypatch.setattr(rkd, "_corners_at_once", lambda _: 4)  # blocks of 4, 4 and 1
+    torch.testing.assert_close(rkd_loss(student, teacher), whole, rtol=1e-14, atol=0.0)

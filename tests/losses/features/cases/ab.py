@@ -9,8 +9,9 @@ from lightning_kd.functional import ab_loss
 from lightning_kd.losses import ABLoss, DistillationLoss, tensors
 from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
-ONE = {"student": "a", "teacher": "b"}
-TWO = {"student": ["a", "b"], "teacher": ["c", "d"]}
+PLAIN = {"student": "a", "teacher": "b"}
+ONE = {**PLAIN, "connector": "all"}
+TWO = {"student": ["a", "b"], "teacher": ["c", "d"], "connector": "all"}
 
 
 def line(*values: float) -> Tensor:
@@ -35,6 +36,8 @@ def connector(place: int) -> dict[str, Tensor]:
 
 FAR = (-3000.0, -1000.0, 1000.0, 3000.0)
 REFERENCES = (
+    # maps of equal shape are compared as they are: 1 + .5, 0, 1 - .5 and 1 - 2 are missing to the margin
+    Reference(PLAIN, Inputs(line(0.5, -2.0, 0.5, 2.0), line(-1.0, -2.0, 3.0, 4.0)), 0.003 * (2.25 + 0 + 0.25 + 0)),
     # signs -, +, +, - at -1.5, -.5, .5, 1.5: 1 - 1.5 is enough, 1.5, .5 and 2.5 are missing to the margin
     Reference(ONE, Inputs(line(*FAR), line(-1.0, 2.0, 3.0, -4.0)), 0.003 * (0 + 2.25 + 0.25 + 6.25), connector(0)),
     # at 0 nothing fires
@@ -57,6 +60,7 @@ REFERENCES = (
     ),
 )
 MUTANTS = (
+    Mutant("a connector for all", 'self.connector == "differ" and', "False and"),
     Mutant("without 3 / 1000", "_SCALE = 0.003", "_SCALE = 1.0"),
     Mutant("sum over the batch", " / max(len(student), 1)", ""),
     Mutant("mean over elements", "short.square().sum()", "short.square().mean()"),

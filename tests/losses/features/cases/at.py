@@ -35,7 +35,7 @@ REFERENCES = (
 )
 MUTANTS = (
     Mutant("sum over the positions", "F.mse_loss(", "2.0 * F.mse_loss("),
-    Mutant("forget to normalise", "F.normalize(within_range(energy", "(lambda x, dim: x)(within_range(energy"),
+    Mutant("forget to normalise", "return unit(energy.mean(dim=1).flatten(1), dim=1)", "return energy.mean(1)"),
     Mutant("keep the sign of odd powers", "features.abs().pow(p)", "features.pow(p)"),
     Mutant("strongest channel", ".mean(dim=1)", ".amax(dim=1)"),
     Mutant("ignore p", "features.square() if p == 2.0 else features.abs().pow(p)", "features.square()"),

@@ -59,12 +59,12 @@ DKD_MUTANTS = (
     Mutant("the target alone", "return yes + no", "return yes"),
     Mutant(
         "count what has no label",
-        "mean_over_labelled(alpha * of_target + beta * of_others, labelled)",
-        "(alpha * of_target + beta * of_others).mean()",
+        "mean_over_labelled(divergences, labelled)",
+        "divergences.mean()",
     ),
     Mutant("forget the temperature of the teacher", "teacher / temperature", "teacher"),
     Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
-    Mutant("detach the student", "precise(student_logits,", "0 * student_logits + precise(student_logits.detach(),"),
+    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
 )
 
 

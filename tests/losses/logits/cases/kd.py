@@ -61,7 +61,7 @@ KD_MUTANTS = (
     Mutant("multiply by the temperature", "student / temperature", "student * temperature"),
     Mutant("classes on the last axis", "student / temperature, dim=1", "student / temperature, dim=-1"),
     Mutant("let the gradient reach the teacher", "teacher_logits.detach()", "teacher_logits"),
-    Mutant("detach the student", "precise(student_logits,", "0 * student_logits + precise(student_logits.detach(),"),
+    Mutant("detach the student", "upcast(student_logits)", "upcast(student_logits.detach()) + 0 * student_logits"),
 )
 KD_STANDARDIZED_MUTANTS = (
     Mutant("biased deviation", "correction=1", "correction=0"),
@@ -134,7 +134,7 @@ KD_BINARY = Case(
             {"temperature": 2.0, "binary": True}, Inputs(rows([0.0], [5.0]), rows([2 * LN3], [5.0])), 2 * QUARTERS
         ),
     ),
-    (Mutant("softmax of a single logit", "if student.shape[1] == 1:", "if False:"),),
+    (Mutant("softmax of a single logit", "if student.shape[1] == 1 and", "if False and"),),
     bad_builds=(((8, 10), (8, 10)),),
 )
 

@@ -37,7 +37,7 @@ REFERENCES = (
 MUTANTS = (
     Mutant("the rest to every other class", "(1.0 - correct_probability) / others", "(1.0 - correct_probability)"),
     Mutant("forget the temperature", " / others) / temperature", " / others)"),
-    Mutant("soften the student too", "F.log_softmax(student, dim=1)", "F.log_softmax(student / temperature, dim=1)"),
+    Mutant("soften the student too", "F.log_softmax(student, dim=1)", "F.log_softmax(student / 20.0, dim=1)"),
     Mutant("the target alone", " + math.exp(wrong) * (others * wrong - of_others)", ""),
     Mutant("cross-entropy", "(right - of_target)", "(-of_target)"),
     Mutant("one of the others", "(others * wrong - of_others)", "(wrong - of_others)"),

@@ -64,7 +64,7 @@ def info_nce(name: str, **options: object) -> Case:
         ),
         (
             *MUTANTS,
-            Mutant("pick one's own kind", "unit(within_range(upcast(teacher))", "unit(within_range(upcast(student))"),
+            Mutant("pick one's own kind", "upcast_alike(student, teacher))", "upcast_alike(student, student))"),
             Mutant("forget the temperature", "_pick(cosines / temperature)", "_pick(cosines)"),
             Mutant("sum the two", "_pick(cosines.T / temperature)) / 2", "_pick(cosines.T / temperature))"),
             Mutant("pick among the teachers twice", "_pick(cosines.T", "_pick(cosines"),

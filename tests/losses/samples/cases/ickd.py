@@ -35,8 +35,8 @@ ICKD_REFERENCES = (
     ),
 )
 ICKD_MUTANTS = (
-    Mutant("forget to normalise", "unit(within_range(channels @ channels.mT), dim=2)", "channels @ channels.mT"),
-    Mutant("normalise the channels", "channels @ channels.mT), dim=2", "unit(channels, dim=1) @ channels.mT), dim=2"),
+    Mutant("forget to normalise", "unit(products, dim=2)", "products"),
+    Mutant("normalise the channels", "channels @ channels.mT, 2", "unit(channels, 1) @ channels.mT, 2"),
     Mutant("mean over the row", "(batch * channels)", "student_products.numel()"),
     Mutant("sum over the batch", "(batch * channels)", "channels"),
     Mutant("let the gradient reach the teacher", "(student, teacher.detach())", "(student, teacher)"),

@@ -31,7 +31,7 @@ MUTANTS = (
     ),
     Mutant("forget the shift to 0..1", "(rows @ rows.T + 1.0) / 2.0", "rows @ rows.T"),
     Mutant("forget to normalise rows", "return kernel / kernel.sum(dim=1, keepdim=True)", "return kernel"),
-    Mutant("forget the length", "lengths + eps, 1.0)", "1.0, 1.0)"),
+    Mutant("forget the length", "(length + eps)", "(length * 0 + 1)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
     Mutant(
         "detach the student",

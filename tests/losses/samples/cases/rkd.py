@@ -31,7 +31,7 @@ RKD_MUTANTS = (
     Mutant("squared distances", ".sqrt().fill_diagonal_(0.0)", ".fill_diagonal_(0.0)"),
     Mutant("the diagonal in the mean", "count = len(squares) * (len(squares) - 1)", "count = len(squares) ** 2"),
     Mutant("mean over tuples of different samples", "/ size**3", "/ (size * (size - 1) * (size - 2))"),
-    Mutant("squares all the way", "difference.clamp(-1.0, 1.0)", "difference.clamp(-9.0, 9.0)"),
+    Mutant("squares all the way", "torch.clamp(difference, -1.0, 1.0", "torch.clamp(difference, -9.0, 9.0"),
     Mutant("swap the factors", "(distance_weight, _distances), (angle_weight, _angles)", "(distance_weight, _angles),"),
     Mutant("forget the length of one way", ".mul_(inverse[corners].unsqueeze(1))", ""),
     Mutant(

@@ -20,11 +20,15 @@ REFERENCES = (
     # two pairs are added
     Reference(TWO, Inputs([STUDENT, STUDENT], [TEACHER, TEACHER]), 2 * VALUE),
 )
-_UNIT = "unit(within_range(rows @ rows.T), dim=1)"
+
 MUTANTS = (
-    Mutant("forget to normalise", _UNIT, "rows @ rows.T"),
-    Mutant("normalise by the sum", _UNIT, "F.normalize(rows @ rows.T, p=1.0, dim=1)"),
-    Mutant("normalise the samples", _UNIT, "unit(rows, dim=1) @ unit(rows, dim=1).T"),
+    Mutant("forget to normalise", "unit(products, dim=1)", "products"),
+    Mutant(
+        "normalise by the sum",
+        "unit(products, dim=1)",
+        "F.normalize(products, p=1.0, dim=1)",
+    ),
+    Mutant("normalise the samples", "unit(products, dim=1)", "unit(rows, 1) @ unit(rows, 1).T"),
     Mutant("divide by the batch once", "F.mse_loss(_sim", "student.shape[0] * F.mse_loss(_sim"),
     Mutant("centre the features", "features.flatten(1)", "features.flatten(1) - features.flatten(1).mean(0)"),
     Mutant("let the gradient reach the teacher", "teacher.detach()", "teacher"),
