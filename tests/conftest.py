@@ -1,5 +1,7 @@
-"""What is left out: benchmarks, unless their folder is named; the ecosystem where its libraries are not installed, unless
-its folder is named; and what needs a GPU where there is none."""
+"""What is left out: benchmarks, and the ecosystem where its libraries are not installed, unless the folder is named.
+
+What needs a GPU is left out where there is none.
+"""
 
 from importlib.util import find_spec
 
