@@ -38,9 +38,7 @@ def of_timm(name, **options):
 def still(net):
     """Without dropout, so that two calls agree."""
     for layer in net.modules():
-        if isinstance(layer, nn.Dropout | nn.modules.dropout.AlphaDropout):
-            layer.p = 0.0
-        elif type(layer).__name__ == "StochasticDepth":
+        if isinstance(layer, nn.Dropout | nn.modules.dropout.AlphaDropout) or type(layer).__name__ == "StochasticDepth":
             layer.p = 0.0
         elif type(layer).__name__ == "DropPath":
             layer.drop_prob = 0.0
@@ -111,9 +109,6 @@ def test_response():
 def test_response_of_a_segmentation_network_with_several_outputs():
     class Segmentation(DistillationModule):
         def logits_of(self, output):
-            return output["out"]
-
-        def task_of(self, output):
             return output["out"]
 
     make = torchvision.models.segmentation.lraspp_mobilenet_v3_large
