@@ -1,5 +1,6 @@
 """Other tasks and other axes: detection, series, volumes, sequences, graphs, numbers, labels, embeddings, by hand."""
 
+import pytest
 import torch
 import torchvision
 from lightning.pytorch import LightningModule
@@ -42,7 +43,14 @@ def test_a_detector_through_the_callback():
     pictures = [torch.rand(3, 64, 64) for _ in range(2)]
     boxes = [{"boxes": torch.tensor([[4.0, 4.0, 40.0, 40.0]]), "labels": torch.tensor([1])} for _ in range(2)]
     module, teacher = Detection(), detector(1)
-    callback = Backbones(teacher, [Strategy.ATTENTION_BASED.create("backbone.body.13", "backbone.body.13")])
+    for layer in teacher.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = 1.0
+    teacher(pictures, boxes)  # a random network's features vanish without statistics
+    callback = Backbones(
+        teacher,
+        [Strategy.ATTENTION_BASED.create(student="backbone.body.13", teacher="backbone.body.13", layout="NCHW")],
+    )
     trainer = support.trainer(max_epochs=1, callbacks=[callback])
     trainer.fit(module, support.batches((pictures, boxes)))
     expected = []
@@ -99,7 +107,9 @@ class Sequence(nn.Module):
 
 def test_sequences_with_time_first():
     data = TensorDataset(torch.randn(4, 6, 4), torch.arange(4) % zoo.CLASSES)
-    fitted = Fitted(Sequence(8), Sequence(12), Strategy.SIMILARITY_PRESERVING.create("lstm", "lstm"), data)
+    fitted = Fitted(
+        Sequence(8), Sequence(12), Strategy.SIMILARITY_PRESERVING.create(student="lstm", teacher="lstm"), data
+    )
     (student,), (teacher,) = fitted.read()
     close(fitted.value, by_hand.similarity(student.transpose(0, 1), teacher.transpose(0, 1)))
 
@@ -122,7 +132,7 @@ def test_the_nodes_of_a_graph():
     module = DistillationModule(
         student,
         teacher,
-        [KDLoss(), Strategy.PROBABILISTIC_TRANSFER.create("inner", "inner")],
+        [KDLoss(), Strategy.PROBABILISTIC_TRANSFER.create(student="inner", teacher="inner")],
         task_loss=nn.CrossEntropyLoss(),
         optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
     )
@@ -161,6 +171,8 @@ def test_embeddings():
     close(fitted.value, (1 - torch.cosine_similarity(projected.double(), teacher.double())).mean())
 
 
+# peft 0.21 asks transformers 5.24 by a name that it deprecates
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_a_student_with_adapters():
     dry = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     base, teacher = (zoo.of_transformers("bert", **dry)[0] for _ in range(2))
@@ -170,4 +182,4 @@ def test_a_student_with_adapters():
     fitted = Fitted(student, teacher, Strategy.SIMILARITY_PRESERVING.create(), sentences)
     assert fitted.loss.student == "base_model.model.bert.encoder.layer.5"
     (mine,), (its,) = fitted.read()
-    close(fitted.value, by_hand.similarity(mine.mean(1), its.mean(1)))
+    close(fitted.value, by_hand.similarity(mine, its))
