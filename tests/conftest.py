@@ -1,11 +1,19 @@
-"""What is left out: benchmarks, unless their folder is named, and what needs a GPU where there is none."""
+"""What is left out: benchmarks, and the ecosystem where its libraries are not installed, unless the folder is named.
+
+What needs a GPU is left out where there is none.
+"""
+
+from importlib.util import find_spec
 
 import torch
 
+LIBRARIES = ("torchvision", "timm", "transformers", "peft")
+LEFT_OUT = ["benchmarks", *([] if all(map(find_spec, LIBRARIES)) else ["ecosystem"])]
+
 
 def pytest_ignore_collect(collection_path, config):
-    asked = any("benchmarks" in str(argument) for argument in config.args)
-    return True if "benchmarks" in collection_path.parts and not asked else None
+    asked = [folder for folder in LEFT_OUT if any(folder in str(argument) for argument in config.args)]
+    return True if set(LEFT_OUT).difference(asked) & set(collection_path.parts) else None
 
 
 def pytest_collection_modifyitems(config, items):

@@ -31,6 +31,8 @@ Pool = (
     nn.modules.pooling._LPPoolNd,
 )
 """The base classes of all layers that pool over positions."""
+AdaptivePool = (nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd)
+"""Those that pool to a size of their own, as heads do."""
 ORIGINAL = "_orig_mod"
 """The attribute under which ``torch.compile(module)`` keeps the module; it is a part of the keys of a state dict."""
 UNKNOWN = -1

@@ -1,16 +1,20 @@
 """One call of a network followed through all of its layers, in the order in which they run."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from types import TracebackType
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from lightning_kd.capture.axes import Followed, following
 from lightning_kd.capture.networks import first_tensor, original
+from lightning_kd.capture.operations import Key, Operations
 from lightning_kd.capture.private import version_of
 
-_NO_SOURCE = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.Identity)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_NO_SOURCE = (*DROPOUTS, nn.Identity)
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,40 @@ class Seen:
 
     An activation that works in place returns the tensor of the layer before it, with a larger version.
     """
+
+    @property
+    def key(self) -> Key:
+        """What names the value at the moment when the layer returned it."""
+        return id(self.value), self.version
+
+    @property
+    def depth(self) -> int:
+        """How many modules of the network the layer lies in."""
+        return self.name.count(".")
+
+
+@dataclass
+class Ran:
+    """What ran in one call of a network; iterating yields :attr:`layers`.
+
+    Args:
+        network: The network.
+        layers: The layers that did not return the output, in order, each value once, under its outermost name.
+        every: The same under all of their names, with the layers that have no value of their own.
+        operations: What was computed.
+        followed: All module calls.
+        output: The network's output, ``None`` if it has none that the losses read.
+    """
+
+    network: nn.Module = field(default_factory=nn.Identity)
+    layers: list[Seen] = field(default_factory=list)
+    every: list[Seen] = field(default_factory=list)
+    operations: Operations = field(default_factory=lambda: Operations(nn.Identity()))
+    followed: Followed = field(default_factory=Followed)
+    output: Tensor | None = None
+
+    def __iter__(self) -> Iterator[Seen]:
+        return iter(self.layers)
 
 
 class Trace:
@@ -47,27 +85,44 @@ class Trace:
 
     def __init__(self, network: nn.Module) -> None:
         self._network = original(network)
-        self._handles: list[RemovableHandle] = []
+        self._stack = ExitStack()
         self._seen: list[Seen] = []
+        self._operations = Operations(self._network)
 
     def __enter__(self) -> "Trace":
         for name, layer in self._network.named_modules():
-            if name and not isinstance(layer, _NO_SOURCE):
-                self._handles.append(layer.register_forward_hook(self._hook(name)))
+            if name:
+                self._stack.callback(layer.register_forward_hook(_Hook(name, self._seen)).remove)
+        self._followed = self._stack.enter_context(following(self._network))
+        self._stack.enter_context(self._operations)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for handle in self._handles:
-            handle.remove()
+        self._stack.close()
 
-    def before(self, logits: Tensor | None) -> list[Seen]:
-        """Return the layers that did not return the logits themselves, each value once, under its outermost name."""
+    def before(self, logits: Tensor | None) -> Ran:
+        """Return the layers that did not return the output.
+
+        The output in another form is left out too: what feeds it without a weight between.
+
+        Args:
+            logits: The output, made inside the block; ``None`` if there is none that the losses read.
+        """
         runs = Counter(seen.name for seen in self._seen)
-        last = {(id(seen.value), seen.version): seen for seen in self._seen if runs[seen.name] == 1}
-        return [seen for seen in last.values() if seen.value is not logits]
+        output = set() if logits is None else self._operations.output_of(logits)[0]
+        every = [seen for seen in self._seen if runs[seen.name] == 1 and seen.key not in output]
+        layers = list(outermost(seen for seen in every if not isinstance(seen.layer, _NO_SOURCE)).values())
+        return Ran(self._network, layers, every, self._operations, self._followed, logits)
 
-    def _hook(self, name: str) -> "_Hook":
-        return _Hook(name, self._seen)
+
+def outermost(seen: Iterable[Seen]) -> dict[Key, Seen]:
+    """Return for each value the layer highest in the tree that returned it, the first of several."""
+    found: dict[Key, Seen] = {}
+    for one in seen:
+        known = found.setdefault(one.key, one)
+        if one.depth < known.depth:
+            found[one.key] = one
+    return found
 
 
 class _Hook:

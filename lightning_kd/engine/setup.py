@@ -13,7 +13,7 @@ from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
-from lightning_kd.capture.trace import Seen, Trace
+from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
@@ -343,17 +343,17 @@ class SetUp:
         step.detach()
         for name, loss in step.objective.leaves:
             if loss.needs_layers:
-                choose_layers(loss, student_layers, teacher_layers)
-                rank_zero_info(f"Part {name!r} reads student {loss.student!r} and teacher {loss.teacher!r}.")
+                chosen = choose_layers(loss, student_layers, teacher_layers)
+                rank_zero_info(f"Part {name!r} reads {chosen}.")
         step.watch()
 
-    def _trace_teacher(self, batch: Any, call: Call) -> list[Seen]:
+    def _trace_teacher(self, batch: Any, call: Call) -> Ran:
         teacher = self.step.teacher
         if teacher is None or teacher.module is None:
-            return []
+            return Ran()
         with Trace(teacher.module) as trace:
             lesson = self._first_lesson(batch, call)
-        return trace.before(self.step.hooks.logits_of(lesson.output))
+            return trace.before(self.step.hooks.logits_of(lesson.output))
 
     @contextmanager
     def _rehearsing(self, module: nn.Module) -> Iterator[None]:
