@@ -19,6 +19,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
+from lightning_kd.capture.rows import NOT_OF_BATCH, is_of_batch
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.export.student import Format, export_student
@@ -31,6 +32,8 @@ from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import name_losses
+from lightning_kd.metrics.given import Metrics, name_metrics
+from lightning_kd.metrics.task import Task, first_known
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
@@ -59,6 +62,7 @@ class DistillationCallback(FitHooks):
         teacher_dtype: Format that the teacher computes in; by default the student's.
         teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
             are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
+        metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
 
     Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
     the teacher and the losses, and the losses' weights are then among the checkpoint's own.
@@ -84,6 +88,7 @@ class DistillationCallback(FitHooks):
         student_calls: Calls = "one",
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
+        metrics: Metrics = None,
     ) -> None:
         if student_calls not in get_args(Calls):
             raise ValueError(
@@ -94,6 +99,7 @@ class DistillationCallback(FitHooks):
         self.losses = name_losses(losses)
         self.student = student
         self.student_calls: Calls = student_calls
+        self.metrics = name_metrics(metrics)
         self._call: Call | None = None
         self._patches = Patches()
 
@@ -148,6 +154,11 @@ class DistillationCallback(FitHooks):
         self._run = run
         if earlier is not None:
             run.setup.go_on_from(earlier.setup)
+        own = [Task.of_loss(c, called_directly=False) for c in pl_module.children() if c is not student]
+        run.evaluation.take(self.metrics, first_known(own))
+        for name in ("validation_step", "test_step"):
+            if run.task.watching and is_overridden(name, pl_module):
+                self._patches.replace(pl_module, name, self._watch(getattr(pl_module, name)))
         run.join(trainer)
         run.step.attach()
         if stage != "fit":
@@ -307,13 +318,13 @@ class DistillationCallback(FitHooks):
             if run.clock.tuning:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
             # read once a step, and only if a loss asks: an unpack_batch may draw
-            read = functools.cache(functools.partial(self.unpack_batch, batch))
+            read = functools.cache(functools.partial(self._read_checked, batch))
             if not run.clock.goal.runs_student:
                 call = inputs_of(run.student, functools.partial(step, *args, **kwargs))
                 return run.loss(pl_module, batch, read, [call], None)
             capture = run.step.capture
             with capture.recording():
-                output = step(*args, **kwargs)
+                output = run.task.during(functools.partial(step, *args, **kwargs), self._logits_of_step)
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
@@ -321,6 +332,25 @@ class DistillationCallback(FitHooks):
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
+
+    def _read_checked(self, batch: Any) -> Batch:
+        """Take a batch apart for the losses, and refuse one whose rows the step has mixed or reordered."""
+        calls = self.run.step.capture.counting_calls() if self.run.clock.goal.runs_student else []
+        if not all(self._reads_as_given(batch, call) for call in calls):
+            raise ValueError(NOT_OF_BATCH)
+        return self.unpack_batch(batch)
+
+    def _watch(self, step: Any) -> Any:
+        """Wrap a validation or test step, so that the first one tells which loss functions it calls."""
+
+        @functools.wraps(step)
+        def evaluation_step(*args: Any, **kwargs: Any) -> Any:
+            return self.run.task.during(functools.partial(step, *args, **kwargs), self._logits_of_step)
+
+        return evaluation_step
+
+    def _logits_of_step(self, _: object) -> Tensor | None:
+        return self.logits_of(self.run.step.capture.last_output)
 
     def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
         @functools.wraps(move_on)
@@ -353,10 +383,15 @@ class DistillationCallback(FitHooks):
             target = None
         with trainer.precision_plugin.forward_context():
             for one in self.run.step.capture.counting_calls():
+                given = target if self._reads_as_given(batch, one) else None
                 self.run.evaluation.compare(
-                    pl_module, batch, one, target, prefix=prefix, loader=loader, with_student=False
+                    pl_module, batch, one, given, prefix=prefix, loader=loader, with_student=False
                 )
         self.run.step.capture.stop()
+
+    def _reads_as_given(self, batch: Any, call: Call) -> bool:
+        """Whether target and rows of the batch belong to what the student was called with, row by row."""
+        return is_overridden("unpack_batch", self, DistillationCallback) or is_of_batch(call, batch)
 
 
 def _check_alone(trainer: Trainer) -> None:

@@ -37,6 +37,8 @@ from lightning_kd.fit.neighbours import keep_from_ddp
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
+from lightning_kd.metrics.given import Metrics
+from lightning_kd.metrics.task import Task
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
@@ -67,6 +69,7 @@ class DistillationModule(LightningModule):
         teacher_dtype: Format that the teacher computes in; by default the student's.
         teacher_weights: File or files of the teacher's weights, for a teacher that was built on the meta device; they
             are read at set-up, under a ``ModelParallelStrategy`` by each process for its own part only.
+        metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
 
     Raises:
         ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
@@ -100,6 +103,7 @@ class DistillationModule(LightningModule):
         lr_interval: Literal["epoch", "step"] = "epoch",
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
+        metrics: Metrics = None,
     ) -> None:
         super().__init__()
         if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
@@ -120,6 +124,7 @@ class DistillationModule(LightningModule):
         self._lr_at_setup: float | None = None
         held = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.run = DistillationRun(student, held, self.losses, self, task_weight)
+        self.run.evaluation.take(metrics, Task.of_loss(task_loss))
         self._remember_options(dtype_of(teacher_dtype))
 
     @property
@@ -416,20 +421,16 @@ class DistillationModule(LightningModule):
         return self.run.step.capture.call(*read.args, **read.kwargs)
 
     def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
-        return None if self.task_loss is None else task_term(self.task_loss, self.logits_of(output), target)
+        loss, logits = self.task_loss, self.logits_of(output)
+        return None if loss is None else self.run.task.during(lambda: task_term(loss, logits, target), lambda _: logits)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
-        read = self.unpack_batch(batch)
-        capture = self._capture()
+        read, capture = self.unpack_batch(batch), self._capture()
         with capture.recording() as call:
             output = capture.call(*read.args, **read.kwargs)
+            task = None if read.target is None else self._task(output, read.target)  # which may tell what the task is
             self.run.evaluation.compare(self, batch, call, read.target, prefix=prefix, loader=loader, with_student=True)
-            if self.task_loss is not None and read.target is not None:
-                task = self._task(output, read.target)
-                if task is not None and call.empty:  # weighs nothing, but the mean of nothing is NaN
-                    task = task.nan_to_num(0.0, 0.0, 0.0)
-                if task is not None and not self.trainer.barebones:
-                    self.log(f"{prefix}/loss", task, batch_size=len(read.target), sync_dist=True)
+            self.run.evaluation.log_loss(self, task, self.task_loss, read.target, prefix=prefix, empty=call.empty)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -31,6 +31,7 @@ from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.resume.state import ResumeState
 from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
+from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
@@ -69,7 +70,8 @@ class DistillationRun:
         self.setup = SetUp(self.step)
         self.clock = Clock(self.step)
         self.lines = Lines(self.objective)
-        self.evaluation = Evaluation(self.step)
+        self.task = TaskWatch(self.objective)
+        self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)

@@ -97,6 +97,8 @@ class DISTLoss(LogitLoss):
 
     relational = True
 
+    output_kind = "classes"
+
     def __init__(
         self,
         beta: Scalar = 1.0,

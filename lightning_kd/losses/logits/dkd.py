@@ -13,6 +13,8 @@ from lightning_kd.losses.logits.base import (
     check_logits,
     class_ids,
     mean_over_labelled,
+    of_all_labels,
+    with_one_mark,
 )
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
@@ -107,7 +109,9 @@ class DKDLoss(LogitLoss):
         ValueError: If ``temperature`` is not positive, or a factor is negative or not finite.
     """
 
+    output_kind = "classes"
     needs_target = True
+    means_over_labels = True
 
     def __init__(
         self,
@@ -128,7 +132,8 @@ class DKDLoss(LogitLoss):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``dkd_loss``."""
-        return dkd_loss(
+        target = with_one_mark(target, self.ignore_index, self.task_ignore_index)
+        mean = dkd_loss(
             student_logits,
             teacher_logits,
             target,
@@ -137,6 +142,7 @@ class DKDLoss(LogitLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+        return of_all_labels(mean, target, self.ignore_index)
 
 
 def _decouple(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

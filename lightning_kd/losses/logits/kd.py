@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.losses.base import LOGITS, Shape
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.logits.base import LogitLoss, check_logits
+from lightning_kd.losses.logits.base import IGNORE_INDEX, LogitLoss, check_logits, with_one_mark
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
@@ -101,6 +101,8 @@ class KDLoss(LogitLoss):
         ValueError: If ``temperature`` is not positive, or the weight is negative or not finite.
     """
 
+    output_kind = "classes"
+
     def __init__(
         self, temperature: Scalar | AdaptiveTemperature = 4.0, standardize: bool = False, *, weight: Scalar = 1.0
     ) -> None:
@@ -131,6 +133,8 @@ class KDLoss(LogitLoss):
         """Compute the unweighted loss of a batch of logits, see ``kd_loss``."""
         temperature: float | Tensor
         if isinstance(self.temperature, AdaptiveTemperature):
+            if target is not None:
+                target = with_one_mark(target, IGNORE_INDEX, self.task_ignore_index)
             temperature = self.temperature(teacher_logits, target)
         else:
             temperature = self.now(self.temperature)
