@@ -1,7 +1,7 @@
 """What losses of class scores share: checks in the user's words, and class ids of which some are missing."""
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -93,9 +93,13 @@ def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
     return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp_min(1)
 
 
-def count_labels(target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    """Return how many samples and positions of a target have a label."""
-    return (target != ignore_index).sum()
+def count_labels(target: Tensor, marks: Iterable[int]) -> Tensor:
+    """Return how many samples and positions of a target have a label, given the ids that mark those without."""
+    ids = target.long()
+    labelled = torch.ones_like(ids, dtype=torch.bool)
+    for mark in marks:
+        labelled &= ids != mark
+    return labelled.sum()
 
 
 def with_one_mark(target: Tensor, mark: int, task_mark: int) -> Tensor:
@@ -129,7 +133,7 @@ def of_all_labels(mean: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX
     """
     if not is_distributed():
         return mean
-    labels = count_labels(target, ignore_index)
+    labels = count_labels(target, (ignore_index,))
     average = mean_over_processes(labels.to(mean.dtype))
     return mean * (labels / torch.where(average > 0, average, 1.0))
 
