@@ -28,12 +28,13 @@ class PartLog:
         >>> log.epoch_means
         {'loss': 4.0, 'task': 1.0, 'kd': 3.0}
 
-        A mean is over rows, or over what a part counts: here 3 rows and 1.
+        The mean of an epoch is over its rows, or over what a part counts; a line is the mean of its steps.
 
+        >>> log.start_epoch()
         >>> log.add(torch.tensor(4.0), {}, step=2, rows=3)
         >>> log.add(torch.tensor(8.0), {}, step=3, rows=1)
-        >>> log.flush()
-        {'loss': 5.0}
+        >>> log.flush(), log.epoch_means
+        ({'loss': 6.0}, {'loss': 5.0})
     """
 
     def __init__(self) -> None:
@@ -44,6 +45,8 @@ class PartLog:
         self._weights: list[tuple[float | Tensor, ...]] = []
         self._window = _Sum()
         self._epoch = _Sum()
+        self._by_steps = False
+        """Whether the steps of this epoch count alike: its first ones come from a log that knows no rows."""
 
     def add(
         self,
@@ -80,7 +83,7 @@ class PartLog:
             self._add_up()
 
     def flush(self) -> dict[str, float]:
-        """Return the means since the last call, empty if there was no step, and begin anew.
+        """Return the means over the steps since the last call, empty if there was no step, and begin anew.
 
         Raises:
             FloatingPointError: If the loss of one of these steps was not finite.
@@ -93,6 +96,7 @@ class PartLog:
     def start_epoch(self) -> None:
         """Begin the means of a new epoch."""
         self._epoch = _Sum()
+        self._by_steps = False
 
     @property
     def epoch_means(self) -> dict[str, float]:
@@ -118,6 +122,7 @@ class PartLog:
             "names": list(self._names),
             "rows": rows,
             "steps": list(self._steps),
+            "by_steps": self._by_steps,
             "weights": [[float(weight) for weight in weights] for weights in self._weights],
             "sums": [
                 [dict(total.values), dict(total.counts), dict(total.units)] for total in (self._window, self._epoch)
@@ -128,7 +133,8 @@ class PartLog:
         """Go on from a :meth:`state`: the means will be those of a log that was never interrupted, to the last bit."""
         self._names, self._steps = tuple(state["names"]), list(state["steps"])
         self._rows, self._waiting = [list(row) for row in state["rows"]], []
-        # a checkpoint of an earlier version holds neither weights nor units: its steps count alike
+        # a checkpoint of an earlier version knows no rows, so the steps of its epoch count alike to the end
+        self._by_steps = state.get("by_steps", True)
         self._weights = [tuple(w) for w in state.get("weights", [[1.0] * len(self._names)] * len(self._steps))]
         self._window, self._epoch = (_Sum(*sums) for sums in state["sums"])
 
@@ -146,8 +152,9 @@ class PartLog:
         steps, weights = self._steps, [[float(weight) for weight in one] for one in self._weights]
         self._rows, self._waiting, self._steps, self._weights = [], [], [], []
         self._check(table, steps)
-        for total in (self._window, self._epoch):
-            total.add(self._names, table, weights)
+        alike = [[1.0] * len(one) for one in weights]
+        self._window.add(self._names, table, alike)
+        self._epoch.add(self._names, table, alike if self._by_steps else weights)
 
     def _check(self, table: list[list[float]], steps: list[int]) -> None:
         for step, row in zip(steps, table, strict=True):

@@ -70,13 +70,19 @@ def test_steps_of_equal_size_give_their_plain_mean_to_the_last_bit():
         plain.add(value, {"kd": value}, step)
         rows.add(value, {"kd": value}, step, rows=37)
     assert plain.flush() == rows.flush()
+    assert plain.epoch_means == rows.epoch_means
 
 
 def test_the_log_of_an_earlier_version_is_restored():
     old = {"names": ["loss"], "rows": [[2.0]], "steps": [1], "sums": [[{"loss": 4.0}, {"loss": 1}]] * 2}
     log = PartLog()
     log.restore(old)
-    assert log.flush() == {"loss": 3.0}
+    log.add(torch.tensor(9.0), {}, 2, rows=37)  # the epoch goes on as it began: every step counts alike
+    assert log.flush() == log.epoch_means == {"loss": 5.0}
+    log.start_epoch()
+    log.add(torch.tensor(1.0), {}, 3, rows=3)
+    log.add(torch.tensor(5.0), {}, 4, rows=1)
+    assert log.epoch_means == {"loss": 2.0}
 
 
 @pytest.mark.parametrize("at", [1, 2, 3])
@@ -90,6 +96,7 @@ def test_uneven_steps_go_on_from_a_checkpoint(at, tmp_path):
     second.restore(torch.load(tmp_path / "log.pt", weights_only=True))
     for step, (value, rows) in enumerate(steps[at:], at):
         second.add(torch.tensor(value), {}, step, rows)
-    expected = whole.flush()
-    assert second.flush() == expected
+    assert second.flush() == whole.flush() == {"loss": 13 / 4}
+    expected = whole.epoch_means
+    assert second.epoch_means == expected
     assert expected["loss"] == pytest.approx((36 + 7 + 10 + 108) / 78)
