@@ -19,22 +19,25 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
+from lightning_kd.capture.rows import NOT_OF_BATCH, is_of_batch
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.files.precision import Precision
+from lightning_kd.fit.find_student import find_student
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
 from lightning_kd.fit.parts import check_between_fits
 from lightning_kd.fit.patches import Patches
-from lightning_kd.fit.row_order import RowOrder
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.losses.older import suit_checkpoint
+from lightning_kd.metrics.given import Metrics, name_metrics
+from lightning_kd.metrics.task import Task, first_known
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 
@@ -63,6 +66,7 @@ class DistillationCallback(FitHooks):
         teacher_dtype: Format that the teacher computes in; by default the student's.
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
+        metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
 
     Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
     the teacher and the losses, and the losses' weights are then among the checkpoint's own.
@@ -88,6 +92,7 @@ class DistillationCallback(FitHooks):
         student_calls: Calls = "one",
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
+        metrics: Metrics = None,
     ) -> None:
         if student_calls not in get_args(Calls):
             raise ValueError(
@@ -99,6 +104,7 @@ class DistillationCallback(FitHooks):
         forget_layers(self.losses)
         self.student = student
         self.student_calls: Calls = student_calls
+        self.metrics = name_metrics(metrics)
         self._call: Call | None = None
         self._student_name = ""
         self._patches = Patches()
@@ -168,7 +174,7 @@ class DistillationCallback(FitHooks):
 
     def _build(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the student, build the losses, and wrap the module's training step."""
-        student = self._student_in(pl_module)
+        student = find_student(pl_module, self.student)
         self._student_name = next(name for name, module in pl_module.named_modules() if module is student)
         earlier = self._run
         if earlier is not None and earlier.student is not student:  # the losses begin anew
@@ -178,6 +184,11 @@ class DistillationCallback(FitHooks):
         self._run = run
         if earlier is not None and earlier.objective.losses is self.losses:
             run.setup.go_on_from(earlier.setup)
+        own = [Task.of_loss(c, called_directly=False) for c in pl_module.children() if c is not student]
+        run.evaluation.take(self.metrics, first_known(own))
+        for name in ("validation_step", "test_step"):
+            if run.task.watching and is_overridden(name, pl_module):
+                self._patches.replace(pl_module, name, self._watch(getattr(pl_module, name)))
         run.join(trainer)
         run.step.attach()
         if stage != "fit":
@@ -315,28 +326,7 @@ class DistillationCallback(FitHooks):
         if self._run is not None:
             self._run.leave()
 
-    def _student_in(self, pl_module: LightningModule) -> nn.Module:
-        if self.student is not None:
-            try:
-                return pl_module.get_submodule(self.student)
-            except AttributeError:
-                known = [name for name, _ in pl_module.named_modules() if name]
-                raise ValueError(
-                    f"{type(pl_module).__name__} has no module {self.student!r} to be the student. "
-                    f"It has: {', '.join(known[:20]) or 'none'}."
-                ) from None
-        children = {name: child for name, child in pl_module.named_children() if any(True for _ in child.parameters())}
-        if len(children) != 1:
-            raise ValueError(
-                f"{type(pl_module).__name__} has {len(children)} children with parameters "
-                f"({', '.join(children) or 'none'}); name the student: "
-                "DistillationCallback(..., student='name'), or student='' if the module itself is the network."
-            )
-        return next(iter(children.values()))
-
     def _wrap(self, step: Any, pl_module: LightningModule) -> Any:
-        row_order = RowOrder()
-
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
@@ -344,24 +334,40 @@ class DistillationCallback(FitHooks):
             if run.clock.tuning:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
             # read once a step, and only if a loss asks: an unpack_batch may draw
-            read = functools.cache(functools.partial(self.unpack_batch, batch))
+            read = functools.cache(functools.partial(self._read_checked, batch))
             if not run.clock.goal.runs_student:
                 call = inputs_of(run.student, functools.partial(step, *args, **kwargs))
                 return run.loss(pl_module, batch, read, [call], None)
             capture = run.step.capture
             with capture.recording():
-                output = step(*args, **kwargs)
+                output = run.task.during(functools.partial(step, *args, **kwargs), self._logits_of_step)
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
                 calls = capture.counting_calls()
-                if run.objective.needs_target or run.objective.needs_index:
-                    for call in calls:
-                        row_order.check(read(), call)
                 total = run.loss(pl_module, batch, read, calls, task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
+
+    def _read_checked(self, batch: Any) -> Batch:
+        """Take a batch apart for the losses, and refuse one whose rows the step has mixed or reordered."""
+        calls = self.run.step.capture.counting_calls() if self.run.clock.goal.runs_student else []
+        if not all(self._reads_as_given(batch, call) for call in calls):
+            raise ValueError(NOT_OF_BATCH)
+        return self.unpack_batch(batch)
+
+    def _watch(self, step: Any) -> Any:
+        """Wrap a validation or test step, so that the first one tells which loss functions it calls."""
+
+        @functools.wraps(step)
+        def evaluation_step(*args: Any, **kwargs: Any) -> Any:
+            return self.run.task.during(functools.partial(step, *args, **kwargs), self._logits_of_step)
+
+        return evaluation_step
+
+    def _logits_of_step(self, _: object) -> Tensor | None:
+        return self.logits_of(self.run.step.capture.last_output)
 
     def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
         @functools.wraps(move_on)
@@ -389,15 +395,20 @@ class DistillationCallback(FitHooks):
         if call is None or not call.called:
             return
         try:
-            target = self.unpack_batch(batch).target
+            read = self.unpack_batch(batch)
         except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
-            target = None
+            read = Batch()
         with trainer.precision_plugin.forward_context():
             for one in self.run.step.capture.counting_calls():
+                given = read if self._reads_as_given(batch, one) else Batch()
                 self.run.evaluation.compare(
-                    pl_module, batch, one, target, prefix=prefix, loader=loader, with_student=False
+                    pl_module, batch, one, given, prefix=prefix, loader=loader, with_student=False
                 )
         self.run.step.capture.stop()
+
+    def _reads_as_given(self, batch: Any, call: Call) -> bool:
+        """Whether target and rows of the batch belong to what the student was called with, row by row."""
+        return is_overridden("unpack_batch", self, DistillationCallback) or is_of_batch(call, batch)
 
 
 def _check_alone(trainer: Trainer) -> None:

@@ -39,6 +39,7 @@ from lightning_kd.fit.run import DistillationRun
 from lightning_kd.fit.stages import check_trains_on
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
+from lightning_kd.metrics.given import Metrics, name_metrics
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
@@ -69,6 +70,7 @@ class DistillationModule(ReplaceableParts):
         teacher_dtype: Format that the teacher computes in; by default the student's.
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
+        metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
 
     Raises:
         ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
@@ -102,6 +104,7 @@ class DistillationModule(ReplaceableParts):
         lr_interval: Literal["epoch", "step"] = "epoch",
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
+        metrics: Metrics = None,
     ) -> None:
         super().__init__()
         if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
@@ -123,6 +126,7 @@ class DistillationModule(ReplaceableParts):
         self._lr_at_setup: float | None = None
         held = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.run = DistillationRun(student, held, self.losses, self, task_weight)
+        self.metrics = name_metrics(metrics)
         self._remember_options(dtype_of(teacher_dtype))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -416,20 +420,16 @@ class DistillationModule(ReplaceableParts):
         return self.run.step.capture.call(*read.args, **read.kwargs)
 
     def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
-        return None if self.task_loss is None else task_term(self.task_loss, self.logits_of(output), target)
+        loss, logits = self.task_loss, self.logits_of(output)
+        return None if loss is None else self.run.task.during(lambda: task_term(loss, logits, target), lambda _: logits)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
-        read = self.unpack_batch(batch)
-        capture = self._capture()
+        read, capture = self.unpack_batch(batch), self._capture()
         with capture.recording() as call:
             output = capture.call(*read.args, **read.kwargs)
-            self.run.evaluation.compare(self, batch, call, read.target, prefix=prefix, loader=loader, with_student=True)
-            if self.task_loss is not None and read.target is not None:
-                task = self._task(output, read.target)
-                if task is not None and call.empty:  # weighs nothing, but the mean of nothing is NaN
-                    task = task.nan_to_num(0.0, 0.0, 0.0)
-                if task is not None and not self.trainer.barebones:
-                    self.log(f"{prefix}/loss", task, batch_size=len(read.target), sync_dist=True)
+            task = None if read.target is None else self._task(output, read.target)  # which may tell what the task is
+            self.run.evaluation.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
+            self.run.evaluation.log_loss(self, task, self.task_loss, read.target, prefix=prefix, empty=call.empty)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -6,6 +6,7 @@ from functools import cache
 from inspect import Parameter, signature
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -64,7 +65,7 @@ def unpack_batch(batch: Any) -> Batch:
         batch: One batch of the data loader.
 
     Raises:
-        ValueError: If the batch has another form.
+        ValueError: If the batch has another form, or its third element is no row of each sample.
 
     Example:
         >>> import torch
@@ -86,6 +87,10 @@ def unpack_batch(batch: Any) -> Batch:
             "or a dictionary of named inputs. Override unpack_batch(batch) to return a lightning_kd.Batch."
         )
     x, target, index = (*parts, None, None)[:3]
+    if isinstance(index, Tensor):
+        _check_index(x, target, index)
+    elif index is not None:  # paths, names, notes: nothing that a loss reads
+        index = None
     if isinstance(x, Mapping):
         return Batch(kwargs=dict(x), target=target, index=index, mask=_mask_in(x))
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
@@ -149,6 +154,29 @@ def _mask_in(named: Mapping[str, Any]) -> Tensor | None:
     """Return which tokens are no padding, as Hugging Face's models are told."""
     mask = named.get("attention_mask")
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def _check_index(x: Any, target: Any, index: Tensor) -> None:
+    """Raise a ``ValueError`` unless a batch of three reads as (x, target, index)."""
+    whole = not (index.is_floating_point() or index.is_complex() or index.dtype == torch.bool)
+    rows = len(x) if isinstance(x, Tensor) and x.ndim else None
+    if not whole or index.ndim != 1 or (rows is not None and len(index) != rows):
+        raise ValueError(
+            f"The third element of a batch is read as each sample's row in the data set, but it is {_show(index)}. "
+            "Override unpack_batch(batch) to return a lightning_kd.Batch(args=..., target=..., index=...)."
+        )
+    if not isinstance(x, Tensor) or not isinstance(target, Tensor) or x.ndim < 2 or target.shape != x.shape:
+        return
+    if x.is_floating_point() == target.is_floating_point():
+        raise ValueError(
+            f"A batch of three is read as (x, target, index), but its second element {_show(target)} looks like "
+            f"another input beside {_show(x)}, as in (view1, view2, y) or (ids, mask, y). Give ((view1, view2), y), or "
+            "override unpack_batch(batch) to return a lightning_kd.Batch(args=..., target=..., index=...)."
+        )
+
+
+def _show(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
 
 
 def _pop_first(named: dict[str, Any], keys: tuple[str, ...]) -> Any:

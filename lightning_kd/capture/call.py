@@ -52,6 +52,14 @@ class Call:
         return False
 
     @property
+    def rows(self) -> int:
+        """How many samples the module was called with: the length of its first tensor, 1 without one."""
+        for value in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
+            if isinstance(value, Tensor):
+                return value.shape[0] if value.ndim else 1
+        return 1
+
+    @property
     def changed_input(self) -> bool:
         """Whether the module's input was changed in place since it was called."""
         return any(_is_changed(tensor, version) for tensor, version in self.inputs)

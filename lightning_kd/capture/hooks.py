@@ -150,6 +150,11 @@ class Capture:
         self._store.call = _NO_CALL
         self._store.calls = []
 
+    @property
+    def last_output(self) -> Any:
+        """What the module returned last in this step, ``None`` if it was not called."""
+        return self._store.call.output
+
     def counting_calls(self) -> list[Call]:
         """Return the calls of this step that count.
 

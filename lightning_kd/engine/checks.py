@@ -37,6 +37,25 @@ def check_has(name: str, loss: DistillationLoss, step: StepTensors) -> None:
         )
 
 
+def scalar(name: str, value: object) -> Tensor:
+    """Return the value of a part as a scalar ``()``.
+
+    Raises:
+        TypeError: If it is no tensor; names the part.
+        ValueError: If it holds several values; names the part, their shape and the remedy.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"Part {name!r} returned a {type(value).__name__}, not a tensor; return the loss alone.")
+    if value.ndim == 0:
+        return value
+    if value.numel() != 1:
+        raise ValueError(
+            f"Part {name!r} returned a tensor of shape {tuple(value.shape)}, not one value; return its mean: "
+            "loss.mean(), or reduction='mean'."
+        )
+    return value.reshape(())
+
+
 def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:
     """Raise a ``ValueError`` with the remedy if another module has parameters or buffers of the student.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Calls, Capture
-from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen
+from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.losses.base import DistillationLoss, StepTensors
@@ -138,7 +138,7 @@ class TrainingStep:
                 compared.append(self._evaluate(goal, tensors))
         parts = _mean(compared)
         if task is not None and not goal.in_stage:
-            parts = {"task": task, **parts}
+            parts = {"task": scalar("task", task), **parts}
         total = self.objective.total(goal, parts)
         return Terms(total, parts | self.objective.details(parts), tensors)
 
@@ -256,7 +256,7 @@ def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 def _value(name: str, evaluate: Callable[[StepTensors], Tensor], tensors: StepTensors) -> Tensor:
     try:
         with words_for_labels(f"Part {name!r}", tensors.target, tensors.student_logits):
-            return evaluate(tensors)
+            return scalar(name, evaluate(tensors))
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):
             raise

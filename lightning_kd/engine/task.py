@@ -1,7 +1,7 @@
 """The task's own loss, also of batches in which no sample has a label."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
     if logits is None or target is None:
         missing = "logits in the student's output" if logits is None else "target in the batch"
         raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
+    if not isinstance(target, Tensor):  # a loss of the user's own may take it
+        return _of_other_target(task_loss, logits, target)
     with words_for_labels("The task's own loss", target, logits):
         return _term(task_loss, logits, cast(Tensor, as_class_ids(target, logits)))
 
@@ -37,8 +39,50 @@ def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         return cast(Tensor, task_loss(logits, target))
     if target.is_cpu:
         value: Tensor = task_loss(logits, target)
-        if not math.isnan(value.item()) or (target != unlabelled).any():
+        if not isinstance(value, Tensor) or value.numel() != 1 or not math.isnan(value.item()):
+            return value
+        if (target != unlabelled).any():
+            _check_class_weights(task_loss, logits, target, unlabelled)
             return value
     labelled = (target != unlabelled).any()
     value = task_loss(logits, torch.where(labelled, target, 0))
     return value.mul(labelled)
+
+
+def count_of_labels(task_loss: nn.Module | None, target: Any) -> int:
+    """Return what a mean of the task's loss is over: the labels, where the loss leaves some out, else the rows.
+
+    Example:
+        >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))
+        2
+    """
+    if not isinstance(target, Tensor):
+        return len(target[0]) if isinstance(target, tuple | list) and hasattr(target[0], "__len__") else 1
+    unlabelled = getattr(task_loss, "ignore_index", None)
+    if unlabelled is None or target.is_floating_point():
+        return len(target)
+    return int((target != unlabelled).sum())
+
+
+def _of_other_target(task_loss: nn.Module, logits: Tensor, target: object) -> Tensor:
+    try:
+        return cast(Tensor, task_loss(logits, target))
+    except (TypeError, AttributeError) as error:
+        raise ValueError(
+            f"task_loss {type(task_loss).__name__} cannot take a target that is a {type(target).__name__}: {error}. "
+            "Override unpack_batch to return a tensor, of mixup such as lam * one_hot(a) + (1 - lam) * one_hot(b), or "
+            "write a task_loss that takes it."
+        ) from error
+
+
+def _check_class_weights(task_loss: nn.Module, logits: Tensor, target: Tensor, unlabelled: int) -> None:
+    """Raise a ``ValueError`` if the loss is NaN only because the classes of this batch have no weight."""
+    weights = getattr(task_loss, "weight", None)
+    if not isinstance(weights, Tensor) or not logits.isfinite().all():
+        return
+    if not weights[target[target != unlabelled].long()].any():
+        raise ValueError(
+            "Part 'task' is not a number: the class weights of the labels in this batch sum to 0, so the mean is over "
+            f"nothing ({type(task_loss).__name__}, weight={weights.tolist()}). Give every class a weight > 0, or mark "
+            "those samples by ignore_index."
+        )

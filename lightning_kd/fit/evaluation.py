@@ -4,15 +4,23 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
 
+from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
+from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.step import TrainingStep
+from lightning_kd.engine.task import count_of_labels
+from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.metrics import Comparison
+from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
+from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON
 
-_ON_THE_BAR = ("accuracy", "teacher_accuracy")
+_OF_STUDENT_ALONE = ("accuracy", "f1", "mse", "pearson", "cosine")
+"""What a user's own module logs itself."""
+_ON_THE_BAR = (*_OF_STUDENT_ALONE[:3], "teacher_accuracy", "teacher_f1", "teacher_mse")
 """What the progress bar shows beside the loss; more would leave no room for the bar itself."""
 
 
@@ -21,10 +29,16 @@ class Evaluation:
 
     Args:
         step: The training step, which asks the teacher.
+        task: What is known of the task.
     """
 
-    def __init__(self, step: TrainingStep) -> None:
+    def __init__(self, step: TrainingStep, task: TaskWatch) -> None:
         self.step = step
+        self.task = task
+        self.metrics = name_metrics(None)
+        """The user's metrics, which are computed beside ours."""
+        self.given: dict[int, GivenMetrics] = {}
+        """Copies of the user's metrics in the evaluation that is going on, by the number of the data loader."""
         self.comparisons: dict[int, Comparison] = {}
         """Student against teacher in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
@@ -33,16 +47,22 @@ class Evaluation:
         self.teacher_accuracy: float | None = None
         """The teacher's accuracy, which a fit logs once."""
 
+    def take(self, metrics: Metrics, task: Task) -> None:
+        """Compute a user's metrics in every evaluation, for student and teacher, and take what their loss tells."""
+        self.metrics = name_metrics(metrics)
+        self.task.tell(task)
+
     def start(self) -> None:
         """Begin an evaluation anew, whatever became of the last one."""
         self.comparisons = {}
+        self.given = {}
 
     def compare(
         self,
         module: LightningModule,
         batch: Any,
         call: Call,
-        target: Tensor | None,
+        read: Batch,
         *,
         prefix: str,
         loader: int,
@@ -57,7 +77,7 @@ class Evaluation:
             module: The module that is evaluated.
             batch: The batch.
             call: The student's recorded call.
-            target: The batch's target, ``None`` without one.
+            read: The batch taken apart, of which target and mask are used if they are there.
             prefix: What the names begin with, ``"val"`` or ``"test"``.
             loader: Number of the data loader.
             with_student: Whether to log the student's accuracy too.
@@ -66,30 +86,65 @@ class Evaluation:
         logits_of = self.step.hooks.logits_of
         teacher_logits = None if lesson is NO_LESSON else logits_of(lesson.output)
         if loader not in self.comparisons:
-            mark = getattr(getattr(module, "task_loss", None), "ignore_index", None)
-            self.comparisons[loader] = Comparison() if mark is None else Comparison(mark)
-        comparison = self.comparisons[loader]
-        comparison.update(logits_of(call.output), teacher_logits, target)
-        self._say_what_is_left_out(comparison)
+            self.comparisons[loader] = Comparison(self.task.task)
+            self.given[loader] = GivenMetrics(self.metrics)
+        comparison, given = self.comparisons[loader], self.given[loader]
+        logits = logits_of(call.output)
+        comparison.update(logits, teacher_logits, read.target, read.mask)
+        given.update(logits, teacher_logits, read.target)
         if module.trainer.barebones:
             return
+        own = {
+            name: metric
+            for name, metric in comparison.updated().items()
+            if with_student or name not in _OF_STUDENT_ALONE
+        }
         fitting = module.trainer.state.fn == TrainerFn.FITTING
-        for name, metric in comparison.updated().items():
-            known = name == "teacher_accuracy" and fitting and self.teacher_accuracy is not None
-            if not known and (with_student or name != "accuracy"):
+        for name, metric in {**own, **given.updated()}.items():
+            known = name.startswith("teacher_") and fitting and self.teacher_accuracy is not None
+            if not known:
                 # Lightning 2.6 finds a metric by the name of its attribute, which a metric outside the module lacks
                 shown = name in _ON_THE_BAR
                 module.log(f"{prefix}/{name}", metric, prog_bar=shown, metric_attribute=name)
+        if not module.trainer.sanity_checking:
+            self._say_what_is_left_out(comparison, prefix, with_student=with_student)
 
-    def _say_what_is_left_out(self, comparison: Comparison) -> None:
-        for name, reason in comparison.left_out.items():
-            if name not in self._told:
+    def log_loss(
+        self,
+        module: LightningModule,
+        task: Tensor | None,
+        task_loss: nn.Module | None,
+        target: Any,
+        *,
+        prefix: str,
+        empty: bool,
+    ) -> None:
+        """Log the task's loss on one batch, if it has one; it counts as often as the batch has labels."""
+        if task is None:
+            return
+        if empty:  # weighs nothing, but the mean of nothing is NaN
+            task = task.nan_to_num(0.0, 0.0, 0.0)
+        if not module.trainer.barebones:
+            count = count_of_labels(task_loss, target)
+            module.log(f"{prefix}/loss", scalar("task", task), batch_size=count, sync_dist=True)
+
+    def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:
+        """Say once in a run which values are not logged, and why."""
+        for name, why in comparison.left_out.items():
+            if name not in self._told and (with_student or name not in _OF_STUDENT_ALONE):
                 self._told.add(name)
-                rank_zero_info(f"{name} is left out of the evaluation: {reason}.")
+                rank_zero_warn(f"{prefix}/{name} is left out: {why}.")
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
         trainer, first = module.trainer, self.comparisons.get(0)
         self.results = {} if first is None else first.compute()
+        unread = [name for name in self.results if first is not None and first.unread(name)]
+        if unread and not trainer.sanity_checking:
+            rank_zero_warn(
+                f"{', '.join(unread)}: not a number, since the target holds ids that are no class of the outputs. Name "
+                "the id of what has no label by task_loss=CrossEntropyLoss(ignore_index=...), or give metrics=... of "
+                "your own."
+            )
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not tuning:
             self.teacher_accuracy = self.results.get("teacher_accuracy", self.teacher_accuracy)

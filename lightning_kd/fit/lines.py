@@ -31,13 +31,13 @@ class Lines:
         """Forget what an earlier fit, or one that was broken off, has collected."""
         self.log = PartLog()
 
-    def add(self, terms: "Terms") -> None:
-        """Collect the terms of a step.
+    def add(self, terms: "Terms", rows: int = 1, counts: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Collect the terms of a step, which count as often as it has rows, or as a part counts by its own measure.
 
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
-        self.log.add(terms.total, terms.parts, self.steps)
+        self.log.add(terms.total, terms.parts, self.steps, rows, counts)
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Count the step, and write a line if one is due."""
@@ -62,13 +62,13 @@ class Lines:
     def epoch_end(self, module: LightningModule) -> None:
         """Write the steps since the last line, and give callbacks the means of the epoch, of all processes."""
         left = self.log.flush()
-        means = {f"train/{name}": value for name, value in self.log.epoch_means.items()}
+        means = {f"train/{name}": value for name, value in self._epoch_means(module).items()}
         if not means or module.trainer.barebones:
             return
         if left:
             _write(module, left, module.global_step - 1)
-        module.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False, sync_dist=True)
-        module.log_dict(means, logger=False, sync_dist=True)
+        module.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False, sync_dist=False)
+        module.log_dict(means, logger=False, sync_dist=False)
 
     def show_epoch_so_far(self, module: LightningModule) -> None:
         """Give callbacks the means of the epoch before a validation ends.
@@ -77,12 +77,23 @@ class Lines:
         epoch does.
         """
         trainer = module.trainer
-        means = self.log.epoch_means if trainer.state.fn == TrainerFn.FITTING else {}
-        if not means or trainer.barebones:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.barebones:
             return
+        means = self._epoch_means(module)
         values = torch.tensor(list(means.values()), device=module.device)
-        values = trainer.strategy.reduce(values, reduce_op="mean")
         trainer.callback_metrics.update({f"train/{name}": value for name, value in zip(means, values, strict=True)})
+
+    def _epoch_means(self, module: LightningModule) -> dict[str, float]:
+        """Return the means of the epoch so far, over what the steps of all processes count."""
+        means, weights = self.log.epoch_means, self.log.epoch_weights
+        trainer = module.trainer
+        if not means or trainer.barebones or trainer.world_size == 1:
+            return means
+        sums = [mean * weight for mean, weight in zip(means.values(), weights, strict=True)]
+        added = torch.tensor([*sums, *weights], dtype=torch.float64, device=module.device)
+        added = trainer.strategy.reduce(added, reduce_op="sum")
+        total, weight = added.double().chunk(2)
+        return dict(zip(means, (total / torch.where(weight > 0, weight, 1.0)).tolist(), strict=True))
 
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch."""

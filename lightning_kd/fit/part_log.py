@@ -27,6 +27,14 @@ class PartLog:
         {'loss': 4.0, 'task': 1.0, 'kd': 3.0}
         >>> log.epoch_means
         {'loss': 4.0, 'task': 1.0, 'kd': 3.0}
+
+        The mean of an epoch is over its rows, or over what a part counts; a line is the mean of its steps.
+
+        >>> log.start_epoch()
+        >>> log.add(torch.tensor(4.0), {}, step=2, rows=3)
+        >>> log.add(torch.tensor(8.0), {}, step=3, rows=1)
+        >>> log.flush(), log.epoch_means
+        ({'loss': 6.0}, {'loss': 5.0})
     """
 
     def __init__(self) -> None:
@@ -34,16 +42,28 @@ class PartLog:
         self._rows: list[list[float]] = []
         self._waiting: list[Tensor] = []
         self._steps: list[int] = []
+        self._weights: list[tuple[float | Tensor, ...]] = []
         self._window = _Sum()
         self._epoch = _Sum()
+        self._by_steps = False
+        """Whether the steps of this epoch count alike: its first ones come from a log that knows no rows."""
 
-    def add(self, total: Tensor, parts: Mapping[str, Tensor], step: int) -> None:
+    def add(
+        self,
+        total: Tensor,
+        parts: Mapping[str, Tensor],
+        step: int,
+        rows: int = 1,
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> None:
         """Count one step.
 
         Args:
             total: The whole loss.
-            parts: The unweighted parts by name; each is averaged over the steps that have it.
+            parts: The unweighted parts by name; each is averaged over the rows of the steps that have it.
             step: Number of the step, for the error.
+            rows: How many samples the step has.
+            counts: How much a part counts that is no mean over the rows, such as labels, by name.
 
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
@@ -53,6 +73,7 @@ class PartLog:
             self._add_up()
             self._names = names
         self._steps.append(step)
+        self._weights.append(tuple(counts.get(name, rows) for name in names) if counts else (rows,) * len(names))
         if self._waits(total):
             with torch.no_grad():
                 self._waiting.append(torch.stack([total, *parts.values()]))
@@ -62,7 +83,7 @@ class PartLog:
             self._add_up()
 
     def flush(self) -> dict[str, float]:
-        """Return the means since the last call, empty if there was no step, and begin anew.
+        """Return the means over the steps since the last call, empty if there was no step, and begin anew.
 
         Raises:
             FloatingPointError: If the loss of one of these steps was not finite.
@@ -75,12 +96,19 @@ class PartLog:
     def start_epoch(self) -> None:
         """Begin the means of a new epoch."""
         self._epoch = _Sum()
+        self._by_steps = False
 
     @property
     def epoch_means(self) -> dict[str, float]:
         """Means of the steps of this epoch, by name."""
         self._add_up()
         return self._epoch.means()
+
+    @property
+    def epoch_weights(self) -> list[float]:
+        """How much each of the means of this epoch is over, in the same order."""
+        self._add_up()
+        return self._epoch.weights()
 
     def state(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it.
@@ -94,14 +122,21 @@ class PartLog:
             "names": list(self._names),
             "rows": rows,
             "steps": list(self._steps),
-            "sums": [[dict(total.values), dict(total.counts)] for total in (self._window, self._epoch)],
+            "by_steps": self._by_steps,
+            "weights": [[float(weight) for weight in weights] for weights in self._weights],
+            "sums": [
+                [dict(total.values), dict(total.counts), dict(total.units)] for total in (self._window, self._epoch)
+            ],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a :meth:`state`: the means will be those of a log that was never interrupted, to the last bit."""
         self._names, self._steps = tuple(state["names"]), list(state["steps"])
         self._rows, self._waiting = [list(row) for row in state["rows"]], []
-        self._window, self._epoch = (_Sum(values, counts) for values, counts in state["sums"])
+        # a checkpoint of an earlier version knows no rows, so the steps of its epoch count alike to the end
+        self._by_steps = state.get("by_steps", True)
+        self._weights = [tuple(w) for w in state.get("weights", [[1.0] * len(self._names)] * len(self._steps))]
+        self._window, self._epoch = (_Sum(*sums) for sums in state["sums"])
 
     def _waits(self, value: Tensor) -> bool:
         """Whether looking at a value now would stall the device."""
@@ -114,11 +149,12 @@ class PartLog:
         table = self._table()
         if not table:
             return
-        steps = self._steps
-        self._rows, self._waiting, self._steps = [], [], []
+        steps, weights = self._steps, [[float(weight) for weight in one] for one in self._weights]
+        self._rows, self._waiting, self._steps, self._weights = [], [], [], []
         self._check(table, steps)
-        for total in (self._window, self._epoch):
-            total.add(self._names, table)
+        alike = [[1.0] * len(one) for one in weights]
+        self._window.add(self._names, table, alike)
+        self._epoch.add(self._names, table, alike if self._by_steps else weights)
 
     def _check(self, table: list[list[float]], steps: list[int]) -> None:
         for step, row in zip(steps, table, strict=True):
@@ -128,19 +164,37 @@ class PartLog:
 
 
 class _Sum:
-    """Sums and counts by name, in the order in which the names came."""
+    """Weighted sums and weights by name, in the order in which the names came.
 
-    def __init__(self, values: Mapping[str, float] | None = None, counts: Mapping[str, int] | None = None) -> None:
+    Weights are in units of the first one, so that steps of equal weight give to the last bit their plain mean.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, float] | None = None,
+        counts: Mapping[str, float] | None = None,
+        units: Mapping[str, float] | None = None,
+    ) -> None:
         self.values: dict[str, float] = dict(values or {})
-        self.counts: dict[str, int] = dict(counts or {})
+        self.counts: dict[str, float] = dict(counts or {})
+        self.units: dict[str, float] = dict(units or {})
 
-    def add(self, names: tuple[str, ...], table: list[list[float]]) -> None:
-        for name, column in zip(names, zip(*table, strict=True), strict=True):
-            self.values[name] = self.values.get(name, 0.0) + sum(column)
-            self.counts[name] = self.counts.get(name, 0) + len(column)
+    def add(self, names: tuple[str, ...], table: list[list[float]], weights: list[list[float]]) -> None:
+        columns = zip(zip(*table, strict=True), zip(*weights, strict=True), strict=True)
+        for name, (column, weight) in zip(names, columns, strict=True):
+            unit = self.units.get(name) or next((one for one in weight if one), 0.0)
+            self.units[name] = unit
+            shares = [one / unit for one in weight] if unit else [0.0] * len(weight)
+            added = sum(value * share for value, share in zip(column, shares, strict=True))
+            self.values[name] = self.values.get(name, 0.0) + added
+            self.counts[name] = self.counts.get(name, 0) + sum(shares)
 
     def means(self) -> dict[str, float]:
-        return {name: value / self.counts[name] for name, value in self.values.items()}
+        return {name: value / (self.counts[name] or 1.0) for name, value in self.values.items()}
+
+    def weights(self) -> list[float]:
+        """Return the whole weight of each mean, in the order of the names."""
+        return [count * self.units.get(name, 1.0) for name, count in self.counts.items()]
 
 
 def _not_finite(bad: Mapping[str, float], step: int) -> FloatingPointError:

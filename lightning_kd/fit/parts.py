@@ -9,16 +9,23 @@ from lightning_kd.capture.batch import Hooks
 from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.naming import NamedLosses, name_losses
+from lightning_kd.metrics.given import Metrics
+from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.frozen import as_teacher
 
 RUN_IS_MADE_OF = ("student", "teacher", "losses", "task_weight")
 """Attributes of a module that its run is made of, so that another value needs another run."""
 
+EVALUATION_READS = ("task_loss", "metrics")
+"""Attributes of a module that its evaluations read."""
+
 
 class ReplaceableParts(LightningModule):
-    """A module whose student, teacher, losses and weights may be assigned between two fits; the next fit takes them."""
+    """A module whose parts may be assigned between two fits; the next fit takes them."""
 
     run: DistillationRun
+    task_loss: nn.Module | None
+    metrics: Metrics
 
     @property
     def teacher(self) -> nn.Module | None:
@@ -29,8 +36,10 @@ class ReplaceableParts(LightningModule):
         """Set an attribute; what the run is made of gives a new run, and is refused while a fit goes on."""
         if name in RUN_IS_MADE_OF and "run" in self.__dict__:
             self._replace_part(name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        if name in EVALUATION_READS and "run" in self.__dict__:
+            self._tell_task()
 
     def _replace_part(self, name: str, value: Any) -> None:
         before = self.run
@@ -55,6 +64,10 @@ class ReplaceableParts(LightningModule):
         if name != "teacher":  # which the run alone holds
             super().__setattr__(name, value)
         self.run = run
+        self._tell_task()
+
+    def _tell_task(self) -> None:
+        self.run.evaluation.take(self.metrics, Task.of_loss(self.task_loss))
 
 
 def check_between_fits(run: DistillationRun | None, name: str, owner: str) -> None:

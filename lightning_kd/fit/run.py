@@ -19,7 +19,7 @@ from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
-from lightning_kd.engine.step import TrainingStep
+from lightning_kd.engine.step import Terms, TrainingStep
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.clock import Clock
 from lightning_kd.fit.evaluation import Evaluation
@@ -31,6 +31,8 @@ from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.resume.state import ResumeState
 from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
+from lightning_kd.fit.task_watch import TaskWatch
+from lightning_kd.losses.logits.base import IGNORE_INDEX, count_labels
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
@@ -69,7 +71,8 @@ class DistillationRun:
         self.setup = SetUp(self.step)
         self.clock = Clock(self.step)
         self.lines = Lines(self.objective)
-        self.evaluation = Evaluation(self.step)
+        self.task = TaskWatch(self.objective)
+        self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
@@ -232,7 +235,7 @@ class DistillationRun:
         terms = self.step.terms(goal, batch, read, calls, task)
         if not self.clock.tuning:
             try:
-                self.lines.add(terms)
+                self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
             except FloatingPointError as error:
                 if terms.total.isfinite():  # an earlier step's, of which nothing is left to look at
                     raise
@@ -264,6 +267,18 @@ class DistillationRun:
         self.started = False
         self.step.detach()
         self.patches.undo_all()
+
+    def _counts(self, terms: Terms) -> dict[str, Tensor] | None:
+        """Return over how many labels those parts are means that are means over labels."""
+        target = None if terms.tensors is None else terms.tensors.target
+        if not isinstance(target, Tensor) or target.is_floating_point():
+            return None
+        over_labels = [(name, loss) for name, loss in self.objective.named.items() if loss.means_over_labels]
+        return {
+            name: count_labels(target, {getattr(loss, "ignore_index", IGNORE_INDEX), loss.task_ignore_index})
+            for name, loss in over_labels
+            if name in terms.parts
+        } or None
 
     def _warn_of_empty(self, module: LightningModule) -> None:
         if not self._warned_of_empty:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
-from lightning_kd.distributed.gather import gather, pad_to_longest
+from lightning_kd.distributed.gather import gather, mean_over_processes, pad_to_longest
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
@@ -49,6 +49,10 @@ class StepTensors:
     mask: Tensor | None = None
     teacher_ready: bool = True
     call: Callable[[nn.Module], Tensor | None] | None = None
+
+
+OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None
+"""What a loss takes the outputs for."""
 
 
 class DistillationLoss(Configurable, nn.Module, ABC):
@@ -102,6 +106,13 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """The loss compares samples with one another, so a batch that is split over processes gives another value."""
     gather: bool = False
     """Whether a relational loss compares the samples of all processes; an option of such a loss."""
+    output_kind: OutputKind = None
+    """What the loss takes the outputs for, which tells a task whose own loss does not; ``None`` if for nothing."""
+    means_over_labels: ClassVar[bool] = False
+    """The loss is a mean over the labels of all processes: ``forward`` calls ``of_all_labels`` once, and so takes part
+    in one exchange of a number; an empty batch does so too."""
+    task_ignore_index: int = -100
+    """The id by which the task's own loss marks what has no label; set at set-up."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
     """Buffers that the loss itself keeps equal in all processes, so DDP need not send them."""
 
@@ -263,6 +274,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
         # without samples must call it too.
         if not self.replicated_buffers and is_empty(args[0]):
+            if self.means_over_labels:
+                mean_over_processes(zero_of(args[0]).detach())
             return zero_of(args[0])
         value = self(*args, **extra)
         if not isinstance(value, Tensor):

@@ -1,20 +1,40 @@
 """Student against teacher on a labelled or unlabelled data set."""
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
 
-from lightning_kd.metrics.agreement import Agreement
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import MeanMetric, MeanSquaredError, Metric
+
+from lightning_kd.metrics.counts import F1, Correlation, Share
+from lightning_kd.metrics.task import IGNORE_INDEX, Kind, Task, holds_ids, out_of_range
+
+_REMEDY = "give metrics=... of your own, or a task_loss of torch that names the task"
+_MARKS = (IGNORE_INDEX, -1, 255)
+"""Ids outside the classes that are in common use for "no label"; another one is read as a label that does not fit."""
 
 
 class Comparison:
-    """Accuracy of the student and of the teacher, and how often the two agree, over one evaluation.
+    """What student and teacher do on the task, and how often the two agree, over one evaluation.
 
-    Only class scores are compared: outputs ``(B, C, ...)`` of at least two classes, or ``(B, N, C)`` of tokens where
-    the target says that the classes are last. Where outputs and target do not fit, nothing is counted, and
-    :attr:`left_out` says why.
+    =================  ========================  =========================================
+    task               against the target        student against teacher
+    =================  ========================  =========================================
+    classes, pixels,   accuracy                  agreement: the same class
+    tokens
+    binary, one logit  accuracy                  agreement: the same side of 0
+    multi-label        f1 (micro)                agreement: the same labels, label by label
+    regression         mse, pearson              mse_to_teacher, pearson_to_teacher
+    embeddings         cosine                    cosine_to_teacher
+    =================  ========================  =========================================
+
+    The teacher's value against the target has ``teacher_`` before its name. What does not fit the data is left out;
+    ``left_out`` says why. Each value is a sum over a count: how the data is split into batches and processes does not
+    change it.
 
     Args:
-        ignore_index: Class id of samples without a label, which do not count.
+        task: What is known of the task beforehand.
 
     Example:
         >>> comparison = Comparison()
@@ -24,29 +44,49 @@ class Comparison:
         {'accuracy': 0.5, 'teacher_accuracy': 1.0, 'agreement': 0.5}
     """
 
-    def __init__(self, ignore_index: int = -100) -> None:
-        names = ("accuracy", "teacher_accuracy", "agreement")
-        self._metrics = {name: Agreement(ignore_index) for name in names}
+    def __init__(self, task: Task | None = None) -> None:
+        self.task = task or Task()
         self.left_out: dict[str, str] = {}
-        """Why a metric was not counted in a batch, by its name."""
+        """Why a value is left out, by name."""
+        self._metrics: dict[str, Metric] = {}
+        self._kinds: dict[bool, tuple[Kind | None, str]] = {}
+        self._refused: set[str] = set()
 
-    def update(self, student: Tensor | None, teacher: Tensor | None, target: Tensor | None) -> None:
-        """Count one batch; whatever is ``None`` is left out."""
-        pairs = {"accuracy": (student, target), "teacher_accuracy": (teacher, target), "agreement": (student, teacher)}
-        for name, (scores, reference) in pairs.items():
-            if scores is None or reference is None:
-                continue
-            # where the target shows another task, its outputs have no classes in which student and teacher could agree
-            reason = None if target is None else _why_no_classes(scores, target)
-            reason = reason or _why_not(scores, reference)
-            axis = None if reason else _class_axis(scores, target)
-            if axis is None:
-                self.left_out[name] = reason or f"outputs {tuple(scores.shape)} do not tell their class axis"
-                continue
-            scores, reference = (x.movedim(axis, 1) if x.is_floating_point() else x for x in (scores, reference))
-            self._metrics[name].to(scores.device).update(scores, reference)
+    def update(
+        self, student: Tensor | None, teacher: Tensor | None, target: object, mask: Tensor | None = None
+    ) -> None:
+        """Count one batch; whatever is ``None``, or of another kind than the task's, is left out.
 
-    def updated(self) -> dict[str, Agreement]:
+        Args:
+            student: The student's outputs.
+            teacher: The teacher's outputs.
+            target: What both are compared with.
+            mask: Which tokens (B, L) of outputs of tokens count, or which samples (B,); all by default.
+        """
+        if student is None or not student.is_floating_point() or student.ndim < 1:
+            return
+        labels = target if isinstance(target, Tensor) and not target.is_complex() else None
+        if labels is not None:
+            labels = labels.to(student.device)
+        if mask is not None:
+            student, teacher, labels = self._masked(mask.to(student.device), student, teacher, labels)
+        if target is not None and labels is None:
+            self._leave_out("accuracy", f"the target is a {type(target).__name__}, no tensor")
+        if (labels is not None) not in self._kinds:
+            self._kinds[labels is not None] = self._kind_of(student, labels)
+        kind, why = self._kinds[labels is not None]
+        if kind is None or kind == "other":
+            self._leave_out("agreement", why)
+            return
+        count: dict[Kind, Callable[[Tensor, Tensor | None, Tensor | None], None]] = {
+            "classes": self._count_classes,
+            "multilabel": self._count_labels,
+            "regression": self._count_values,
+            "embeddings": self._count_vectors,
+        }
+        count[kind](student, teacher, labels)
+
+    def updated(self) -> dict[str, Metric]:
         """Return the metrics that have data, by name."""
         return {name: metric for name, metric in self._metrics.items() if metric.update_called}
 
@@ -54,37 +94,245 @@ class Comparison:
         """Return the values that have data, over all processes."""
         return {name: float(metric.compute()) for name, metric in self.updated().items()}
 
+    def unread(self, name: str) -> bool:
+        """Whether a value is not a number because some ids of the target name no class."""
+        metric = self._metrics[name]
+        return isinstance(metric, Share) and bool(metric.strange > 0)
 
-def _why_not(scores: Tensor, reference: Tensor) -> str | None:
-    """Return why a reference does not name a class for each sample of some scores, ``None`` if it does."""
-    got = f"outputs {tuple(scores.shape)} and target {tuple(reference.shape)} of {reference.dtype}"
-    if scores.ndim < 2 or (max(scores.shape[1:]) if scores.ndim == 3 else scores.shape[1]) < 2:
-        return f"outputs {tuple(scores.shape)} are no scores of several classes"
-    if reference.is_floating_point() and scores.shape != reference.shape:
-        return f"{got} are not of the same classes and samples"
+    def _masked(
+        self, mask: Tensor, student: Tensor, teacher: Tensor | None, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return what counts, as rows; a mask of other axes than the outputs' says nothing."""
+        if student.ndim == 3 and self.task.class_axis == 1 and mask.ndim == 2:
+            student, teacher = student.mT, teacher.mT if teacher is not None and teacher.ndim == 3 else teacher
+        if student.shape[: mask.ndim] != mask.shape or (mask.ndim == 2 and student.ndim < 3):
+            return student, teacher, labels
+        if teacher is not None and teacher.shape[: mask.ndim] == mask.shape:
+            teacher = teacher[mask]
+        if labels is not None and labels.shape[: mask.ndim] == mask.shape:
+            labels = labels[mask]
+        return student[mask], teacher, labels
+
+    # What the task is
+
+    def _kind_of(self, student: Tensor, target: Tensor | None) -> tuple[Kind | None, str]:
+        """Return the kind of the task, or why it is not known."""
+        if self.task.kind is not None:
+            return self.task.kind, "the task's loss reads the outputs otherwise than as scores or values"
+        if student.ndim == 3 and student.shape[1] == student.shape[2] and self.task.class_axis is None:
+            return None, f"either axis of outputs of shape {tuple(student.shape)} may be that of the classes; {_REMEDY}"
+        if target is None:  # what they agree on is what has the highest score
+            return ("classes", "") if student.ndim > 1 else (None, "there is no target, and the outputs have one axis")
+        ids = _ids(student, target, None) if holds_ids(target) else None
+        if ids is not None:
+            return self._kind_of_ids(student, ids.long())
+        if target.shape == student.shape and _are_distributions(target, _axis(student)):
+            return "classes", ""
+        return None, (
+            f"outputs of shape {tuple(student.shape)} with a target of shape {tuple(target.shape)} and type "
+            f"{str(target.dtype).removeprefix('torch.')} may be classes, labels or values; {_REMEDY}"
+        )
+
+    def _kind_of_ids(self, student: Tensor, ids: Tensor) -> tuple[Kind | None, str]:
+        number = student.shape[_axis(student, ids)]
+        marks = _MARKS if self.task.ignore_index is None else (IGNORE_INDEX, self.task.ignore_index)
+        strange = out_of_range(ids, number) & (sum(ids == mark for mark in marks) == 0)
+        if not strange.any():
+            return "classes", ""
+        return None, (
+            f"the target holds the id {int(ids[strange][0])}, but the outputs {tuple(student.shape)} score {number} "
+            f"classes at most, so they may be no class scores; {_REMEDY}"
+        )
+
+    # Classes
+
+    def _count_classes(self, student: Tensor, teacher: Tensor | None, target: Tensor | None) -> None:
+        axis = self._class_axis(student, target)
+        if student.ndim < 2 or student.shape[axis] < 2:
+            return self._leave_out("agreement", f"outputs of shape {tuple(student.shape)} are no scores of classes")
+        classes = student.argmax(axis)
+        if teacher is not None and (teacher.ndim != student.ndim or teacher.shape[axis] != student.shape[axis]):
+            why = f"the teacher's outputs {tuple(teacher.shape)} are of other classes than {tuple(student.shape)}"
+            self._leave_out("agreement", why)
+            self._leave_out("teacher_accuracy", why)
+            teacher = None
+        its = None if teacher is None else teacher.argmax(axis)
+        counted = self._count_against_ids("accuracy", classes, student.shape[axis], target, axis, student.shape)
+        if teacher is None or its is None:
+            return None
+        self._count_against_ids("teacher_accuracy", its, teacher.shape[axis], target, axis, teacher.shape)
+        if its.shape != classes.shape:
+            return self._leave_out(
+                "agreement", f"the teacher's outputs {tuple(teacher.shape)} have other positions than the student's"
+            )
+        # an unlabelled sample is a sample; an unlabelled pixel or token is padding or void
+        of_positions = counted if classes.ndim > 1 else None
+        return self._count("agreement", Share, classes == its, of_positions)
+
+    def _class_axis(self, student: Tensor, target: Tensor | None) -> int:
+        if self.task.class_axis is not None and student.ndim > self.task.class_axis:
+            return self.task.class_axis
+        return _axis(student, target)
+
+    def _count_against_ids(
+        self, name: str, classes: Tensor, number: int, target: Tensor | None, axis: int, scores: torch.Size
+    ) -> Tensor | None:
+        """Count predicted classes against a target, and return which positions have a label."""
+        if target is None:
+            return None
+        if target.shape == scores and (target.is_floating_point() or not _holds_id_shape(target, classes)):
+            self._count(name, Share, classes == target.argmax(axis))
+            return None
+        ids = target if target.shape == classes.shape else _without_channel(target, classes.shape)
+        if ids is None or not holds_ids(target):
+            self._leave_out(
+                name,
+                f"a target of shape {tuple(target.shape)} and type {str(target.dtype).removeprefix('torch.')} holds no "
+                f"id for each of the predictions {tuple(classes.shape)}",
+            )
+            return None
+        ids = ids.long()
+        mark = self.task.ignore_index
+        void = ids == IGNORE_INDEX
+        for other in _MARKS[1:] if mark is None else (mark,):
+            if mark is not None or not 0 <= other < number:
+                void = void | (ids == other)
+        strange = out_of_range(ids, number) & ~void
+        if name not in self._metrics and strange.any():
+            self._leave_out(
+                name,
+                f"the target holds the id {int(ids[strange][0])}, but there are {number} classes; name the id of what "
+                "has no label by task_loss=CrossEntropyLoss(ignore_index=...), or give metrics=... of your own",
+            )
+        elif name not in self._refused:
+            self._count(name, Share, classes == ids, ~void, strange)
+        return ~void
+
+    # Labels, values, vectors
+
+    def _count_labels(self, student: Tensor, teacher: Tensor | None, target: Tensor | None) -> None:
+        single = student.ndim < 2 or student.shape[1] == 1 or student.numel() == len(student)
+        name = "accuracy" if single else "f1"
+        predicted = student > 0
+        theirs = self._alike(student, teacher, "teacher_" + name)
+        given = self._alike(student, target, name)
+        counted = None
+        if given is not None:
+            counted = torch.ones_like(predicted)
+            for mark in {IGNORE_INDEX, IGNORE_INDEX if self.task.ignore_index is None else self.task.ignore_index}:
+                counted &= given != mark
+            if name not in self._metrics and ((given < 0) & counted).any() and ((given == 0) & counted).any():
+                self._leave_out(name, "the target holds negative numbers beside 0, so it is not told what is no label")
+        if given is not None and counted is not None and name not in self._refused:
+            positive = given > 0.5
+            for key, hits in ((name, predicted), ("teacher_" + name, None if theirs is None else theirs > 0)):
+                if hits is not None and single:
+                    self._count(key, Share, hits == positive, counted)
+                elif hits is not None:
+                    self._count(key, F1, hits, positive, counted)
+        if theirs is not None:
+            self._count("agreement", Share, predicted == (theirs > 0), counted)
+
+    def _count_values(self, student: Tensor, teacher: Tensor | None, target: Tensor | None) -> None:
+        theirs = self._alike(student, teacher, "mse_to_teacher")
+        truth = self._alike(student, target, "mse")
+        self._count_pair("mse", "pearson", student, truth)
+        self._count_pair("teacher_mse", "teacher_pearson", theirs, truth)
+        self._count_pair("mse_to_teacher", "pearson_to_teacher", student, theirs)
+
+    def _count_pair(self, error: str, correlation: str, values: Tensor | None, others: Tensor | None) -> None:
+        if values is None or others is None or not values.numel():
+            return
+        columns = values.shape[1] if values.ndim == 2 else 1
+        values, others = (one.detach().float().reshape(-1, columns) for one in (values, others))
+        if columns == 1:
+            values, others = values.flatten(), others.flatten()
+        self._count(error, MeanSquaredError, values.contiguous(), others.contiguous())
+        if correlation not in self._metrics:
+            self._metrics[correlation] = Correlation(num_outputs=columns)
+        self._count(correlation, Correlation, values.contiguous(), others.contiguous())
+
+    def _count_vectors(self, student: Tensor, teacher: Tensor | None, target: Tensor | None) -> None:
+        axis = _axis(student)
+        same = target is not None and target.is_floating_point() and target.shape == student.shape
+        pairs = (
+            ("cosine", student, target if same else None),
+            ("teacher_cosine", teacher, target if same else None),
+            ("cosine_to_teacher", student, teacher),
+        )
+        for name, one, other in pairs:
+            if one is None or other is None:
+                continue
+            if one.shape != other.shape:
+                self._leave_out(name, f"the vectors are of shapes {tuple(one.shape)} and {tuple(other.shape)}")
+            elif one.numel():
+                self._count(name, MeanMetric, F.cosine_similarity(one.float(), other.float(), dim=axis))
+
+    def _alike(self, student: Tensor, other: Tensor | None, name: str) -> Tensor | None:
+        """Return a tensor in the shape of the student's outputs, if it holds as many values for each sample."""
+        if other is None or other.shape == student.shape:
+            return other
+        if other.numel() == student.numel() and len(other) == len(student) and 1 in (*other.shape, *student.shape):
+            return other.reshape(student.shape)
+        for one in (name, name if "teacher" in name else "teacher_" + name):
+            self._leave_out(one, f"outputs of shape {tuple(student.shape)} do not pair with {tuple(other.shape)}")
+        return None
+
+    def _count(self, name: str, kind: Callable[[], Metric], *args: Tensor | None) -> None:
+        if name in self._refused:
+            return
+        metric = self._metrics.get(name)
+        if metric is None:
+            metric = self._metrics[name] = kind()
+        device = next(arg.device for arg in args if arg is not None)
+        if metric.device != device:
+            metric.to(device)
+        metric.update(*args)
+
+    def _leave_out(self, name: str, why: str) -> None:
+        if name not in self._metrics:
+            self.left_out.setdefault(name, why)
+            self._refused.add(name)
+
+
+def _axis(student: Tensor, target: Tensor | None = None) -> int:
+    """Return the axis of the classes: 1, but the last of tokens (B, N, V) and where only that fits the target."""
+    last = student.ndim - 1
+    if student.ndim < 3:
+        return last
+    first, second = (last, 1) if student.ndim == 3 else (1, last)
+    if target is None or _ids(student, target, first) is not None or target.shape == student.shape:
+        return first
+    return first if _ids(student, target, second) is None else second
+
+
+def _ids(student: Tensor, target: Tensor, axis: int | None) -> Tensor | None:
+    """Return the target as one id for every position, if its shape is so; ``None`` for the axis tries each."""
+    if student.ndim < 2:
+        return None
+    axes = (1, student.ndim - 1) if axis is None else (axis,)
+    for one in axes:
+        positions = torch.Size(size for i, size in enumerate(student.shape) if i != one)
+        found = target if target.shape == positions else _without_channel(target, positions)
+        if found is not None and student.shape[one] > 1:
+            return found
     return None
 
 
-def _why_no_classes(scores: Tensor, target: Tensor) -> str | None:
-    """Return why a target holds neither class ids nor probabilities of classes, ``None`` if it does."""
-    got = f"outputs {tuple(scores.shape)} and target {tuple(target.shape)} of {target.dtype}"
-    if target.dtype == torch.bool or target.is_complex():
-        return f"{got} are no classes"
-    if not target.is_floating_point():
-        fits = scores.ndim >= 2 and target.shape in (scores.shape[:1] + scores.shape[2:], scores.shape[:-1])
-        return None if fits else f"{got} do not belong to the same samples"
-    if target.ndim < 2 or target.shape != scores.shape:
-        return f"{got} are no probabilities of the same classes"
-    sums = target.sum(dim=1)
-    probable = (target >= 0).all() and (sums - 1).abs().max() < 1e-2 if target.numel() else True
-    return None if probable else f"{got} are no probabilities: several labels at once, or a regression"
+def _without_channel(target: Tensor, positions: torch.Size) -> Tensor | None:
+    """Return ids (B, 1) or (B, 1, H, W) without their axis of length 1, if that gives one id for every position."""
+    if target.ndim == len(positions) + 1 and target.shape[1] == 1 and target.squeeze(1).shape == positions:
+        return target.squeeze(1)
+    return None
 
 
-def _class_axis(scores: Tensor, target: Tensor | None) -> int | None:
-    """Return the axis of the classes: the last of tokens ``(B, N, C)``, else axis 1; ``None`` if it cannot be known."""
-    if scores.ndim != 3:
-        return 1
-    if target is None or target.is_floating_point() or target.ndim != 2:
-        return None
-    first, last = (target.shape == shape for shape in (scores.shape[:1] + scores.shape[2:], scores.shape[:2]))
-    return None if first == last else 1 if first else 2
+def _holds_id_shape(target: Tensor, classes: Tensor) -> bool:
+    return target.shape == classes.shape or _without_channel(target, classes.shape) is not None
+
+
+def _are_distributions(target: Tensor, axis: int) -> bool:
+    """Whether a target holds a distribution over several classes for every position: one-hot rows, soft labels."""
+    if target.ndim < 2 or target.shape[axis] < 2 or not target.numel():
+        return False
+    numbers = target.float()
+    return bool((numbers >= 0).all()) and bool(((numbers.sum(axis) - 1).abs() < 1e-3).all())

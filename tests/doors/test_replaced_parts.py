@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
+from torchmetrics.classification import MulticlassF1Score
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.data import Indexed
@@ -100,6 +101,22 @@ def test_the_next_fit_of_a_callback_takes_what_was_assigned(name):
         torch.manual_seed(5)
         support.fit(user, callbacks=[one], max_epochs=1)
     support.assert_same_weights(*users)
+
+
+def test_evaluations_take_a_task_loss_and_metrics_that_were_assigned():
+    x, y = support.data(16).tensors
+    y[::2] = 255
+    rows = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+    made = module(net(1), None, None, task_loss=nn.CrossEntropyLoss(ignore_index=3))
+    made.task_loss = nn.CrossEntropyLoss(ignore_index=255)
+    made.metrics = [MulticlassF1Score(support.CLASSES, ignore_index=255)]
+    trainer = support.fit(made, train=rows, val=rows, max_epochs=1)
+    made.student.eval()
+    right = (made.student(x).argmax(1) == y)[1::2].float().mean()
+    assert trainer.callback_metrics["val/accuracy"] == pytest.approx(right.item())
+    made.student = net(3)
+    trainer = support.fit(made, train=rows, val=rows, max_epochs=1)
+    assert "val/MulticlassF1Score" in trainer.callback_metrics
 
 
 class Replace(Callback):

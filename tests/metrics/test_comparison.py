@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd.metrics import Comparison
+from lightning_kd.metrics.task import Task
 from tests import support
 
 
@@ -28,16 +29,24 @@ def scores(*shape, seed=0):
         ((8, 4), torch.randn(8, 4)),  # a regression
         ((8, 1), torch.randn(8, 1)),
         ((8,), torch.randn(8)),
-        ((8, 4), torch.zeros(8, 1, dtype=torch.long)),
         ((2, 3, 4, 4), torch.zeros(2, 8, 8, dtype=torch.long)),  # a mask finer than the logits
-        ((2, 3, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.long)),
         ((2, 5, 5), torch.zeros(2, 5, dtype=torch.long)),  # as many tokens as classes
+        ((2, 5, 5), None),
     ],
 )
 def test_what_has_no_classes_is_left_out_with_a_reason(outputs, target):
     values, left_out = compare(scores(*outputs), scores(*outputs, seed=1), target)
     assert values == {}
-    assert set(left_out) == {"accuracy", "teacher_accuracy", "agreement"}
+    assert set(left_out) == {"agreement"}
+
+
+@pytest.mark.parametrize("outputs", [(8, 4), (2, 3, 4, 4)])
+def test_ids_with_an_axis_of_one_are_ids(outputs):
+    student, teacher = scores(*outputs), scores(*outputs, seed=1)
+    target = student.argmax(1, keepdim=True)
+    values, _ = compare(student, teacher, target)
+    assert values["accuracy"] == 1.0
+    assert values["teacher_accuracy"] == values["agreement"] < 1.0
 
 
 def test_the_classes_of_tokens_are_last():
@@ -54,10 +63,43 @@ def test_the_classes_of_tokens_are_last():
     assert compare(student.mT, teacher.mT, target)[0] == pytest.approx(values)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_padding_does_not_count(axis, labelled):
+    student, teacher = scores(3, 7, 5), scores(3, 7, 5, seed=1)
+    mask = torch.arange(7) < torch.tensor([[7], [3], [1]])
+    target = torch.randint(0, 5, (3, 7), generator=torch.Generator().manual_seed(2)) if labelled else None
+    comparison = Comparison(Task(kind="classes", class_axis=axis))
+    comparison.update(*(one if axis == 2 else one.mT for one in (student, teacher)), target, mask)
+    ours, its = student.argmax(-1)[mask], teacher.argmax(-1)[mask]
+    expected = {"agreement": (ours == its).float().mean().item()}
+    if labelled:
+        expected["accuracy"] = (ours == target[mask]).float().mean().item()
+        expected["teacher_accuracy"] = (its == target[mask]).float().mean().item()
+    assert comparison.compute() == pytest.approx(expected)
+
+
+def test_a_mask_of_samples_leaves_samples_out():
+    student, teacher, target = scores(6, 5), scores(6, 5, seed=1), torch.arange(6) % 5
+    mask = torch.tensor([True, False, True, True, False, True])
+    comparison, chosen = Comparison(), Comparison()
+    comparison.update(student, teacher, target, mask)
+    chosen.update(student[mask], teacher[mask], target[mask])
+    assert comparison.compute() == chosen.compute()
+
+
+def test_a_mask_of_tokens_says_nothing_of_outputs_of_samples():
+    student, teacher, target = scores(6, 5), scores(6, 5, seed=1), torch.arange(6) % 5
+    comparison, whole = Comparison(), Comparison()
+    comparison.update(student, teacher, target, torch.zeros(6, 5, dtype=torch.bool))
+    whole.update(student, teacher, target)
+    assert comparison.compute() == whole.compute()
+
+
 def test_void_does_not_count():
     target = torch.tensor([0, 1, 255, 255])
     perfect = nn.functional.one_hot(target % 255, 3).float()
-    assert compare(perfect, None, target, ignore_index=255)[0] == {"accuracy": 1.0}
+    assert compare(perfect, None, target, task=Task(ignore_index=255))[0] == {"accuracy": 1.0}
 
 
 @pytest.mark.parametrize("door", ["module", "callback"])

@@ -6,9 +6,15 @@ from typing import final
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.logits.base import cross_entropy_of_labelled
+from lightning_kd.losses.logits.base import (
+    IGNORE_INDEX,
+    cross_entropy_of_labelled,
+    of_all_labels,
+    with_one_mark,
+)
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
@@ -111,7 +117,9 @@ class BYOTLoss(DistillationLoss):
     needs_maps = True
     in_a_plane = True
     pairs_layers = False
+    output_kind = "classes"
     needs_target = True
+    means_over_labels = True
     needs_student_logits = True
 
     def __init__(
@@ -156,12 +164,14 @@ class BYOTLoss(DistillationLoss):
 
     def forward(self, features: list[Tensor], *, target: Tensor, student_logits: Tensor) -> Tensor:
         """Compute the unweighted loss: the sum of ``byot_loss`` over the early classifiers."""
+        target = with_one_mark(target, IGNORE_INDEX, self.task_ignore_index)
         *early, last = features
         deepest = upcast(last.detach()).mean((2, 3))
         temperature = self.now(self.temperature)
-        losses = []
+        losses, of_label = [], []
         for classifier, maps in zip(self.classifiers, early, strict=True):
             logits, inner = classifier(maps)
+            of_label.append(logits)
             losses.append(
                 byot_loss(
                     logits,
@@ -174,6 +184,10 @@ class BYOTLoss(DistillationLoss):
                     hint_weight=self.hint_weight,
                 )
             )
+        own = [cross_entropy_of_labelled(upcast(scores), target) for scores in of_label] if is_distributed() else []
+        if own:  # the means over this process's labels make way for its share of the means over all labels
+            mean = add_up(own)
+            losses.append((1.0 - self.alpha) * (of_all_labels(mean, target) - mean))
         return add_up(losses)
 
 

@@ -94,6 +94,7 @@ class EmbeddingLoss(LayerPairLoss):
             negative or not finite.
     """
 
+    output_kind = "embeddings"
     reads = "embedding"
     masking = "pack"
     per_pair = ("projectors",)

@@ -1,13 +1,14 @@
 """What losses of class scores share: checks in the user's words, and class ids of which some are missing."""
 
 from abc import ABC
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_kd.distributed.gather import is_distributed, mean_over_processes
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.losses.checks import check_same_shape
 
@@ -85,13 +86,18 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
     Raises:
         ValueError: If the target holds no class ids or not one for every sample and position.
     """
+    if not isinstance(target, Tensor):
+        raise ValueError(
+            f"{function}: expected class ids, got a target that is a {type(target).__name__}, such as mixup makes; "
+            "give soft targets to a loss that takes them, or override unpack_batch to return one id for each sample."
+        )
     expected = (*logits.shape[:1], *logits.shape[2:])
     if target.shape != expected or target.is_floating_point():
         raise ValueError(
             f"{function}: expected class ids of shape {tuple(expected)}, got a target of shape {tuple(target.shape)} "
             f"and type {target.dtype} for logits {tuple(logits.shape)}; turn one-hot rows into ids by argmax(1)."
         )
-    target = target.long()  # an unsigned type could not be compared with -100
+    target = target.long()  # an unsigned type cannot hold a negative id, and compares as if -100 were 156
     labelled = target != ignore_index
     return torch.where(labelled, target, 0).long().unsqueeze(1), labelled.unsqueeze(1)
 
@@ -99,6 +105,51 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
 def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
     """Average over the samples and positions that have a label; 0 with a graph if there are none."""
     return torch.where(labelled, values, 0.0).sum() / labelled.sum().clamp_min(1)
+
+
+def count_labels(target: Tensor, marks: Iterable[int]) -> Tensor:
+    """Return how many samples and positions of a target have a label, given the ids that mark those without."""
+    ids = target.long()
+    labelled = torch.ones_like(ids, dtype=torch.bool)
+    for mark in marks:
+        labelled &= ids != mark
+    return labelled.sum()
+
+
+def with_one_mark(target: Tensor, mark: int, task_mark: int) -> Tensor:
+    """Return class ids in which what the task marks as unlabelled has the mark of a loss.
+
+    Args:
+        target: Class ids; anything else is returned unchanged.
+        mark: The id that the loss leaves out.
+        task_mark: The id that the task's own loss leaves out.
+    """
+    if task_mark == mark or not isinstance(target, Tensor) or target.is_floating_point():
+        return target
+    ids = target.long()
+    return torch.where(ids == task_mark, mark, ids)
+
+
+def of_all_labels(mean: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
+    r"""Turn this process's mean over its labels into its share of the mean over the labels of all processes.
+
+    .. math::
+        L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
+
+    for process :math:`p` of :math:`W`, with :math:`N_p` labels and the mean :math:`\bar L_p` over these. DDP averages
+    the gradients over the processes, which gives the gradient of the mean over all labels. Each process must call this
+    once in a step, also with an empty batch.
+
+    Args:
+        mean: Mean over this process's labels, 0 without any.
+        target: This process's class ids.
+        ignore_index: The id of what has no label.
+    """
+    if not is_distributed():
+        return mean
+    labels = count_labels(target, (ignore_index,))
+    average = mean_over_processes(labels.to(mean.dtype))
+    return mean * (labels / torch.where(average > 0, average, 1.0))
 
 
 def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:

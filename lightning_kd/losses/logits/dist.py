@@ -100,6 +100,8 @@ class DISTLoss(LogitLoss):
     relational = True
     takes_one_logit = False
 
+    output_kind = "classes"
+
     def __init__(
         self,
         beta: Scalar = 1.0,

@@ -14,6 +14,8 @@ from lightning_kd.losses.logits.base import (
     check_several,
     class_ids,
     mean_over_labelled,
+    of_all_labels,
+    with_one_mark,
 )
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
@@ -113,8 +115,10 @@ class DKDLoss(LogitLoss):
         ValueError: If ``temperature`` is not positive, or a factor is negative or not finite.
     """
 
+    output_kind = "classes"
     needs_target = True
     takes_one_logit = False
+    means_over_labels = True
 
     def __init__(
         self,
@@ -135,7 +139,8 @@ class DKDLoss(LogitLoss):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``dkd_loss``."""
-        return dkd_loss(
+        target = with_one_mark(target, self.ignore_index, self.task_ignore_index)
+        mean = dkd_loss(
             student_logits,
             teacher_logits,
             target,
@@ -144,6 +149,7 @@ class DKDLoss(LogitLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+        return of_all_labels(mean, target, self.ignore_index)
 
 
 def _divergences(

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, Shape
+from lightning_kd.losses.base import LOGITS, OutputKind, Shape
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.logits.base import LogitLoss, check_logits
+from lightning_kd.losses.logits.base import IGNORE_INDEX, LogitLoss, check_logits, with_one_mark
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature, yes_and_no
 from lightning_kd.losses.tensors import exact_if_small, in_range, upcast, wide
 from lightning_kd.schedules import Scalar
@@ -110,6 +110,8 @@ class KDLoss(LogitLoss):
         ValueError: If ``temperature`` is not positive, or the weight is negative or not finite.
     """
 
+    output_kind: OutputKind = "classes"
+
     def __init__(
         self,
         temperature: Scalar | AdaptiveTemperature = 4.0,
@@ -126,6 +128,8 @@ class KDLoss(LogitLoss):
         self.temperature = temperature
         self.standardize = standardize
         self.binary = binary
+        if binary:
+            self.output_kind = "multilabel"  # of one label
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score the same classes.
@@ -149,6 +153,8 @@ class KDLoss(LogitLoss):
         """Compute the unweighted loss of a batch of logits, see ``kd_loss``."""
         temperature: float | Tensor
         if isinstance(self.temperature, AdaptiveTemperature):
+            if target is not None:
+                target = with_one_mark(target, IGNORE_INDEX, self.task_ignore_index)
             temperature = self.temperature(teacher_logits, target)
         else:
             temperature = self.now(self.temperature)

@@ -85,6 +85,8 @@ class MultiLabelKDLoss(LogitLoss):
             finite.
     """
 
+    output_kind = "multilabel"
+
     def __init__(
         self,
         temperature: Scalar = 1.0,

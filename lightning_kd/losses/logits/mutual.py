@@ -85,6 +85,8 @@ class MutualLearning(DistillationLoss):
             or not finite.
     """
 
+    output_kind = "classes"
+
     def __init__(
         self, peers: Sequence[nn.Module], temperature: Scalar = 1.0, supervised: bool = True, *, weight: Scalar = 1.0
     ) -> None:

@@ -103,6 +103,8 @@ class RegressionKDLoss(LogitLoss):
         ValueError: If ``kind`` is unknown, a number is out of its range, or the weight is negative or not finite.
     """
 
+    output_kind = "regression"
+
     def __init__(
         self,
         kind: Kind = "mse",

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.logits.base import IGNORE_INDEX, check_class_axis, class_ids, mean_over_labelled
+from lightning_kd.losses.logits.base import (
+    IGNORE_INDEX,
+    check_class_axis,
+    class_ids,
+    mean_over_labelled,
+    of_all_labels,
+    with_one_mark,
+)
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
 
@@ -99,7 +106,9 @@ class TfKDLoss(DistillationLoss):
             negative or not finite.
     """
 
+    output_kind = "classes"
     needs_target = True
+    means_over_labels = True
 
     def __init__(
         self,
@@ -132,13 +141,15 @@ class TfKDLoss(DistillationLoss):
 
     def forward(self, student_logits: Tensor, target: Tensor) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``tfkd_loss``."""
-        return tfkd_loss(
+        target = with_one_mark(target, self.ignore_index, self.task_ignore_index)
+        mean = tfkd_loss(
             student_logits,
             target,
             correct_probability=self.correct_probability,
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
+        return of_all_labels(mean, target, self.ignore_index)
 
 
 def _divergences(student: Tensor, ids: Tensor, right: float, wrong: float) -> Tensor:

@@ -1,0 +1,41 @@
+"""Whether the rows of a batch are still those that a network was called with, after a step of the user's own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.private import tree_leaves
+
+NOT_OF_BATCH = (
+    "A loss needs the target or the row of each sample, but training_step calls the student with other values than the "
+    "batch holds: it may have mixed or reordered the samples, and the targets of the batch would be those of others. "
+    "Override unpack_batch(batch) of the callback to return a lightning_kd.Batch with target and index in the order of "
+    "the student's input, or use DistillationModule. Do so, too, if the step changes values alone and keeps the order."
+)
+
+
+def is_of_batch(call: Call, batch: Any) -> bool:
+    """Whether a network was called with a tensor of the batch, or with a copy of its values.
+
+    Args:
+        call: The recorded call; one without tensors counts as of the batch.
+        batch: The batch as the data loader gave it.
+
+    Example:
+        >>> x = torch.arange(6.0).reshape(3, 2)
+        >>> is_of_batch(Call(args=(x.clone(),)), (x, torch.zeros(3))), is_of_batch(Call(args=(x.flip(0),)), (x,))
+        (True, False)
+    """
+    inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+    if not inputs:
+        return True
+    given = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    if any(one is leaf or _shares_memory(one, leaf) for one in inputs for leaf in given):
+        return True
+    return any(one.shape == leaf.shape and torch.equal(one, leaf.to(one)) for one in inputs for leaf in given)
+
+
+def _shares_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr() != 0

@@ -1,0 +1,86 @@
+"""Sums over counts: what a comparison adds up over batches, processes and loaders."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.regression import PearsonCorrCoef
+
+
+class Share(Metric):
+    """Fraction of the counted positions that are hits, 0..1; NaN without any, or if any could not be read."""
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    same: Tensor
+    total: Tensor
+    strange: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("same", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("strange", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, hits: Tensor, counted: Tensor | None = None, strange: Tensor | None = None) -> None:
+        """Count one batch.
+
+        Args:
+            hits: Which positions are hits.
+            counted: Which positions count; all by default.
+            strange: Which positions cannot be read, so that the whole value is unknown.
+        """
+        if counted is None:
+            self.same += hits.sum()
+            self.total += hits.numel()
+        else:
+            self.same += (hits & counted).sum()
+            self.total += counted.sum()
+        if strange is not None:
+            self.strange += strange.sum()
+
+    def compute(self) -> Tensor:
+        """Return the fraction over everything counted so far."""
+        share = self.same / self.total
+        return torch.where(self.strange > 0, torch.nan, share)
+
+
+class F1(Metric):
+    """Harmonic mean of precision and recall over all labels of all samples (micro F1), 0..1.
+
+    It is 1 where no label is given and none is predicted.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+    right: Tensor
+    named: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("named", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, given: Tensor, counted: Tensor) -> None:
+        """Count one batch of booleans of equal shape."""
+        self.right += (predicted & given & counted).sum()
+        self.named += (predicted & counted).sum() + (given & counted).sum()
+
+    def compute(self) -> Tensor:
+        """Return the score over everything counted so far."""
+        return torch.where(self.named > 0, 2 * self.right / self.named, 1.0)
+
+
+class Correlation(PearsonCorrCoef):
+    """Pearson's correlation, the mean over the outputs; NaN where one side has a single value."""
+
+    def compute(self) -> Tensor:
+        """Return the mean over the outputs of what was counted so far."""
+        with warnings.catch_warnings():  # a NaN says as much, and torchmetrics warns once an output
+            warnings.filterwarnings("ignore", "The variance of predictions or target is close to zero")
+            value: Tensor = super().compute()
+        return value.mean()

@@ -1,0 +1,102 @@
+"""Logged means are sums over counts: over rows, or over labels, however the rows are split into batches."""
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_kd import DistillationModule
+from lightning_kd.fit.part_log import PartLog
+from lightning_kd.functional import dkd_loss, kd_loss
+from lightning_kd.losses import DKDLoss, KDLoss
+from tests import support
+
+
+def still(losses, task_loss=None):
+    """A module that does not learn, so that every batch is seen by the same weights."""
+    student, teacher = (support.seeded(lambda: nn.Linear(6, 4), seed) for seed in (1, 2))
+    optimizer = partial(torch.optim.SGD, lr=0.0)
+    return DistillationModule(student, teacher, losses, task_loss=task_loss, optimizer=optimizer)
+
+
+def epoch(made, x, y, batch_size):
+    loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
+    metrics = support.fit(made, train=loader, val=loader, max_epochs=1, num_sanity_val_steps=0).callback_metrics
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def data(rows):
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(rows, 6, generator=generator), torch.randint(0, 4, (rows,), generator=generator)
+    x[-1] *= 20  # what counts too much if the last, small batch counts as a whole one
+    return x, y
+
+
+@pytest.mark.parametrize("batch_size", [37, 36, 10, 1])
+def test_an_epoch_of_uneven_batches_is_a_mean_over_rows(batch_size):
+    x, y = data(37)
+    made = still([KDLoss()], nn.CrossEntropyLoss())
+    found = epoch(made, x, y, batch_size)
+    with torch.no_grad():
+        mine, its = made.student(x), made.teacher(x)
+        expected = {"train/kd": kd_loss(mine, its, temperature=4.0), "train/task": F.cross_entropy(mine, y)}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value.item(), rel=1e-5)
+    assert found["train/loss"] == pytest.approx(sum(expected.values()).item(), rel=1e-5)
+    assert found["val/loss"] == pytest.approx(expected["train/task"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("mark", [-100, 255])
+@pytest.mark.parametrize("batch_size", [37, 36, 10])
+def test_a_mean_over_labels_counts_labels(batch_size, mark):
+    x, y = data(37)
+    y[2:30] = mark
+    made = still([DKDLoss()], nn.CrossEntropyLoss(ignore_index=mark))
+    found = epoch(made, x, y, batch_size)
+    with torch.no_grad():
+        mine, its = made.student(x), made.teacher(x)
+        dkd, task = dkd_loss(mine, its, y, ignore_index=mark), F.cross_entropy(mine, y, ignore_index=mark)
+    assert found["train/dkd"] == pytest.approx(dkd.item(), rel=1e-5)
+    assert found["val/loss"] == pytest.approx(task.item(), rel=1e-5)
+
+
+def test_steps_of_equal_size_give_their_plain_mean_to_the_last_bit():
+    values = torch.rand(150, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    plain, rows = PartLog(), PartLog()
+    for step, value in enumerate(values):
+        plain.add(value, {"kd": value}, step)
+        rows.add(value, {"kd": value}, step, rows=37)
+    assert plain.flush() == rows.flush()
+    assert plain.epoch_means == rows.epoch_means
+
+
+def test_the_log_of_an_earlier_version_is_restored():
+    old = {"names": ["loss"], "rows": [[2.0]], "steps": [1], "sums": [[{"loss": 4.0}, {"loss": 1}]] * 2}
+    log = PartLog()
+    log.restore(old)
+    log.add(torch.tensor(9.0), {}, 2, rows=37)  # the epoch goes on as it began: every step counts alike
+    assert log.flush() == log.epoch_means == {"loss": 5.0}
+    log.start_epoch()
+    log.add(torch.tensor(1.0), {}, 3, rows=3)
+    log.add(torch.tensor(5.0), {}, 4, rows=1)
+    assert log.epoch_means == {"loss": 2.0}
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_uneven_steps_go_on_from_a_checkpoint(at, tmp_path):
+    steps = [(1.0, 36), (7.0, 1), (2.0, 5), (3.0, 36)]
+    whole, first, second = PartLog(), PartLog(), PartLog()
+    for log, part in ((whole, steps), (first, steps[:at])):
+        for step, (value, rows) in enumerate(part):
+            log.add(torch.tensor(value), {}, step, rows)
+    torch.save(first.state(), tmp_path / "log.pt")
+    second.restore(torch.load(tmp_path / "log.pt", weights_only=True))
+    for step, (value, rows) in enumerate(steps[at:], at):
+        second.add(torch.tensor(value), {}, step, rows)
+    assert second.flush() == whole.flush() == {"loss": 13 / 4}
+    expected = whole.epoch_means
+    assert second.epoch_means == expected
+    assert expected["loss"] == pytest.approx((36 + 7 + 10 + 108) / 78)
