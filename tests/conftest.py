@@ -3,8 +3,10 @@
 What needs a GPU is left out where there is none.
 """
 
+import os
 from importlib.util import find_spec
 
+import pytest
 import torch
 
 LIBRARIES = ("torchvision", "timm", "transformers", "peft")
@@ -23,3 +25,10 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def _unseeded_workers():
+    """The command line and ``seed_everything(workers=True)`` set a variable that changes how later loaders draw."""
+    yield
+    os.environ.pop("PL_SEED_WORKERS", None)

@@ -1,12 +1,15 @@
 """What a look at the training data has taken is given to the Trainer: nothing of a stream is lost or read twice."""
 
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
@@ -86,7 +89,7 @@ class Peeked:
 
     def take_until(self, condition: Callable[[Any], bool]) -> Any:
         """Take batches, up to the first that satisfies a condition, and return that, ``None`` if there is none."""
-        with self._seeds_apart():
+        with self._seeds_apart(), _seeding_workers(self._trainer, self.loader):
             self._rest = rest = iter(self.loader)
         batch = None
         for batch in rest:
@@ -196,6 +199,20 @@ def give_back(source: Any, peeked: Peeked, patches: Patches) -> None:
     else:
         kept: Kept = vars(source)["dataloader"]
         kept.given_back.append((loader, peeked))
+
+
+@contextmanager
+def _seeding_workers(trainer: Trainer, loader: Any) -> Iterator[None]:
+    """Start workers as Lightning 2.6 does after ``seed_everything(workers=True)``, which is not before the fit."""
+    seeded = int(os.environ.get("PL_SEED_WORKERS", 0)) and isinstance(loader, DataLoader)
+    if not seeded or loader.worker_init_fn is not None:
+        yield
+        return
+    loader.worker_init_fn = partial(pl_worker_init_function, rank=trainer.global_rank)
+    try:
+        yield
+    finally:
+        loader.worker_init_fn = None
 
 
 def _draw_seed(generator: torch.Generator | None) -> int:

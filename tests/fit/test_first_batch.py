@@ -384,6 +384,14 @@ def test_no_batch_of_a_stream_is_lost_or_seen_twice(door, name):
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", [name for name in STREAMS if "worker" in name])
+def test_seeded_workers_draw_what_they_would_have_drawn(door, name, monkeypatch):
+    """As after ``seed_everything(workers=True)``."""
+    monkeypatch.setenv("PL_SEED_WORKERS", "1")
+    check_as_plain(door, STREAMS[name])
+
+
+@pytest.mark.parametrize("door", DOORS)
 def test_a_stream_after_other_random_numbers_draws_its_own(door):
     """Somebody draws between the look and the beginning of the data: the data must draw what it would have drawn."""
 
