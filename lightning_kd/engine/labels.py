@@ -1,11 +1,15 @@
 """Class ids as losses want them, and the words for those that are out of range."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from lightning_kd.losses.base import DistillationLoss
+
+_ROUNDING = 1e-2
+"""How far the sum of a distribution may be from one, as in 16 bits."""
 _NARROW = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32)
 
 
@@ -23,6 +27,37 @@ def as_class_ids(target: Tensor | None, logits: Tensor | None) -> Tensor | None:
     if not isinstance(target, Tensor) or target.dtype not in _NARROW or logits is None:
         return target
     return target.long() if target.shape == logits.shape[:1] + logits.shape[2:] else target
+
+
+def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object, logits: Tensor | None) -> None:
+    """Refuse losses of classes for a target of several labels a sample, or of values.
+
+    A row of zeros says nothing: it may have no label.
+
+    Args:
+        losses: The losses by name.
+        target: What the batch gives; class ids and distributions over the classes suit, as of mixup.
+        logits: The student's logits.
+
+    Raises:
+        ValueError: If the target is of another kind; names the part and the losses that suit.
+    """
+    if not isinstance(target, Tensor) or logits is None or target.shape != logits.shape or logits.ndim < 2:
+        return
+    if logits.shape[1] < 2 or target.is_complex():
+        return
+    part = next((f"Part {name!r}: {type(loss).__name__}" for name, loss in losses if loss.output_kind == "classes"), "")
+    if not part:
+        return
+    rows = target.double().movedim(1, -1).flatten(0, -2)
+    strange = ((rows < 0).any(dim=1) | ((rows.sum(dim=1) - 1.0).abs() > _ROUNDING)) & (rows != 0).any(dim=1)
+    if strange.any():
+        shown = ", ".join(f"{value:g}" for value in rows[strange][0, :6].tolist())
+        raise ValueError(
+            f"{part} compares classes that exclude one another, but a row of the target, of shape "
+            f"{tuple(target.shape)}, is [{shown}], as of several labels or of values. Use MultiLabelKDLoss for labels, "
+            "RegressionKDLoss for values."
+        )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
 from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
 from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
@@ -264,9 +265,8 @@ class SetUp:
                     lesson = self._first_lesson(batch, call)
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
-                self._check_first(call, lesson)
-            values = (*call.features.values(), *lesson.features.values())
-            read = self._read(batch) if any(value.ndim == 3 for value in values) else Batch()
+                read = self._read(batch)
+                self._check_first(call, lesson, read)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
                 "teacher": _as_stored(lesson)
@@ -297,7 +297,7 @@ class SetUp:
     def _read(self, batch: Any) -> Batch:
         try:
             return self.step.hooks.unpack_batch(batch)
-        except ValueError:  # under the callback a batch may have any form, as long as no loss needs it
+        except Exception:  # under the callback a batch may have any form, as long as no loss needs it
             return Batch()
 
     def _settle_views(self, known: Known, mask: Tensor | None) -> None:
@@ -387,11 +387,12 @@ class SetUp:
                 "another format than the student's, pass teacher_dtype."
             ) from error
 
-    def _check_first(self, call: Call, lesson: Lesson) -> None:
+    def _check_first(self, call: Call, lesson: Lesson, read: Batch) -> None:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
         for name, loss in self.step.objective.leaves:
             check_has_logits(name, loss, tensors)
+        check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
         bad = not_finite(tensors, self.step.objective.components)
         if bad:
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.engine.checks import scalar
+from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import count_of_labels
 from lightning_kd.fit.task_watch import TaskWatch
@@ -85,13 +86,15 @@ class Evaluation:
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
         logits_of = self.step.hooks.logits_of
         teacher_logits = None if lesson is NO_LESSON else logits_of(lesson.output)
+        logits = logits_of(call.output)
+        target = as_class_ids(read.target, logits)
         if loader not in self.comparisons:
+            check_classes(self.step.objective.leaves, target, logits)
             self.comparisons[loader] = Comparison(self.task.task)
             self.given[loader] = GivenMetrics(self.metrics)
         comparison, given = self.comparisons[loader], self.given[loader]
-        logits = logits_of(call.output)
-        comparison.update(logits, teacher_logits, read.target, read.mask)
-        given.update(logits, teacher_logits, read.target)
+        comparison.update(logits, teacher_logits, target, read.mask)
+        given.update(logits, teacher_logits, target)
         if module.trainer.barebones:
             return
         own = {

@@ -7,8 +7,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.data import Indexed
-from lightning_kd.engine.labels import words_for_labels
-from lightning_kd.losses import CRDLoss, DKDLoss, KDLoss, MutualLearning, TfKDLoss
+from lightning_kd.engine.labels import check_classes, words_for_labels
+from lightning_kd.losses import CRDLoss, DKDLoss, KDLoss, MultiLabelKDLoss, MutualLearning, TfKDLoss
 from tests import support
 from tests.support import UserModule, assert_same_weights
 
@@ -93,3 +93,71 @@ def test_other_errors_stay_as_they_are(text):
         words_for_labels("Part 'dkd'", torch.tensor([2]), torch.zeros(1, 3)),
     ):
         raise RuntimeError(text)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda y: (torch.arange(support.CLASSES) <= y[:, None]).long(),
+        lambda y: (torch.arange(support.CLASSES) <= y[:, None] + 1).float(),
+        lambda y: (torch.arange(support.CLASSES) <= y[:, None] + 1).bool(),
+        lambda y: y[:, None] * 0.7 - torch.arange(support.CLASSES),
+    ],
+    ids=["labels as integers", "labels as floats", "labels as booleans", "values"],
+)
+def test_a_target_of_labels_or_values_is_refused_by_losses_of_classes(door, target):
+    x, y = support.data().tensors
+    rows = DataLoader(TensorDataset(x, target(y)), 8)
+    module, callbacks = support.through(door)
+    if door == "module":
+        module.task_loss = nn.MSELoss()
+    else:
+        module.criterion = nn.MSELoss()
+    with pytest.raises(ValueError, match=r"Part 'kd': KDLoss .*MultiLabelKDLoss .*RegressionKDLoss"):
+        support.trainer(max_epochs=1, callbacks=callbacks).fit(module, rows, rows)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        lambda rows: rows,
+        lambda rows: rows.long(),
+        lambda rows: 0.7 * rows + 0.3 * rows.flip(0),
+        lambda rows: rows * 0.9 + 0.1 / support.CLASSES,
+        lambda rows: rows.half() * 0.9 + 0.1 / support.CLASSES,
+        lambda rows: rows * (torch.arange(len(rows)) % 2)[:, None],
+        lambda rows: rows.argmax(1),
+    ],
+    ids=["one-hot", "integers", "mixup", "smoothed", "in 16 bits", "half without a label", "ids"],
+)
+def test_distributions_over_the_classes_are_taken(target):
+    y = support.data().tensors[1]
+    rows = target(nn.functional.one_hot(y, support.CLASSES).float())
+    check_classes([("kd", KDLoss())], rows, torch.zeros(len(rows), support.CLASSES))
+
+
+def test_losses_of_labels_take_labels():
+    labels = torch.ones(4, support.CLASSES)
+    check_classes([("multi", MultiLabelKDLoss())], labels, torch.zeros(4, support.CLASSES))
+    check_classes([("kd", KDLoss(binary=True))], labels[:, :1], torch.zeros(4, 1))
+
+
+def test_a_validation_tells_labels_that_the_first_rows_did_not():
+    """The first samples have one label each."""
+    x, y = support.data().tensors
+    rows = nn.functional.one_hot(y, support.CLASSES).float()
+    rows[4:] = 1.0
+    loader = DataLoader(TensorDataset(x, rows), 8)
+    module = support.module(task_loss=nn.BCEWithLogitsLoss())
+    with pytest.raises(ValueError, match="MultiLabelKDLoss"):
+        support.trainer(max_epochs=1).fit(module, loader, loader)
+
+
+def test_a_cohort_of_single_logits_is_refused():
+    x, y = support.data().tensors
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(16, 1)) for _ in range(2)]
+    made = DistillationModule(networks[0], None, [MutualLearning(networks[1:])], task_loss=nn.BCEWithLogitsLoss())
+    rows = DataLoader(TensorDataset(x, (y[:, None] > 0).float()), 8)
+    with pytest.raises(ValueError, match="MutualLearning: a single logit"):
+        support.trainer(max_epochs=1).fit(made, rows, rows)

@@ -41,7 +41,7 @@ class LogitLoss(DistillationLoss, ABC):
         if not self.takes_one_logit and student[1:2] == (1,):
             raise ValueError(
                 f"{type(self).__name__}: a single logit, of shape student {student} and teacher {teacher}, has no "
-                "classes to compare; use KDLoss, which compares the odds of a yes."
+                "classes to compare; use KDLoss(binary=True), which compares the odds of a yes."
             )
 
     def check_shapes(self, student: Shape, teacher: Shape) -> None:

@@ -1,14 +1,14 @@
 """Mutual learning (DML): students of one cohort teach one another while all of them learn."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import DistillationLoss, StepTensors
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive, check_same_shape
-from lightning_kd.losses.logits.base import cross_entropy_of_labelled
+from lightning_kd.losses.logits.base import check_class_axis, cross_entropy_of_labelled
 from lightning_kd.losses.logits.kd import kd_loss
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.schedules import Scalar
@@ -98,6 +98,26 @@ class MutualLearning(DistillationLoss):
         self.temperature = temperature
         self.supervised = supervised
         self.needs_target = supervised
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that there are classes to compare.
+
+        Args:
+            student_shapes: Holds the shape of the student's logits.
+            teacher_shapes: Not read.
+
+        Raises:
+            ValueError: If the student has a single logit, or logits without a class axis.
+        """
+        super().build(student_shapes, teacher_shapes)
+        student = student_shapes.get(LOGITS)
+        if student is not None:
+            check_class_axis("MutualLearning", student)
+            if student[1] < 2:
+                raise ValueError(
+                    f"MutualLearning: a single logit, of shape {student}, has no classes to compare; give the networks "
+                    "two."
+                )
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Run the peers on what the student was called with, and compare all of them."""
