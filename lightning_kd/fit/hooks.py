@@ -56,11 +56,12 @@ class FitHooks(Callback):
         """Give the losses the moment of the run."""
         if batch_idx == 0:  # after all that hooks of the module may have replaced
             self.find_again(pl_module)
+        self.run.gradients.forget()  # of an accumulated batch, whose tensors would take memory in this one
         self.run.clock.start_batch(pl_module, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Write a log line every ``log_every_n_steps``."""
-        self.run.before_optimizer_step(pl_module)
+        self.run.before_optimizer_step(pl_module, optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps since the last line."""

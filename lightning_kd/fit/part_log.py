@@ -9,6 +9,8 @@ from torch import Tensor
 
 _WAIT = 64
 """Steps that are kept before they are added up."""
+SPARED = " On the CPU the weights have not been updated with it."
+"""A sentence of the error, for who knows better."""
 
 
 class PartLog:
@@ -201,7 +203,7 @@ def _not_finite(bad: Mapping[str, float], step: int) -> FloatingPointError:
     parts = {name: value for name, value in bad.items() if name != "loss"} or dict(bad)
     named = ", ".join(f"{name!r} is {value}" for name, value in parts.items())
     return FloatingPointError(
-        f"The loss is not finite at step {step}: {named}. On the CPU the weights have not been updated with it. "
+        f"The loss is not finite at step {step}: {named}.{SPARED} "
         "Look at this batch for NaN or inf, lower the learning rate or the weight of that part, or use bf16-mixed "
         "in place of 16-mixed."
     )

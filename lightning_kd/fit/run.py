@@ -8,6 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
@@ -24,6 +25,7 @@ from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.clock import Clock
 from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.first_batch import rows_and_targets
+from lightning_kd.fit.gradients import GradientCheck, with_state_of_weights
 from lightning_kd.fit.lines import Lines
 from lightning_kd.fit.neighbours import copy_again, keep_from_ddp, say_what_the_summary_leaves_out, warn_of_eval_mode
 from lightning_kd.fit.part_log import PartLog
@@ -74,6 +76,7 @@ class DistillationRun:
         self.task = TaskWatch(self.objective)
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
+        self.gradients = GradientCheck(self.step)
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
         self.started = False
@@ -192,6 +195,7 @@ class DistillationRun:
         self.place_teacher()
         self.unused.start(compiled=is_compiled(self.student))
         self.clock.start(module.trainer)
+        self.gradients.start(module.trainer)
         check_learns(self.student)
         self.resume.fit_start()
         warn_of_eval_mode(self.student)
@@ -234,19 +238,24 @@ class DistillationRun:
         goal = self.clock.goal
         terms = self.step.terms(goal, batch, read, calls, task)
         if not self.clock.tuning:
+            self.gradients.remember(goal, terms.tensors)
             try:
                 self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
             except FloatingPointError as error:
+                self.gradients.look(module)
+                said = with_state_of_weights(error, module)
                 if terms.total.isfinite():  # an earlier step's, of which nothing is left to look at
-                    raise
+                    raise FloatingPointError(said) from None
                 where = self.step.where_not_finite(terms, calls[-1])
-                raise FloatingPointError(f"{error} {where}") from None
+                raise FloatingPointError(f"{said} {where}") from None
         varies = self.clock.source is not None or bool(self.objective.stages)
         return self.unused.keep(terms.total, module, [call.output for call in calls], empty=empty, varies=varies)
 
-    def before_optimizer_step(self, module: LightningModule) -> None:
-        """Leave unused parameters alone, and write a line if one is due."""
+    def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Leave unused parameters alone, look at the gradients, and write a line if one is due."""
         self.unused.before_optimizer_step(module, in_stage=self.clock.goal.in_stage)
+        if not self.clock.tuning:
+            self.gradients.before_optimizer_step(module, optimizer, self.lines.steps)
         self.lines.before_optimizer_step(module)
 
     def start_evaluation(self, module: LightningModule) -> None:
@@ -265,6 +274,7 @@ class DistillationRun:
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""
         self.started = False
+        self.gradients.stop()
         self.step.detach()
         self.patches.undo_all()
 
