@@ -102,8 +102,12 @@ class GradientCheck:
                 f"{self._whose(module.trainer, goal, tensors)} The weights have not been updated with it. {_REMEDY}"
             )
 
-    def look(self, module: LightningModule) -> None:
+    def look(self, module: LightningModule, before: int | None = None) -> None:
         """Look at the sums that wait.
+
+        Args:
+            module: The module that trains, for the names.
+            before: The first step whose loss was not finite, if there is one; its gradient is not finite either.
 
         Raises:
             FloatingPointError: If one was not finite, and neither are weights now: a finite gradient may be so large
@@ -113,12 +117,14 @@ class GradientCheck:
             return
         fine, steps = torch.stack(self._waiting).tolist(), self._steps
         self._waiting, self._steps = [], []
-        bad = {} if all(fine) else not_finite(module, gradients=False)
+        first = next((step for step, good in zip(steps, fine, strict=True) if not good), None)
+        if first is None or (before is not None and first >= before):
+            return
+        bad = not_finite(module, gradients=False)
         if bad:
             raise FloatingPointError(
-                f"The gradient was not finite at step {steps[fine.index(False)]}, though the loss was finite. It is "
-                f"seen late on an accelerator, and the weights have been updated with it; not finite by now: "
-                f"{_shown(bad)}. {_REMEDY}"
+                f"The gradient was not finite at step {first}, though the loss was finite. It is seen late on an "
+                f"accelerator, and the weights have been updated with it; not finite by now: {_shown(bad)}. {_REMEDY}"
             )
 
     def _waits(self, value: Tensor) -> bool:
@@ -135,7 +141,9 @@ class GradientCheck:
             return " ".join(f"Part {name!r} gives it at {', '.join(places)}." for name, places in found.items())
         if found is None:
             return "Which part gives it is not known."
-        several = " in the last batch of this process" if trainer.world_size * trainer.accumulate_grad_batches > 1 else ""
+        several = (
+            " in the last batch of this process" if trainer.world_size * trainer.accumulate_grad_batches > 1 else ""
+        )
         return f"No distillation loss gives it{several}, so it comes from the task's loss or the network itself."
 
 

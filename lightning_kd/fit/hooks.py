@@ -65,7 +65,7 @@ class FitHooks(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps since the last line."""
-        self.run.lines.epoch_end(pl_module)
+        self.run.epoch_end(pl_module)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to compare student and teacher."""

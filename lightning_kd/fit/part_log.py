@@ -49,6 +49,8 @@ class PartLog:
         self._epoch = _Sum()
         self._by_steps = False
         """Whether the steps of this epoch count alike: its first ones come from a log that knows no rows."""
+        self.bad_step: int | None = None
+        """Number of the first step whose loss was not finite, once that is known."""
 
     def add(
         self,
@@ -162,6 +164,7 @@ class PartLog:
         for step, row in zip(steps, table, strict=True):
             bad = {name: v for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)}
             if bad:
+                self.bad_step = step
                 raise _not_finite(bad, step)
 
 

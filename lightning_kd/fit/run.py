@@ -1,7 +1,8 @@
 """A distillation inside a Trainer: hands each moment of a run on to the parts that have something to do then."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -242,7 +243,7 @@ class DistillationRun:
             try:
                 self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
             except FloatingPointError as error:
-                self.gradients.look(module)
+                self.gradients.look(module, self.log.bad_step)
                 said = with_state_of_weights(error, module)
                 if terms.total.isfinite():  # an earlier step's, of which nothing is left to look at
                     raise FloatingPointError(said) from None
@@ -256,16 +257,27 @@ class DistillationRun:
         self.unused.before_optimizer_step(module, in_stage=self.clock.goal.in_stage)
         if not self.clock.tuning:
             self.gradients.before_optimizer_step(module, optimizer, self.lines.steps)
-        self.lines.before_optimizer_step(module)
+        try:
+            self.lines.before_optimizer_step(module)
+        except FloatingPointError:
+            self.gradients.look(module, self.log.bad_step)
+            raise
+
+    def epoch_end(self, module: LightningModule) -> None:
+        """Log the steps since the last line."""
+        with self._gradients_told_first(module):
+            self.lines.epoch_end(module)
 
     def start_evaluation(self, module: LightningModule) -> None:
         """Begin to compare student and teacher, and give callbacks the means of the epoch so far."""
         self.evaluation.start()
-        self.lines.show_epoch_so_far(module)
+        with self._gradients_told_first(module):
+            self.lines.show_epoch_so_far(module)
 
     def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Write into a checkpoint what resuming needs beside weights; every process must call this."""
-        self.resume.save(trainer, checkpoint, tuning=self.clock.tuning)
+        with self._gradients_told_first(trainer.lightning_module):
+            self.resume.save(trainer, checkpoint, tuning=self.clock.tuning)
 
     def load(self, checkpoint: Mapping[str, Any]) -> None:
         """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it."""
@@ -289,6 +301,16 @@ class DistillationRun:
             for name, loss in over_labels
             if name in terms.parts
         } or None
+
+    @contextmanager
+    def _gradients_told_first(self, module: LightningModule) -> Iterator[None]:
+        """Look at the gradients that wait after the block, or before it reports the loss that they have led to."""
+        try:
+            yield
+        except FloatingPointError:
+            self.gradients.look(module, self.log.bad_step)
+            raise
+        self.gradients.look(module)
 
     def _warn_of_empty(self, module: LightningModule) -> None:
         if not self._warned_of_empty:

@@ -1,5 +1,6 @@
 """Checks of a loss's inputs and options: each raises a ``ValueError`` that names the values and the remedy."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
+from lightning_kd.fit.gradients import GradientCheck
 from lightning_kd.fit.part_log import PartLog
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.schedules import StepSchedule
@@ -172,7 +173,8 @@ class SaveAfter(Callback):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_an_accelerator_learns_of_it_late_but_before_a_checkpoint_is_written(door, tmp_path, monkeypatch):
-    monkeypatch.setattr(PartLog, "_waits", lambda self, value: True)
+    for owner in (PartLog, GradientCheck):
+        monkeypatch.setattr(owner, "_waits", lambda self, value: True)
     made, callbacks = support.through(door)
     path = tmp_path / "bad.ckpt"
     with pytest.raises(FloatingPointError, match=says("not finite at step 1", "'kd' is nan")):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd.fit.gradients import GradientCheck
+from lightning_kd.fit.part_log import PartLog
 from lightning_kd.losses import DistillationLoss, HintLoss, KDLoss
 from tests import support
 from tests.support import processes
@@ -185,9 +186,34 @@ def test_a_gradient_scaler_skips_its_steps_itself(door):
     assert all(parameter.isfinite().all() for parameter in net.parameters())
 
 
+class SaveAfter(Callback):
+    """Writes a checkpoint after some step."""
+
+    def __init__(self, path, step):
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+@pytest.mark.parametrize("rows", [(8,), (16,)])
+@pytest.mark.parametrize("door", DOORS)
+def test_an_accelerator_learns_of_it_before_a_checkpoint_is_written_or_an_epoch_ends(door, rows, monkeypatch, tmp_path):
+    for owner in (GradientCheck, PartLog):
+        monkeypatch.setattr(owner, "_waits", lambda self, value: True)
+    made, callbacks = support.through(door, losses=[KDLoss(), Root("features.0", "features.0")])
+    words = says(f"gradient was not finite at step {rows[0] // 8}", "have been updated with it", "features.0.weight'")
+    saver = [SaveAfter(tmp_path / "bad.ckpt", 2)]
+    with pytest.raises(FloatingPointError, match=words):
+        support.fit(made, train=marked(*rows), callbacks=[*callbacks, *saver], log_every_n_steps=50)
+    assert not (rows == (8,) and (tmp_path / "bad.ckpt").exists())
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_an_accelerator_learns_of_it_late_and_is_told_that_the_weights_took_it(door, monkeypatch):
-    monkeypatch.setattr(GradientCheck, "_waits", lambda self, value: True)
+    for owner in (GradientCheck, PartLog):
+        monkeypatch.setattr(owner, "_waits", lambda self, value: True)
     made, callbacks = support.through(door, losses=[KDLoss(), Root("features.0", "features.0")])
     words = says("gradient was not finite at step 1", "weights have been updated with it", "features.0.weight'")
     with pytest.raises(FloatingPointError, match=words) as error:
