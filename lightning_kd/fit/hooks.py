@@ -67,6 +67,10 @@ class FitHooks(Callback):
         """Log the steps since the last line."""
         self.run.epoch_end(pl_module)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether the teacher is as it was."""
+        self.run.train_end()
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to compare student and teacher."""
         self.find_again(pl_module)

@@ -23,6 +23,7 @@ from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
+from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
 from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.first_batch import rows_and_targets
@@ -78,6 +79,7 @@ class DistillationRun:
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
+        self.as_it_was = AsItWas()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
         self.started = False
@@ -158,6 +160,7 @@ class DistillationRun:
         self.lines.begin()
         self.clock.begin()
         check_clips(trainer)
+        self.as_it_was.set_up(self.teacher, made_of_student=self.clock.source is not None)
         if self.objective.needs_index:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
@@ -197,6 +200,7 @@ class DistillationRun:
         self.unused.start(compiled=is_compiled(self.student))
         self.clock.start(module.trainer)
         self.gradients.start(module.trainer)
+        self.as_it_was.begin(self.teacher, made_of_student=self.clock.source is not None)
         check_learns(self.student)
         self.resume.fit_start()
         warn_of_eval_mode(self.student)
@@ -267,6 +271,11 @@ class DistillationRun:
         """Log the steps since the last line."""
         with self._gradients_told_first(module):
             self.lines.epoch_end(module)
+        self.as_it_was.check(self.teacher, early=True)
+
+    def train_end(self) -> None:
+        """Look whether the teacher is as it was."""
+        self.as_it_was.check(self.teacher)
 
     def start_evaluation(self, module: LightningModule) -> None:
         """Begin to compare student and teacher, and give callbacks the means of the epoch so far."""

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
+from lightning_kd.capture.networks import original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
@@ -68,6 +70,7 @@ class FrozenTeacher(Teacher):
         self.dtype = dtype_of(dtype)
         self.weights = weights
         self._weights_read = weights is None
+        self._told_of_draws = False
         self._parts = tuple(module.modules())
         self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None:
@@ -94,8 +97,16 @@ class FrozenTeacher(Teacher):
         return answer
 
     def first_answer(self, batch: Any, call: Call) -> Call:
-        """Run the teacher at set-up, where its layers may not be watched yet."""
-        return self._run(call)
+        """Run the teacher at set-up, where its layers may not be watched yet; warn if it draws random numbers."""
+        before = torch.get_rng_state()
+        answer = self._run(call)
+        if not self._told_of_draws and not torch.equal(before, torch.get_rng_state()):
+            self._told_of_draws = True
+            rank_zero_warn(
+                f"The teacher {type(original(self.module)).__name__} draws random numbers in eval mode, so it gives "
+                "another answer each time; write F.dropout(x, p, training=self.training), or nn.Dropout."
+            )
+        return answer
 
     def check_first_answer(self, lesson: Lesson) -> None:
         """Learn which layers are overwritten in place, to copy their values from then on."""
