@@ -388,7 +388,7 @@ class DistillationModule(ReplaceableParts):
         """Check that the checkpoint fits, and build the losses for its sizes."""
         if not is_sharded(self):  # whose strategy has loaded the weights by now
             check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
-        self.run.load(checkpoint)
+        self.run.load(checkpoint, self._trainer)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -190,8 +190,10 @@ class SetUp:
             return
         self.claim()
         self.name_layers(saved["layers"])
+        leaves = dict(self.step.objective.leaves)
         for name, views in saved.get("views", {}).items():
-            dict(self.step.objective.leaves)[name].views = views_from(views)
+            if name in leaves:
+                leaves[name].views = views_from(views)
         rows, with_targets = saved["dataset"]
         self.show_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
         self.labels, self.from_checkpoint = saved.get("labels"), True

@@ -136,7 +136,7 @@ class ModuleHooks(FitHooks):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up what resuming needs beside weights, also where the module overrides this hook."""
-        self.run.load(checkpoint)
+        self.run.load(checkpoint, trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave student, teacher and Trainer as they were."""

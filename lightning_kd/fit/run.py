@@ -81,7 +81,7 @@ class DistillationRun:
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
         self.patches = Patches() if patches is None else patches
-        self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
+        self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
         self._warned_of_empty = False
 
@@ -288,9 +288,9 @@ class DistillationRun:
         with self._gradients_told_first(trainer.lightning_module):
             self.resume.save(trainer, checkpoint, tuning=self.clock.tuning)
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: Mapping[str, Any], trainer: Trainer | None = None) -> None:
         """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it."""
-        self.resume.load(checkpoint)
+        self.resume.load(checkpoint, trainer)
 
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""

@@ -180,9 +180,7 @@ def test_a_teacher_that_draws_in_eval_mode_is_told_at_set_up(door):
 )
 def test_a_fingerprint_changes_with_any_one_value(dtype):
     net = nn.Module()
-    net.register_buffer(
-        "values", torch.ones(2, 3, 4, 5).to(getattr(torch, dtype)).to(memory_format=torch.channels_last)
-    )
+    net.register_buffer("values", torch.ones(2, 3, 4, 5).to(dtype).to(memory_format=torch.channels_last))
     before = fingerprint(net)
     assert changed(before, fingerprint(net)) == []
     assert before.keys() == {"values"}
