@@ -1,6 +1,6 @@
 """What is checked of the networks' parameters and outputs, and the words for what is wrong with them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,33 @@ def check_has_weights(student: nn.Module) -> None:
             f"The student {type(student).__name__} is on the meta device, so it has no weights; build it with its "
             "weights, or, under a ModelParallelStrategy, override shard_student to shard it and then "
             "materialize(student, files, self.trainer.strategy.root_device)."
+        )
+
+
+def has_lazy(module: nn.Module) -> bool:
+    """Whether a module has parameters whose sizes it learns from its first batch."""
+    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def check_parts_not_lazy(losses: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise a ``ValueError`` with the remedy if networks or projectors of the losses have no sizes yet."""
+    for name, loss in losses:
+        lazy = [own for own, tensor in (*loss.named_parameters(), *loss.named_buffers()) if is_lazy(tensor)]
+        if lazy:
+            raise ValueError(
+                f"Lazy layers of part {name!r} have no weights yet, so no optimizer could train them: {lazy}. Call the "
+                "network once on a batch before the fit, or give those layers their sizes."
+            )
+
+
+def check_not_lazy(student: nn.Module) -> None:
+    """Raise a ``ValueError`` with the remedy if parts of the student have no sizes after a first call."""
+    lazy = [name for name, tensor in (*student.named_parameters(), *student.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"Lazy layers of the student have no weights after a first call, since it has not called them: {lazy}. "
+            "Call the student once in a way that runs all of its layers before the fit, or give those layers their "
+            "sizes."
         )
 
 
