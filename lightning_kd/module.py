@@ -258,7 +258,7 @@ class DistillationModule(ReplaceableParts):
             return
         example = self.example_input_array
         batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
-        self.run.prepare(self.trainer, self, batch, self._call_student)
+        self.run.prepare(self.trainer, self, batch, partial(batches.call_in_words, self._call_student))
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")

@@ -56,6 +56,22 @@ def scalar(name: str, value: object) -> Tensor:
     return value.reshape(())
 
 
+def check_first_values(step: StepTensors, losses: Sequence[DistillationLoss]) -> None:
+    """Raise a ``ValueError`` with the remedy if what losses read of the first samples is not real, or not finite."""
+    for place, value in what_is_read(step, losses).items():
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(
+                f"The losses read {place}, which holds complex numbers ({value.dtype}), and no loss compares those. "
+                "Name a layer of real numbers, or let the network go on with torch.view_as_real(x) or x.abs()."
+            )
+    bad = not_finite(step, losses)
+    if bad:
+        raise ValueError(
+            f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
+            "model, the format that it computes in, and these samples."
+        )
+
+
 def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:
     """Raise a ``ValueError`` with the remedy if another module has parameters or buffers of the student.
 
@@ -149,17 +165,23 @@ def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Ca
         losses: The losses.
         record: The student's call, to look at its input too.
     """
-    read: dict[str, object] = {}
+    inputs: dict[str, object] = {}
     if record is not None:
-        read |= {f"input {i}": value for i, value in enumerate(record.args)}
-        read |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+        inputs |= {f"input {i}": value for i, value in enumerate(record.args)}
+        inputs |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+    return _counted(inputs | what_is_read(step, losses))
+
+
+def what_is_read(step: StepTensors, losses: Sequence[DistillationLoss]) -> dict[str, object]:
+    """Return the tensors that losses read in a step, by the words for their places."""
+    read: dict[str, object] = {}
     if any(loss.needs_teacher_logits for loss in losses):
         read["the teacher's logits"] = step.teacher_logits
     read |= {f"the teacher's layer {layer!r}": value for layer, value in step.teacher_features.items()}
     read |= {f"the student's layer {layer!r}": value for layer, value in step.student_features.items()}
     if any(not loss.student_layers or loss.needs_student_logits for loss in losses):
         read["the student's logits"] = step.student_logits
-    return _counted(read)
+    return read
 
 
 def _counted(values: Mapping[str, object]) -> list[str]:

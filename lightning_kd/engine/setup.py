@@ -16,12 +16,12 @@ from lightning_kd.capture.networks import device_of, isolated_random_state, orig
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
 from lightning_kd.engine.checks import (
+    check_first_values,
     check_has_logits,
     check_not_lazy,
     check_not_shared,
     check_parts_not_lazy,
     has_lazy,
-    not_finite,
 )
 from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.engine.labels import check_classes
@@ -412,12 +412,7 @@ class SetUp:
         for name, loss in self.step.objective.leaves:
             check_has_logits(name, loss, tensors)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
-        bad = not_finite(tensors, self.step.objective.components)
-        if bad:
-            raise ValueError(
-                f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
-                "model, the format that it computes in, and these samples."
-            )
+        check_first_values(tensors, self.step.objective.components)
 
     def _viewed(self, loss: DistillationLoss, role: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of a role's layers and logits as a loss reads them."""
