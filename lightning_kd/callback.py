@@ -306,7 +306,7 @@ class DistillationCallback(FitHooks):
         saved: Mapping[str, Any] | None = checkpoint.get(CHECKPOINT_KEY)
         if saved is None or self._run is None:
             return
-        self._run.load(checkpoint)
+        self._run.load(checkpoint, trainer)
         if saved["shapes"] is not None and "losses" in saved:
             suit_checkpoint(self.losses, saved["losses"])
             check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
@@ -379,9 +379,11 @@ class DistillationCallback(FitHooks):
 
     def _wrap_state(self, pl_module: LightningModule) -> None:
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
+        names = {part: name for name, part in pl_module.named_modules()}
         self._patches.add(
             pl_module.register_state_dict_post_hook(_drop_losses),
             pl_module.register_load_state_dict_pre_hook(_fill_losses),
+            pl_module.register_load_state_dict_pre_hook(functools.partial(_check_student, names[self.run.student])),
         )
 
     def _place_teacher(self, trainer: Trainer) -> None:
@@ -437,3 +439,12 @@ def _fill_losses(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any)
     losses = getattr(module, ATTRIBUTE, None)
     if losses is not None:
         state.update({f"{prefix}{ATTRIBUTE}.{name}": value for name, value in losses.state_dict().items()})
+
+
+def _check_student(
+    name: str, module: nn.Module, state: dict[str, Any], prefix: str, _: Any, strict: bool, *__: Any
+) -> None:
+    """Raise a ``ValueError`` in the user's words if a checkpoint is of another student, before torch finds it."""
+    if strict and name:  # else the module itself is the student, whose losses are not in every state
+        own = {f"{prefix}{key}": value for key, value in module.state_dict().items()}
+        check_same_architecture(state, own, f"{prefix}{name}.", "student")

@@ -258,7 +258,7 @@ class DistillationModule(ReplaceableParts):
             return
         example = self.example_input_array
         batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
-        self.run.prepare(self.trainer, self, batch, self._call_student)
+        self.run.prepare(self.trainer, self, batch, partial(batches.call_in_words, self._call_student))
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")
@@ -388,7 +388,7 @@ class DistillationModule(ReplaceableParts):
         """Check that the checkpoint fits, and build the losses for its sizes."""
         if not is_sharded(self):  # whose strategy has loaded the weights by now
             check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
-        self.run.load(checkpoint)
+        self.run.load(checkpoint, self._trainer)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -96,6 +96,33 @@ def unpack_batch(batch: Any) -> Batch:
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
 
 
+def call_in_words(call: Callable[[Any], object], batch: Any) -> object:
+    """Call a student with a batch, and say what the batch is if the student does not take what was made of it.
+
+    Raises:
+        TypeError: If the student does not take it; names the form of the batch and the remedy.
+    """
+    try:
+        return call(batch)
+    except TypeError as error:
+        raise TypeError(
+            f"The student cannot be called with what unpack_batch makes of a batch that is {_form_of(batch)}: {error}. "
+            "Override unpack_batch(batch) to return a lightning_kd.Batch, or give the loader another collate_fn."
+        ) from error
+
+
+def _form_of(value: object, depth: int = 2) -> str:
+    """Return what a batch is made of, such as ``a list of 2: a tuple of 2: float32[3], int64[]; ...``."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, tuple | list) and value and depth:
+        more = ", ..." if len(value) > 3 else ""
+        return (
+            f"a {type(value).__name__} of {len(value)} ({', '.join(_form_of(v, depth - 1) for v in value[:3])}{more})"
+        )
+    return f"a {type(value).__name__}"
+
+
 def with_labels_inside(read: Batch, batch: Any, model: nn.Module) -> Batch:
     """Leave the labels among the inputs of a model that cannot do without them.
 

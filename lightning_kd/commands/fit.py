@@ -5,6 +5,7 @@ arguments. Read a stranger's configuration before you run it, as you would read 
 here: the configuration alone decides what is built.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
+from lightning_kd.commands.config_files import check_config_files
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -98,6 +100,7 @@ def run(args: list[str] | None = None) -> DistillationCLI:
     Args:
         args: Arguments as on the command line; by default those of the process.
     """
+    check_config_files(sys.argv[1:] if args is None else args)
     return DistillationCLI(args=args)
 
 

@@ -1,6 +1,6 @@
 """What is checked of the networks' parameters and outputs, and the words for what is wrong with them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,22 @@ def scalar(name: str, value: object) -> Tensor:
     return value.reshape(())
 
 
+def check_first_values(step: StepTensors, losses: Sequence[DistillationLoss]) -> None:
+    """Raise a ``ValueError`` with the remedy if what losses read of the first samples is not real, or not finite."""
+    for place, value in what_is_read(step, losses).items():
+        if isinstance(value, Tensor) and value.is_complex():
+            raise ValueError(
+                f"The losses read {place}, which holds complex numbers ({value.dtype}), and no loss compares those. "
+                "Name a layer of real numbers, or let the network go on with torch.view_as_real(x) or x.abs()."
+            )
+    bad = not_finite(step, losses)
+    if bad:
+        raise ValueError(
+            f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
+            "model, the format that it computes in, and these samples."
+        )
+
+
 def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:
     """Raise a ``ValueError`` with the remedy if another module has parameters or buffers of the student.
 
@@ -97,6 +113,33 @@ def check_has_weights(student: nn.Module) -> None:
         )
 
 
+def has_lazy(module: nn.Module) -> bool:
+    """Whether a module has parameters whose sizes it learns from its first batch."""
+    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def check_parts_not_lazy(losses: Iterable[tuple[str, nn.Module]]) -> None:
+    """Raise a ``ValueError`` with the remedy if networks or projectors of the losses have no sizes yet."""
+    for name, loss in losses:
+        lazy = [own for own, tensor in (*loss.named_parameters(), *loss.named_buffers()) if is_lazy(tensor)]
+        if lazy:
+            raise ValueError(
+                f"Lazy layers of part {name!r} have no weights yet, so no optimizer could train them: {lazy}. Call the "
+                "network once on a batch before the fit, or give those layers their sizes."
+            )
+
+
+def check_not_lazy(student: nn.Module) -> None:
+    """Raise a ``ValueError`` with the remedy if parts of the student have no sizes after a first call."""
+    lazy = [name for name, tensor in (*student.named_parameters(), *student.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"Lazy layers of the student have no weights after a first call, since it has not called them: {lazy}. "
+            "Call the student once in a way that runs all of its layers before the fit, or give those layers their "
+            "sizes."
+        )
+
+
 def check_learns(student: nn.Module) -> None:
     """Raise a ``ValueError`` if no parameter of the student can be trained."""
     if not any(parameter.requires_grad for parameter in student.parameters()):
@@ -122,17 +165,23 @@ def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Ca
         losses: The losses.
         record: The student's call, to look at its input too.
     """
-    read: dict[str, object] = {}
+    inputs: dict[str, object] = {}
     if record is not None:
-        read |= {f"input {i}": value for i, value in enumerate(record.args)}
-        read |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+        inputs |= {f"input {i}": value for i, value in enumerate(record.args)}
+        inputs |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+    return _counted(inputs | what_is_read(step, losses))
+
+
+def what_is_read(step: StepTensors, losses: Sequence[DistillationLoss]) -> dict[str, object]:
+    """Return the tensors that losses read in a step, by the words for their places."""
+    read: dict[str, object] = {}
     if any(loss.needs_teacher_logits for loss in losses):
         read["the teacher's logits"] = step.teacher_logits
     read |= {f"the teacher's layer {layer!r}": value for layer, value in step.teacher_features.items()}
     read |= {f"the student's layer {layer!r}": value for layer, value in step.student_features.items()}
     if any(not loss.student_layers or loss.needs_student_logits for loss in losses):
         read["the student's logits"] = step.student_logits
-    return _counted(read)
+    return read
 
 
 def _counted(values: Mapping[str, object]) -> list[str]:

@@ -15,7 +15,14 @@ from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
-from lightning_kd.engine.checks import check_has_logits, check_not_shared, not_finite
+from lightning_kd.engine.checks import (
+    check_first_values,
+    check_has_logits,
+    check_not_lazy,
+    check_not_shared,
+    check_parts_not_lazy,
+    has_lazy,
+)
 from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
@@ -77,8 +84,17 @@ class SetUp:
         Raises:
             ValueError: If a loss cannot work on these shapes, or they contradict a checkpoint's.
         """
+        check_parts_not_lazy(self.step.objective.leaves)
         self.claim()
+        with self.step.alone():
+            self._prepare(batch, call_student, module)
+
+    def _prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         self._check_teacher()
+        if has_lazy(self.step.student):  # whose layers get their weights in the first call
+            with self._rehearsing(module):
+                call_student(batch)
+            check_not_lazy(self.step.student)
         if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
             self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
@@ -165,6 +181,7 @@ class SetUp:
         with isolated_random_state():
             for loss in objective.components:
                 loss.build(*(self._viewed(loss, role, shapes[role]) for role in ("student", "teacher")))
+        check_parts_not_lazy(objective.leaves)
         check_not_shared(
             self.step.student, objective.losses, "losses", "which the optimizer would take twice; copy them"
         )
@@ -190,8 +207,10 @@ class SetUp:
             return
         self.claim()
         self.name_layers(saved["layers"])
+        leaves = dict(self.step.objective.leaves)
         for name, views in saved.get("views", {}).items():
-            dict(self.step.objective.leaves)[name].views = views_from(views)
+            if name in leaves:
+                leaves[name].views = views_from(views)
         rows, with_targets = saved["dataset"]
         self.show_dataset(rows, torch.zeros(rows, dtype=torch.long) if with_targets else None)
         self.labels, self.from_checkpoint = saved.get("labels"), True
@@ -393,12 +412,7 @@ class SetUp:
         for name, loss in self.step.objective.leaves:
             check_has_logits(name, loss, tensors)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
-        bad = not_finite(tensors, self.step.objective.components)
-        if bad:
-            raise ValueError(
-                f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
-                "model, the format that it computes in, and these samples."
-            )
+        check_first_values(tensors, self.step.objective.components)
 
     def _viewed(self, loss: DistillationLoss, role: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of a role's layers and logits as a loss reads them."""

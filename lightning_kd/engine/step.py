@@ -1,6 +1,7 @@
 """One training step: look at the student's call, ask the teacher, compare, add."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -80,6 +81,10 @@ class TrainingStep:
         self.detach()
         self.teacher = teacher
         self.watch()
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep fits in other threads from the teacher during a block."""
+        return nullcontext() if self.teacher is None else self.teacher.alone()
 
     def watch(self) -> None:
         """Watch the layers that the losses name."""

@@ -191,7 +191,10 @@ def _write_program(
         if chosen == "onnx":
             file.write(onnx_bytes(program))
         else:
-            torch.export.save(program, file)
+            # on a full disk torch 2.10 to 2.14 raises, and ends the process when its unfinished writer is collected
+            whole = io.BytesIO()
+            torch.export.save(program, whole)
+            file.write(whole.getbuffer())
 
 
 def _in_first_process(write: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints that are written whole or not at all, and that run no code when they are read."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,15 +57,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_whole_checkpoints(trainer: Trainer) -> None:
-    """Let a Trainer use :class:`AtomicCheckpointIO`, unless its user chose another ``CheckpointIO``."""
+    """Let a Trainer use :class:`AtomicCheckpointIO` in this run, unless its user chose another ``CheckpointIO``.
+
+    The Trainer's own is back when its strategy tears ours down: after the last checkpoint, that of an exception too.
+    """
     # Lightning 2.6 has no public base class of a CheckpointIO around another one, such as AsyncCheckpointIO, and the
     # setter of its property checkpoint_io does nothing once there is an inner one
-    wrapper, io = None, cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
+    outermost = io = cast("CheckpointIO | None", trainer.strategy.checkpoint_io)
+    wrapper = None
     while isinstance(io, _WrappingCheckpointIO):
         wrapper, io = io, io.checkpoint_io
     if type(io) is not TorchCheckpointIO:
         return
     if wrapper is None:
-        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        strategy, ours = trainer.strategy, AtomicCheckpointIO()
+        strategy.checkpoint_io = ours
+        _after_teardown(ours, partial(setattr, strategy, "checkpoint_io", io))
     else:
+        assert outermost is not None, "the wrapper is there"
         wrapper._checkpoint_io = AtomicCheckpointIO()
+        _after_teardown(outermost, partial(setattr, wrapper, "_checkpoint_io", io))
+
+
+def _after_teardown(io: CheckpointIO, then: Callable[[], None]) -> None:
+    """Do something once, after a ``CheckpointIO`` has been torn down and its last checkpoint is written."""
+
+    def teardown() -> None:
+        del vars(io)["teardown"]
+        try:
+            io.teardown()
+        finally:
+            then()
+
+    vars(io)["teardown"] = teardown

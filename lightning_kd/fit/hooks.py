@@ -56,15 +56,20 @@ class FitHooks(Callback):
         """Give the losses the moment of the run."""
         if batch_idx == 0:  # after all that hooks of the module may have replaced
             self.find_again(pl_module)
+        self.run.gradients.forget()  # of an accumulated batch, whose tensors would take memory in this one
         self.run.clock.start_batch(pl_module, batch_idx)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Write a log line every ``log_every_n_steps``."""
-        self.run.before_optimizer_step(pl_module)
+        self.run.before_optimizer_step(pl_module, optimizer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the steps since the last line."""
-        self.run.lines.epoch_end(pl_module)
+        self.run.epoch_end(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look whether the teacher is as it was."""
+        self.run.train_end()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin to compare student and teacher."""
@@ -131,7 +136,7 @@ class ModuleHooks(FitHooks):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take up what resuming needs beside weights, also where the module overrides this hook."""
-        self.run.load(checkpoint)
+        self.run.load(checkpoint, trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave student, teacher and Trainer as they were."""

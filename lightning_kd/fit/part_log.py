@@ -9,6 +9,8 @@ from torch import Tensor
 
 _WAIT = 64
 """Steps that are kept before they are added up."""
+SPARED = " On the CPU the weights have not been updated with it."
+"""A sentence of the error, for who knows better."""
 
 
 class PartLog:
@@ -47,6 +49,8 @@ class PartLog:
         self._epoch = _Sum()
         self._by_steps = False
         """Whether the steps of this epoch count alike: its first ones come from a log that knows no rows."""
+        self.bad_step: int | None = None
+        """Number of the first step whose loss was not finite, once that is known."""
 
     def add(
         self,
@@ -160,6 +164,7 @@ class PartLog:
         for step, row in zip(steps, table, strict=True):
             bad = {name: v for name, v in zip(self._names, row, strict=True) if not math.isfinite(v)}
             if bad:
+                self.bad_step = step
                 raise _not_finite(bad, step)
 
 
@@ -201,7 +206,7 @@ def _not_finite(bad: Mapping[str, float], step: int) -> FloatingPointError:
     parts = {name: value for name, value in bad.items() if name != "loss"} or dict(bad)
     named = ", ".join(f"{name!r} is {value}" for name, value in parts.items())
     return FloatingPointError(
-        f"The loss is not finite at step {step}: {named}. On the CPU the weights have not been updated with it. "
+        f"The loss is not finite at step {step}: {named}.{SPARED} "
         "Look at this batch for NaN or inf, lower the learning rate or the weight of that part, or use bf16-mixed "
         "in place of 16-mixed."
     )

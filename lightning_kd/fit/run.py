@@ -1,13 +1,15 @@
 """A distillation inside a Trainer: hands each moment of a run on to the parts that have something to do then."""
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.optim import Optimizer
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
@@ -21,9 +23,11 @@ from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
+from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
 from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.first_batch import rows_and_targets
+from lightning_kd.fit.gradients import GradientCheck, with_state_of_weights
 from lightning_kd.fit.lines import Lines
 from lightning_kd.fit.neighbours import copy_again, keep_from_ddp, say_what_the_summary_leaves_out, warn_of_eval_mode
 from lightning_kd.fit.part_log import PartLog
@@ -74,8 +78,10 @@ class DistillationRun:
         self.task = TaskWatch(self.objective)
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
+        self.gradients = GradientCheck(self.step)
+        self.as_it_was = AsItWas()
         self.patches = Patches() if patches is None else patches
-        self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches)
+        self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
         self._warned_of_empty = False
 
@@ -154,6 +160,7 @@ class DistillationRun:
         self.lines.begin()
         self.clock.begin()
         check_clips(trainer)
+        self.as_it_was.set_up(self.teacher, made_of_student=self.clock.source is not None)
         if self.objective.needs_index:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
@@ -192,6 +199,8 @@ class DistillationRun:
         self.place_teacher()
         self.unused.start(compiled=is_compiled(self.student))
         self.clock.start(module.trainer)
+        self.gradients.start(module.trainer)
+        self.as_it_was.begin(self.teacher, made_of_student=self.clock.source is not None)
         check_learns(self.student)
         self.resume.fit_start()
         warn_of_eval_mode(self.student)
@@ -234,37 +243,59 @@ class DistillationRun:
         goal = self.clock.goal
         terms = self.step.terms(goal, batch, read, calls, task)
         if not self.clock.tuning:
+            self.gradients.remember(goal, terms.tensors)
             try:
                 self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
             except FloatingPointError as error:
+                self.gradients.look(module, self.log.bad_step)
+                said = with_state_of_weights(error, module)
                 if terms.total.isfinite():  # an earlier step's, of which nothing is left to look at
-                    raise
+                    raise FloatingPointError(said) from None
                 where = self.step.where_not_finite(terms, calls[-1])
-                raise FloatingPointError(f"{error} {where}") from None
+                raise FloatingPointError(f"{said} {where}") from None
         varies = self.clock.source is not None or bool(self.objective.stages)
         return self.unused.keep(terms.total, module, [call.output for call in calls], empty=empty, varies=varies)
 
-    def before_optimizer_step(self, module: LightningModule) -> None:
-        """Leave unused parameters alone, and write a line if one is due."""
+    def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
+        """Leave unused parameters alone, look at the gradients, and write a line if one is due."""
         self.unused.before_optimizer_step(module, in_stage=self.clock.goal.in_stage)
-        self.lines.before_optimizer_step(module)
+        if not self.clock.tuning:
+            self.gradients.before_optimizer_step(module, optimizer, self.lines.steps)
+        try:
+            self.lines.before_optimizer_step(module)
+        except FloatingPointError:
+            self.gradients.look(module, self.log.bad_step)
+            raise
+
+    def epoch_end(self, module: LightningModule) -> None:
+        """Log the steps since the last line."""
+        with self._gradients_told_first(module):
+            self.lines.epoch_end(module)
+        self.as_it_was.check(self.teacher, early=True)
+
+    def train_end(self) -> None:
+        """Look whether the teacher is as it was."""
+        self.as_it_was.check(self.teacher)
 
     def start_evaluation(self, module: LightningModule) -> None:
         """Begin to compare student and teacher, and give callbacks the means of the epoch so far."""
         self.evaluation.start()
-        self.lines.show_epoch_so_far(module)
+        with self._gradients_told_first(module):
+            self.lines.show_epoch_so_far(module)
 
     def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Write into a checkpoint what resuming needs beside weights; every process must call this."""
-        self.resume.save(trainer, checkpoint, tuning=self.clock.tuning)
+        with self._gradients_told_first(trainer.lightning_module):
+            self.resume.save(trainer, checkpoint, tuning=self.clock.tuning)
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: Mapping[str, Any], trainer: Trainer | None = None) -> None:
         """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it."""
-        self.resume.load(checkpoint)
+        self.resume.load(checkpoint, trainer)
 
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""
         self.started = False
+        self.gradients.stop()
         self.step.detach()
         self.patches.undo_all()
 
@@ -279,6 +310,16 @@ class DistillationRun:
             for name, loss in over_labels
             if name in terms.parts
         } or None
+
+    @contextmanager
+    def _gradients_told_first(self, module: LightningModule) -> Iterator[None]:
+        """Look at the gradients that wait after the block, or before it reports the loss that they have led to."""
+        try:
+            yield
+        except FloatingPointError:
+            self.gradients.look(module, self.log.bad_step)
+            raise
+        self.gradients.look(module)
 
     def _warn_of_empty(self, module: LightningModule) -> None:
         if not self._warned_of_empty:

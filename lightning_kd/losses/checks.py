@@ -1,5 +1,6 @@
 """Checks of a loss's inputs and options: each raises a ``ValueError`` that names the values and the remedy."""
 
+import math
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -38,6 +39,8 @@ def check_maps(function: str, student: Shape, teacher: Shape) -> None:
 def check_positive(function: str, **values: Scalar) -> None:
     """Raise a ``ValueError`` that names the first argument that is not a positive, finite number at all times."""
     for name, value in values.items():
+        if type(value) is float and 0.0 < value < math.inf:  # as in most steps
+            continue
         if not all(0.0 < extreme < float("inf") for extreme in extremes(value)):
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, Self
 
 import torch
@@ -77,6 +78,10 @@ class Teacher(ABC):
 
     def detach(self) -> None:
         """Leave no trace on a network."""
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Keep fits in other threads from the teacher during a block, if it could not serve several at once."""
+        return nullcontext()
 
     def place(self, device: torch.device) -> None:
         """Answer on a device."""

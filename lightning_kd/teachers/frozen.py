@@ -1,20 +1,29 @@
 """The frozen teacher: in eval mode, without gradients, and invisible to checkpoints, optimizers and copies."""
 
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
+from lightning_kd.capture.networks import original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import load_weights, materialize
 from lightning_kd.teachers.base import Lesson, Teacher
 
+_GUARD = threading.Lock()
+_LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
+"""A lock for each network that teaches. A lock cannot be copied or pickled, so no teacher keeps its own."""
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -43,6 +52,16 @@ def as_teacher(
     return None if teacher is None else FrozenTeacher(teacher, dtype, weights)
 
 
+def check_not_lazy(module: nn.Module) -> None:
+    """Raise a ``ValueError`` with the remedy if a teacher has parameters whose sizes it would learn from a batch."""
+    lazy = [name for name, tensor in (*module.named_parameters(), *module.named_buffers()) if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(
+            f"The teacher {type(module).__name__} has lazy layers that have no weights yet: {lazy[0]!r} and "
+            f"{len(lazy) - 1} more. Call it once on a batch, load its weights, and give it then."
+        )
+
+
 class FrozenTeacher(Teacher):
     """Holds a teacher outside the module registry, frozen and in eval mode.
 
@@ -64,10 +83,12 @@ class FrozenTeacher(Teacher):
     def __init__(
         self, module: nn.Module, dtype: Precision | torch.dtype | None = None, weights: Weights | None = None
     ) -> None:
+        check_not_lazy(module)
         self.module: nn.Module = module.requires_grad_(False).eval()
         self.dtype = dtype_of(dtype)
         self.weights = weights
         self._weights_read = weights is None
+        self._told_of_draws = False
         self._parts = tuple(module.modules())
         self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None:
@@ -94,8 +115,16 @@ class FrozenTeacher(Teacher):
         return answer
 
     def first_answer(self, batch: Any, call: Call) -> Call:
-        """Run the teacher at set-up, where its layers may not be watched yet."""
-        return self._run(call)
+        """Run the teacher at set-up, where its layers may not be watched yet; warn if it draws random numbers."""
+        before = torch.get_rng_state()
+        answer = self._run(call)
+        if not self._told_of_draws and not torch.equal(before, torch.get_rng_state()):
+            self._told_of_draws = True
+            rank_zero_warn(
+                f"The teacher {type(original(self.module)).__name__} draws random numbers in eval mode, so it gives "
+                "another answer each time; write F.dropout(x, p, training=self.training), or nn.Dropout."
+            )
+        return answer
 
     def check_first_answer(self, lesson: Lesson) -> None:
         """Learn which layers are overwritten in place, to copy their values from then on."""
@@ -104,10 +133,15 @@ class FrozenTeacher(Teacher):
         self.capture.copy_changed(lesson)
 
     def _run(self, call: Call) -> Call:
-        with self.capture.recording() as answer:
+        with self.alone(), self.capture.recording() as answer:
             output = self(*call.args, **call.kwargs)
         answer.called, answer.args, answer.kwargs, answer.output = True, call.args, call.kwargs, output
         return answer
+
+    def alone(self) -> AbstractContextManager[object]:
+        """Hold the lock of the network, on whose layers the hooks of fits in several threads may hang."""
+        with _GUARD:
+            return _LOCKS.setdefault(self.module, threading.RLock())
 
     def watch(self, layers: Iterable[str]) -> None:
         """Learn which layers the losses read."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd.data import Indexed
+from lightning_kd.fit.gradients import GradientCheck
 from lightning_kd.fit.part_log import PartLog
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.schedules import StepSchedule
@@ -172,9 +173,51 @@ class SaveAfter(Callback):
 
 @pytest.mark.parametrize("door", DOORS)
 def test_an_accelerator_learns_of_it_late_but_before_a_checkpoint_is_written(door, tmp_path, monkeypatch):
-    monkeypatch.setattr(PartLog, "_waits", lambda self, value: True)
+    for owner in (PartLog, GradientCheck):
+        monkeypatch.setattr(owner, "_waits", lambda self, value: True)
     made, callbacks = support.through(door)
     path = tmp_path / "bad.ckpt"
     with pytest.raises(FloatingPointError, match=says("not finite at step 1", "'kd' is nan")):
         support.fit(made, train=marked(9, NAN), callbacks=[*callbacks, SaveAfter(path)], log_every_n_steps=50)
     assert not path.exists()
+
+
+class Complex(support.ConvNet):
+    """Has a layer of complex numbers."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.spectrum = nn.Identity()
+
+    def forward(self, x):
+        features = self.features(x)
+        self.spectrum(torch.fft.fft2(features))
+        return self.head(features.flatten(1))
+
+
+@pytest.mark.parametrize("loss", ["HintLoss", "ATLoss", "SPLoss", "ICKDLoss", "RKDLoss", "NSTLoss"])
+@pytest.mark.parametrize("door", DOORS)
+def test_complex_features_are_refused_at_setup(door, loss):
+    losses = [support.exported_losses()[loss]("spectrum", "spectrum")]
+    made, callbacks = support.through(door, Complex(3), guide=Complex(3), losses=losses)
+    words = says("read the teacher's layer 'spectrum', which holds complex numbers (torch.complex64)", "x.abs()")
+    with pytest.raises(ValueError, match=words):
+        support.fit(made, callbacks=callbacks)
+
+
+@pytest.mark.parametrize(
+    ("collate", "form"),
+    [
+        (list, "a list of 2 (a tuple of 2 (float32[1, 4, 4], int64[])"),
+        (
+            lambda rows: [torch.utils.data.default_collate(rows)],
+            "a list of 1 (a list of 2 (float32[2, 1, 4, 4], int64[2]",
+        ),
+    ],
+)
+def test_a_batch_that_is_a_list_is_told_in_words(collate, form):
+    """Two samples are looked at."""
+    made = support.module(losses=[KDLoss()])
+    train = DataLoader(support.data(), batch_size=8, collate_fn=collate)
+    with pytest.raises(TypeError, match=says("a batch that is", form, "Override unpack_batch")):
+        support.fit(made, train=train, val=train)

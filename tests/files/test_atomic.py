@@ -1,6 +1,7 @@
 """A file is written through links, keeps its mode, and replaces nothing that is no file."""
 
 import errno
+import gc
 import os
 import resource
 import signal
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from lightning_kd import export_student
 from lightning_kd.files.atomic import atomic_write
@@ -195,3 +197,19 @@ def test_a_full_disk_is_told_and_the_former_file_stays(suffix, tmp_path):
     assert codes == [7]
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["pt2", "onnx"])
+def test_a_process_outlives_an_export_onto_a_full_disk(suffix, tmp_path):
+    """The writers of torch end the process if they are collected unfinished."""
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        with pytest.raises(OSError, match="Cannot write the file: the file would be larger"):
+            export_student(nn.Linear(4, 3), tmp_path / f"a.{suffix}", example=torch.zeros(2, 4))
+        gc.collect()
+        os._exit(7)
+
+    assert processes.forked("a full disk", [work], limit=120) == [7]
+    assert not list(tmp_path.iterdir())

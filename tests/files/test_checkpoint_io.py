@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from lightning_kd.files.checkpoint_io import AtomicCheckpointIO
@@ -96,22 +97,6 @@ def test_a_failure_to_write_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("door", DOORS)
-def test_both_doors_write_whole_checkpoints_and_leave_another_way_alone(door):
-    class Mine(TorchCheckpointIO):
-        pass
-
-    def used(*plugins):
-        made, callbacks = support.through(door)
-        return support.fit(made, callbacks=callbacks, plugins=list(plugins), max_epochs=1).strategy.checkpoint_io
-
-    mine = Mine()
-    assert type(used()) is AtomicCheckpointIO
-    assert used(mine) is mine
-    assert type(used(AsyncCheckpointIO()).checkpoint_io) is AtomicCheckpointIO
-    assert used(AsyncCheckpointIO(mine)).checkpoint_io is mine
-
-
-@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("length", [0, 1, 1000, -1])
 def test_half_a_checkpoint_given_by_hand_is_told_by_its_name(door, length, tmp_path):
     path = tmp_path / "half.ckpt"
@@ -131,3 +116,93 @@ def test_half_a_teacher_is_told_by_its_name(suffix, tmp_path):
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(ValueError, match=rf"teacher.{suffix}' \(\d+ bytes\) cannot be read to its end"):
         from_checkpoint(support.student(), path)
+
+
+class OwnIO(TorchCheckpointIO):
+    """A user's own, which counts."""
+
+    def __init__(self):
+        self.saved = self.torn_down = 0
+
+    def save_checkpoint(self, *args, **kwargs):
+        self.saved += 1
+        super().save_checkpoint(*args, **kwargs)
+
+    def teardown(self):
+        self.torn_down += 1
+
+
+class Watch(Callback):
+    """Remembers who writes checkpoints in a run, and breaks it off on demand."""
+
+    def __init__(self, breaks=False):
+        self.breaks, self.seen = breaks, []
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen.append(_innermost(trainer.strategy.checkpoint_io))
+        if self.breaks:
+            raise RuntimeError("broken off")
+
+
+def _innermost(io):
+    while isinstance(io, AsyncCheckpointIO):
+        io = io.checkpoint_io
+    return io
+
+
+PLUGINS = {
+    "none": list,
+    "plain": lambda: [TorchCheckpointIO()],
+    "in threads": lambda: [AsyncCheckpointIO(TorchCheckpointIO())],
+    "in threads of threads": lambda: [AsyncCheckpointIO(AsyncCheckpointIO(TorchCheckpointIO()))],
+    "own": lambda: [OwnIO()],
+    "own in threads": lambda: [AsyncCheckpointIO(OwnIO())],
+}
+
+
+@pytest.mark.parametrize("plugins", PLUGINS)
+@pytest.mark.parametrize("ends", ["finished", "broken off", "refused"])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_trainer_writes_its_checkpoints_as_before_when_the_run_is_over(door, ends, plugins, tmp_path):
+    given = PLUGINS[plugins]()
+    watch = Watch(breaks=ends == "broken off")
+    guide = support.teacher(classes=7 if ends == "refused" else support.CLASSES)
+    made, callbacks = support.through(door, guide=guide)
+    trainer = support.trainer(callbacks=[*callbacks, watch], plugins=given, max_epochs=1, default_root_dir=tmp_path)
+    before = trainer.strategy.checkpoint_io
+    inner, attributes = _innermost(before), set(vars(before))
+    for _ in range(2):  # two fits of one Trainer
+        if ends == "finished":
+            trainer.fit_loop.epoch_progress.reset()
+            trainer.fit(made, support.loader(), support.loader())
+        else:
+            with pytest.raises((RuntimeError, ValueError)):
+                trainer.fit(made, support.loader(), support.loader())
+        assert trainer.strategy.checkpoint_io is before
+        assert _innermost(before) is inner
+        assert vars(before).keys() == attributes
+    assert all(type(io) is (OwnIO if "own" in plugins else AtomicCheckpointIO) for io in watch.seen)
+    assert watch.seen or ends == "refused"
+    if plugins == "own":
+        assert inner.torn_down >= 2
+
+
+@pytest.mark.filterwarnings("ignore:.*ckpt_path=:UserWarning")  # by Lightning's own callback
+@pytest.mark.parametrize("plugins", ["none", "in threads"])
+@pytest.mark.parametrize("door", DOORS)
+def test_the_checkpoint_of_an_exception_is_written_whole_too(door, plugins, tmp_path, monkeypatch):
+    written = []
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def noted(self, checkpoint, path, storage_options=None):
+        written.append(path)
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", noted)
+    made, callbacks = support.through(door)
+    saver = OnExceptionCheckpoint(tmp_path)
+    options = {"plugins": PLUGINS[plugins](), "enable_checkpointing": True, "default_root_dir": tmp_path}
+    with pytest.raises(RuntimeError, match="broken off"):
+        support.fit(made, callbacks=[*callbacks, Watch(breaks=True), saver], **options)
+    assert [os.path.basename(path) for path in written] == ["on_exception.ckpt"]
+    assert torch.load(tmp_path / "on_exception.ckpt", weights_only=True)["state_dict"]

@@ -4,16 +4,20 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.lines import Lines
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.resume import processes, random_state
 from lightning_kd.fit.resume.loops import continue_loops, skip_seen_batches, unfinished_gradients
+from lightning_kd.fit.resume.made_of import differences, made_of, of_older
 from lightning_kd.losses.base import DistillationLoss
 
 
@@ -25,19 +29,25 @@ class ResumeState:
         lines: What is written of each step.
         evaluation: What the evaluations gave.
         patches: Where replacements of Lightning's methods are remembered.
+        as_it_was: What the teacher was at set-up.
     """
 
-    def __init__(self, setup: SetUp, lines: Lines, evaluation: Evaluation, patches: Patches) -> None:
+    def __init__(
+        self, setup: SetUp, lines: Lines, evaluation: Evaluation, patches: Patches, as_it_was: AsItWas
+    ) -> None:
         self.setup = setup
+        self.as_it_was = as_it_was
         self.lines = lines
         self.evaluation = evaluation
         self.patches = patches
         self._processes: list[dict[str, Any]] = []
         self._data_start: dict[str, Any] = {}
+        self._compared = False
 
     def begin(self) -> None:
         """Forget what an earlier checkpoint has left: this fit does not go on from it unless it is loaded again."""
         self._processes = []
+        self._compared = False
         self.evaluation.teacher_accuracy = None
 
     def fit_start(self) -> None:
@@ -82,18 +92,23 @@ class ResumeState:
             logger.save()
         checkpoint[CHECKPOINT_KEY] = {
             **self.setup.state(),
+            "made_of": self._made_of(),
             "stages": [[stage.length, stage.unit] for stage in self.setup.step.objective.stages],
             "teacher_accuracy": self.evaluation.teacher_accuracy,
             "processes": processes.gather(self._process_state(trainer, tuning)),
         }
 
-    def load(self, checkpoint: Mapping[str, Any]) -> None:
+    def load(self, checkpoint: Mapping[str, Any], trainer: Trainer | None = None) -> None:
         """Build the losses for a checkpoint's sizes, and remember the rest for the fit that goes on from it.
 
         A later fit that does not go on from it forgets the rest in :meth:`begin`.
 
+        Args:
+            checkpoint: The checkpoint.
+            trainer: The Trainer that goes on from it, ``None`` without one.
+
         Raises:
-            ValueError: If the checkpoint's student is of another architecture.
+            ValueError: If the checkpoint's losses or data are others, with which a fit cannot go on.
         """
         saved = checkpoint.get(CHECKPOINT_KEY)
         if saved is None:
@@ -101,10 +116,44 @@ class ResumeState:
         self._processes = saved["processes"]
         self.evaluation.teacher_accuracy = saved["teacher_accuracy"]
         objective = self.setup.step.objective
-        for stage, (length, unit) in zip(objective.stages, saved["stages"], strict=True):
-            stage.length, stage.unit = length, unit
+        if len(objective.stages) == len(saved["stages"]):  # else the losses are others, which has been told
+            for stage, (length, unit) in zip(objective.stages, saved["stages"], strict=True):
+                stage.length, stage.unit = length, unit
         objective.forget_goals()
         self.setup.restore(saved)
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and not self._compared:
+            self._compared = True
+            self._compare(checkpoint, saved)
+
+    def _made_of(self) -> dict[str, Any]:
+        step = self.setup.step
+        return made_of(step.objective, step.teacher, self.as_it_was.number, getattr(step.hooks, "task_loss", None))
+
+    def _compare(self, checkpoint: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+        """Say in what the checkpoint differs from this fit.
+
+        Raises:
+            ValueError: If weights or memories of the losses are of other layers or losses, or do not fit.
+        """
+        now = self._made_of()
+        found, others = differences(saved.get("made_of") or of_older(saved, now), now)
+        losses = self.setup.step.objective.losses
+        if not is_sharded(losses):
+            own, kept = losses.state_dict(), _state_of_losses(checkpoint, saved)
+            owners = {name.partition(".")[0] for name in (*own, *kept)}
+            same = {name: tuple(t.shape) for name, t in own.items()} == {n: tuple(t.shape) for n, t in kept.items()}
+            if not same or any(name.partition(".")[0] in owners for name in others):
+                what = "; ".join(found) or "their weights have other shapes"
+                raise ValueError(
+                    f"A fit cannot go on from this checkpoint with other losses, whose weights or memories it does not "
+                    f"hold: {what}. Fit with what the checkpoint was made with, or begin a new fit, without ckpt_path, "
+                    "of its student (lightning_kd.teachers.from_checkpoint reads it)."
+                )
+        if found:
+            rank_zero_warn(
+                f"This fit goes on from a checkpoint that was made with something else: {'; '.join(found)}. It goes on "
+                "with what is given now. If that is not meant, fit with what the checkpoint was made with."
+            )
 
     def _take_up_process(self) -> dict[str, Any] | None:
         states, self._processes = self._processes, []
@@ -131,3 +180,11 @@ class ResumeState:
         for path, loss in self.setup.step.objective.losses.named_modules():
             if isinstance(loss, DistillationLoss):
                 yield from ((f"{path}.{name}", loss.get_buffer(name)) for name in loss.local_buffers)
+
+
+def _state_of_losses(checkpoint: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return what the losses have learned: the callback keeps it by itself, the module in its own state."""
+    if "losses" in saved:
+        return dict(saved["losses"])
+    state = checkpoint.get("state_dict", {})
+    return {name.removeprefix("losses."): value for name, value in state.items() if name.startswith("losses.")}
