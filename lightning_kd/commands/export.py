@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_kd.capture.example import zeros_for
+from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.export.student import Format, choose_format, export_student, write_weights
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.files.class_paths import check_value
@@ -25,7 +25,7 @@ def export(words: list[str]) -> None:
         words: Arguments as on the command line, after ``export``.
     """
     description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(prog="lightning-kd export", description=description)
+    parser = Parser(prog="lightning-kd export", description=description)
     parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
     export_checkpoint(**parser.parse_args(words).as_dict())
 
@@ -97,7 +97,7 @@ def _configured(config: str) -> object:
 
 
 def _build(described: object) -> nn.Module:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     # LightningCLI parses the student with fail_untyped=False too, so an argument without a type is accepted
     parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)
     parsed = parser.parse_object({"student": described})

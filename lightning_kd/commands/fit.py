@@ -5,11 +5,13 @@ arguments. Read a stranger's configuration before you run it, as you would read 
 here: the configuration alone decides what is built.
 """
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import yaml
 from jsonargparse import _common, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -17,6 +19,10 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
+from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.commands.parsing.help import EVERYTHING
+from lightning_kd.commands.parsing.losses import OPTION, named_by_class, options_of_one, overview, set_option
+from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -33,17 +39,42 @@ class DistillationCLI(LightningCLI):
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={"description": "Distil a student from a teacher with PyTorch Lightning."},
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "lightning-kd",
+                    "description": "Distil a student from a teacher with PyTorch Lightning.",
+                },
                 args=args,
                 **kwargs,
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
+        if args is None or isinstance(args, list):
+            args = named_by_class(sys.argv[1:] if args is None else args)
+            if args[-1:] == [f"{OPTION}.help"]:
+                print(overview())
+                parser.exit()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
-            super().parse_arguments(parser, args)
+            try:
+                super().parse_arguments(parser, self._with_options_of_one_loss(parser, args))
+            except (ValueError, OSError, RecursionError) as error:  # such as a file that cannot be read
+                parser.error(str(error), error)
         self._check_class_paths(parser)
+
+    def _with_options_of_one_loss(self, parser: LightningArgumentParser, args: ArgsType) -> ArgsType:
+        """Write the options of single losses into the list of all, as the other words give it."""
+        words, options = options_of_one(args) if isinstance(args, list) else ([], [])
+        if not options:
+            return args
+        super().parse_arguments(parser, [word for word in words if not word.startswith("--print_config")])
+        self._dump_config()
+        losses = self.config_dump["model"]["losses"]
+        del self.config_dump
+        for option, value in options:
+            set_option(losses, option, yaml_text.load(value))
+        return [*words, f"{OPTION}={yaml.safe_dump(losses, default_flow_style=True, width=sys.maxsize)}"]
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
@@ -69,8 +100,9 @@ class DistillationCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the summary table."""
+        """Add the summary table, and the help without its brevity."""
         parser.add_lightning_class_args(DistillationSummary, "summary")
+        parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
 
 
 @contextmanager

@@ -1,0 +1,67 @@
+"""The short help: what each option is for, in a line or two, and how to see the rest."""
+
+import argparse
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from jsonargparse import DefaultHelpFormatter
+
+EVERYTHING = "--help.all"
+_MORE = """\
+More:
+  {command} --help.all                      all options with their types, and the classes that they take
+  {command} --model.losses.help             the losses and strategies, one line each
+  {command} --model.losses.help=KDLoss      the options of one loss
+  {command} --OPTION.help=CLASS             the options of a class, for an OPTION that takes one: --model.student,
+                                            --model.teacher, --model.optimizer, --data, --trainer.callbacks, ...
+  {command} --config FILE --print_config    what would run, with every default; this is YAML for --config again
+
+Losses in YAML are classes or strategies, each with options if you like:
+  losses: [RESPONSE_BASED, {{HintLoss: {{weight: 100}}}}]
+One option of one loss, by its logged name, its class, its strategy or its number from 0:
+  --model.losses.kd.temperature=2           over what --config says; the other options stay as they are
+"""
+
+
+def more(command: str) -> str:
+    """Return what stands below the options.
+
+    Args:
+        command: The words that call the command.
+    """
+    return _MORE.format(command=command)
+
+
+class ShortHelp(DefaultHelpFormatter):
+    """Options with the first sentence of their help and their default; no types, no list of classes."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 32, **kwargs})
+
+    def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
+        """Say that there are options, without a list of them all."""
+        super().add_usage("%(prog)s [OPTION ...]", [], *args, **kwargs)
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Leave out what only shows another help; the lines below the options say how that is asked for."""
+        if not any(option.endswith(".help") for option in action.option_strings):
+            super().add_argument(action)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        options = [option for option in action.option_strings if not option.endswith("+")]
+        choices = f" {action.metavar}" if str(action.metavar).startswith("{") and "true" not in str(action.metavar) else ""
+        return ", ".join(options) + choices
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        sentence = re.match(r".+?(?:\.(?=\s+[A-Z`])|\.$|$)", " ".join((action.help or "").split()))
+        said = re.sub(r":\w+:`~?([^`]+)`", lambda role: role.group(1).rpartition(".")[2], sentence.group() if sentence else "")
+        said = said.replace("``", "").rstrip(".").replace("%", "%%") if "%(" not in said else said
+        default = action.default
+        if default is None or default is argparse.SUPPRESS or default == "" or "default" in said.lower():
+            return said
+        return f"{said} (default: {getattr(default, 'class_path', None) or _short(default)})"
+
+
+def _short(default: object) -> str:
+    return str(default["class_path"] if isinstance(default, dict) and "class_path" in default else default)
