@@ -5,6 +5,7 @@ arguments. Read a stranger's configuration before you run it, as you would read 
 here: the configuration alone decides what is built.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Iterator
@@ -19,10 +20,12 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
+from lightning_kd.commands.main import COMMANDS
 from lightning_kd.commands.parsing import yaml_text
 from lightning_kd.commands.parsing.help import EVERYTHING
 from lightning_kd.commands.parsing.losses import OPTION, named_by_class, options_of_one, overview, set_option
 from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -43,6 +46,7 @@ class DistillationCLI(LightningCLI):
                 parser_kwargs={
                     "prog": "lightning-kd",
                     "description": "Distil a student from a teacher with PyTorch Lightning.",
+                    **{command: {"description": COMMANDS[command].summary} for command in self.subcommands()},
                 },
                 args=args,
                 **kwargs,
@@ -58,23 +62,37 @@ class DistillationCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             try:
-                super().parse_arguments(parser, self._with_options_of_one_loss(parser, args))
-            except (ValueError, OSError, RecursionError) as error:  # such as a file that cannot be read
+                super().parse_arguments(parser, self._completed(parser, args))
+            except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:  # such as a file that cannot be read
+                parser.args = args
                 parser.error(str(error), error)
         self._check_class_paths(parser)
 
-    def _with_options_of_one_loss(self, parser: LightningArgumentParser, args: ArgsType) -> ArgsType:
-        """Write the options of single losses into the list of all, as the other words give it."""
-        words, options = options_of_one(args) if isinstance(args, list) else ([], [])
-        if not options:
+    def _completed(self, parser: LightningArgumentParser, args: ArgsType) -> ArgsType:
+        """Return the words with what jsonargparse does not do: one option of one loss, and defaults of a new class.
+
+        Both need to know what the words give together, so the words are parsed twice where they matter.
+        """
+        if not isinstance(args, list):
+            return args
+        words, options = options_of_one(args)
+        named = given(words) if not _asks_for_help(words) else {}
+        if not options and not any(option.is_renamed for option in named.values()):
             return args
         super().parse_arguments(parser, [word for word in words if not word.startswith("--print_config")])
-        self._dump_config()
-        losses = self.config_dump["model"]["losses"]
-        del self.config_dump
-        for option, value in options:
-            set_option(losses, option, yaml_text.load(value))
-        return [*words, f"{OPTION}={yaml.safe_dump(losses, default_flow_style=True, width=sys.maxsize)}"]
+        parsed = yaml.safe_load(parser.dump(self.config, format="yaml", skip_validation=True))
+        parsed = parsed.get(self.config.get("subcommand"), parsed)
+        losses = parsed["model"].get("losses")
+        for name, option in named.items():
+            if isinstance(option, GivenLosses):
+                for spec, item in zip(losses or [], option.items, strict=option.is_renamed):
+                    spec.setdefault("init_args", {}).update(own_defaults(spec, item, name))
+            elif spec := functools.reduce(lambda content, key: (content or {}).get(key), name.split("."), parsed):
+                changed = own_defaults(spec, option, name)
+                words += [f"--{name}.{key}={yaml_text.dump(value)}" for key, value in changed.items()]
+        for key, value in options:
+            set_option(losses, key, yaml_text.load(value))
+        return [*words, f"{OPTION}={yaml_text.dump(losses)}"] if losses else words
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
@@ -103,6 +121,10 @@ class DistillationCLI(LightningCLI):
         """Add the summary table, and the help without its brevity."""
         parser.add_lightning_class_args(DistillationSummary, "summary")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    return any(word == "-h" or word.partition("=")[0].endswith(("--help", ".help", EVERYTHING)) for word in words)
 
 
 @contextmanager

@@ -9,18 +9,19 @@ from jsonargparse import DefaultHelpFormatter
 
 EVERYTHING = "--help.all"
 _MORE = """\
-More:
-  {command} --help.all                      all options with their types, and the classes that they take
-  {command} --model.losses.help             the losses and strategies, one line each
-  {command} --model.losses.help=KDLoss      the options of one loss
-  {command} --OPTION.help=CLASS             the options of a class, for an OPTION that takes one: --model.student,
-                                            --model.teacher, --model.optimizer, --data, --trainer.callbacks, ...
-  {command} --config FILE --print_config    what would run, with every default; this is YAML for --config again
+More, each after `{command}`:
+  --help.all                        all options with their types, and the classes that they take
+  --model.losses.help               the losses and strategies, one line each
+  --model.losses.help=KDLoss        the options of one loss
+  --OPTION.help=CLASS               the options of a class, for an OPTION that takes one, such as
+                                    --model.student, --model.optimizer, --data or --trainer.callbacks
+  --config FILE --print_config      what would run, with every default; this is YAML for --config
 
-Losses in YAML are classes or strategies, each with options if you like:
+Losses in YAML are classes or strategies, with options if you like:
   losses: [RESPONSE_BASED, {{HintLoss: {{weight: 100}}}}]
-One option of one loss, by its logged name, its class, its strategy or its number from 0:
-  --model.losses.kd.temperature=2           over what --config says; the other options stay as they are
+One option of one loss, by its logged name, class, strategy or number from 0, over a --config:
+  --model.losses.kd.temperature=2   the other options stay as they are
+A class that is named anew, over a --config or a default, starts from its own defaults.
 """
 
 

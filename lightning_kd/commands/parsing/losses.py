@@ -98,7 +98,7 @@ def by_class(losses: Any) -> Any:
         >>> by_class(["RESPONSE_BASED", {"HintLoss": {"weight": 100}}])
         ['lightning_kd.losses.KDLoss', {'class_path': 'lightning_kd.losses.HintLoss', 'init_args': {'weight': 100}}]
     """
-    if isinstance(losses, str) and class_named(losses):
+    if isinstance(losses, str) and losses.isidentifier():
         return [_path(losses)]
     if isinstance(losses, Mapping) and not _OF_A_CLASS & set(losses):
         return [_loss({name: options}) for name, options in losses.items()]
@@ -139,7 +139,7 @@ def named_by_class(words: Sequence[str]) -> list[str]:
         words: The words, each option with its value in one word or in two.
 
     Example:
-        >>> named_by_class(["--model.losses=[response_based]", "--model.losses.help", "RELATION_BASED"])
+        >>> named_by_class(["--model.losses=response_based", "--model.losses.help", "RELATION_BASED"])
         ['--model.losses=[lightning_kd.losses.KDLoss]', '--model.losses.help', 'lightning_kd.losses.RKDLoss']
     """
     changed: list[str] = []
@@ -155,13 +155,14 @@ def named_by_class(words: Sequence[str]) -> list[str]:
 
 
 def _value_by_class(option: str, value: str) -> str:
-    if option == f"{OPTION}.help" or class_named(value):
+    if option == f"{OPTION}.help":
         return _path(value)
     try:
-        losses = by_class(yaml.safe_load(value))
-    except yaml.YAMLError:
+        losses = yaml.safe_load(value)
+    except yaml.YAMLError:  # the parser will say so
         return value
-    return value if losses == value else yaml.safe_dump(losses, default_flow_style=True, width=sys.maxsize).strip()
+    named = by_class(losses)
+    return value if named == losses else yaml.safe_dump(named, default_flow_style=True, width=sys.maxsize).strip()
 
 
 def options_of_one(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -183,10 +184,13 @@ def options_of_one(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")
-        name, dot, _ = option.removeprefix(f"{OPTION}.").partition(".")
+        name, _, _ = option.removeprefix(f"{OPTION}.").partition(".")
         is_known = name.isdecimal() or class_named(name) or class_named(re.sub(r"_\d+$", "", name))
-        if option.startswith(f"{OPTION}.") and dot and is_known and not option.endswith(".help"):
-            taken.append((option.removeprefix(f"{OPTION}."), value if equals else next(rest, "")))
+        if option.startswith(f"{OPTION}.") and is_known and not option.endswith(".help"):
+            value = value if equals else next(rest, "--")
+            if value.startswith("--"):
+                raise ValueError(f"{option}: expected a value.")
+            taken.append((option.removeprefix(f"{OPTION}."), value))
         else:
             others.append(word)
     return others, taken

@@ -16,9 +16,10 @@ _IN_USERS_WORDS = (
     (r"Expected a dot import path string: (.+?)(?=\. Did|$)", r"there is no class '\1'"),
     (r"^Type typing\.Callable\[.+?\] expects a function or a callable class: ", ""),
     (r"an? <class '([\w.]+)'>", r"\1"),
+    (r"an? typing\.Literal\[(.+)\]", r"one of \1"),
     (r"\. Got value: .{120,}?(?=\. Did you mean|$)", ""),
 )
-_VALUE = 120
+_ASIDE = re.compile(r"Given value: (.{120}|NestedArg|Namespace)|Not a valid subclass of \w+$")
 _SCREEN = 1000
 _MISSING = "the following arguments are required: "
 
@@ -40,25 +41,32 @@ def with_nearest(message: str, options: Iterable[str], classes: Callable[[str], 
     for line in message.splitlines():
         named = re.search(r'Parser key "([^"]+)"', line) or re.match(r"--([\w.]+)\.help: ", line)
         key = named.group(1) if named else key
-        nearest = [] if "Did you mean" in line else _nearest(line, options, lambda: classes(key))  # noqa: B023  called here
+        nearest = [] if "Did you mean" in line else _nearest(line, message, options, key, classes)
         lines.append(f"{line}. Did you mean {' or '.join(map(repr, nearest))}?" if nearest else line)
     return "\n".join(lines)
 
 
-def _nearest(line: str, options: Iterable[str], classes: Callable[[], list[str]]) -> list[str]:
+def _nearest(
+    line: str, message: str, options: Iterable[str], key: str, classes: Callable[[str], list[str]]
+) -> list[str]:
     if found := re.search(r"unrecognized arguments: .*?--([^\s=]+)", line):
-        return [f"--{name}" for name in close(found.group(1), options)]
+        loss, _, option = found.group(1).partition(".")
+        losses = [f"--{key}.{name}.{option}" for name in close(loss, classes(key), 1)] if option else []
+        return [f"--{name}" for name in close(found.group(1), options)] or losses
     if found := re.search(r"(?:Option|accept option) '([^']+)'(?! is not accepted before)", line):
         return close(found.group(1), options)
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", line):
         return close(found.group(1), re.findall(r"[\w.-]+", found.group(2)))
+    if found := re.search(r"typing\.Literal\[(.+)\]", line):
+        value = re.search(r"(?:Got|Given) value: (\S+)", message)
+        return close(value.group(1), re.findall(r"[\w.-]+", found.group(1)), cutoff=0.6) if value else []
     if found := re.search(r"dot import path string: (\S+)", line):
-        return close_classes(found.group(1), classes())
+        return close_classes(found.group(1), classes(key))
     if found := re.search(r"[mM]odule '([\w.]+)' has no attribute '(\w+)'", line):
         module, name = found.groups()
         return [f"{module}.{near}" for near in close(name, dir(sys.modules.get(module)), cutoff=0.6)]
     if found := re.search(r"No module named '([\w.]+)'", line):
-        known = {path.rpartition(".")[0] for path in classes()} | {m for m in sys.modules if "._" not in m}
+        known = {path.rpartition(".")[0] for path in classes(key)} | {m for m in sys.modules if "._" not in m}
         return close(found.group(1), known, 1)
     return []
 
@@ -98,7 +106,7 @@ def condense(message: str) -> str:
     Example:
         >>> condense('Parser key "trainer.max_epochs":\\n  Does not validate against any of the Union subtypes\\n'
         ...     "  Errors:\\n    - Expected a <class 'int'>\\n    - Expected a <class 'NoneType'>\\n  Given value: two")
-        'trainer.max_epochs: Expected int. Given value: two'
+        'trainer.max_epochs: Expected int; Given value: two'
     """
     said = []
     for raw in message.splitlines():
@@ -110,35 +118,30 @@ def condense(message: str) -> str:
         if line and line not in said:
             said.append(line)
     if len(said) > 1:
-        said = [line for line in said if not line.startswith("Given value") or len(line) <= _VALUE]
+        said = [line for line in said if not _ASIDE.match(line)]
     if any("Did you mean" in line for line in said):
         said = [line for line in said if not line.startswith("Given value")]
     text = ""
     for line in said:
-        text += line if not text else f" {line}" if text[-1] in ":?." else f". {line}"
+        text += line if not text else f" {line}" if text[-1] in ":?." else f"; {line}"
     return text if len(text) <= _SCREEN else f"{text[:_SCREEN]} ..."
 
 
-def for_users(message: str) -> str:
+def for_users(message: str, command: str) -> str:
     """Say in the user's words what the parser says of commands and of options that are missing.
 
     Args:
         message: One line.
+        command: Name of the command, ``""`` for none.
 
     Example:
-        >>> for_users("the following arguments are required: fit.model.student, fit.data")
+        >>> for_users("the following arguments are required: fit.model.student, fit.data", "fit")
         'expected --model.student and --data, on the command line or in a YAML file by --config.'
     """
     if message.startswith(_MISSING):
         missing = message.removeprefix(_MISSING).split(", ")
-        options = " and ".join(f"--{option.removeprefix(f'{command_of(message)}.')}" for option in missing)
+        options = " and ".join(f"--{option.removeprefix(f'{command}.')}" for option in missing)
         return f"expected {options}, on the command line or in a YAML file by --config."
     if found := re.search(r"is not accepted before subcommand '?(\w+)", message):
         return f"{message}. Put the command first: `lightning-kd {found.group(1)} --config FILE`."
     return message
-
-
-def command_of(message: str) -> str | None:
-    """Return the command in whose options something is missing."""
-    found = re.match(rf"{_MISSING}(fit|validate|test|predict)\.", message)
-    return found.group(1) if found else None

@@ -11,7 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from lightning_kd.commands.parsing import yaml_text
 from lightning_kd.commands.parsing.help import EVERYTHING, ShortHelp, more
 from lightning_kd.commands.parsing.losses import names
-from lightning_kd.commands.parsing.messages import command_of, condense, for_users, with_nearest
+from lightning_kd.commands.parsing.messages import condense, for_users, with_nearest
 
 
 class Parser(LightningArgumentParser):
@@ -28,8 +28,10 @@ class Parser(LightningArgumentParser):
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
         said = condense(message)
-        command = " ".join(filter(None, (parser.prog.replace(" [options]", ""), command_of(said))))
-        said = for_users(said)
+        commands = self._subcommands_action.choices if self._subcommands_action else {}
+        name = next((word for word in getattr(self, "args", ()) if word in commands), "") if parser is self else ""
+        command = f"{parser.prog.replace(' [options]', '')} {name}".strip()
+        said = for_users(said, name)
         self.exit(2, f"{command}: error: {said}\n`{command} --help` lists the options.\n")
 
     def known_options(self) -> list[str]:
@@ -50,7 +52,7 @@ class Parser(LightningArgumentParser):
         action = self._option_string_actions.get(f"--{key}")
         listed = getattr(action, "extra_help", str)().partition("known subclasses: ")[2]
         paths = listed.split(", ") if listed else []
-        return [*paths, *names()] if any(path.endswith(".KDLoss") for path in paths) else paths
+        return [*paths, *names()] if key.rpartition(".")[2] == "losses" else paths
 
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Parse a file, and say so if it is no text."""
@@ -67,6 +69,7 @@ class Parser(LightningArgumentParser):
         try:
             self.formatter_class = ShortHelp
             self._action_groups = sorted(self._action_groups, key=lambda group: group is self.groups.get("trainer"))
-            return f"{super().format_help()}\n{more(self.prog.replace(' [options]', ''))}"
+            command = self.prog.replace(" [options]", "")
+            return f"{super().format_help().replace(self.prog, command)}\n{more(command)}"
         finally:
             self.formatter_class, self._action_groups, self.epilog = before

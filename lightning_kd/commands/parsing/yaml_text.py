@@ -1,6 +1,7 @@
 """Configurations as YAML: what PyYAML reads without a word, and nobody can have meant, is refused with its line."""
 
 import difflib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -55,6 +56,16 @@ def load(text: str, path: str | None = None) -> Any:
         found = "nothing" if root is None else "a list" if isinstance(value, list) else f"{str(value)[:40]!r}"
         raise UnusableError(f"{name}: expected options such as `model: ...`, got {found}.")
     return with_losses_by_class(value) if isinstance(value, Mapping) else value
+
+
+def dump(value: Any) -> str:
+    """Return plain data as a word of the command line, in YAML.
+
+    Example:
+        >>> dump([{"class_path": "KDLoss", "init_args": {"temperature": 2.0}}]), dump(None)
+        ('[{class_path: KDLoss, init_args: {temperature: 2.0}}]', 'null')
+    """
+    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n...\n").strip()
 
 
 set_loader(MODE, load, (yaml.YAMLError,))

@@ -1,0 +1,169 @@
+"""A class that is named anew starts from its own defaults; jsonargparse would hand on what the class before it had."""
+
+import inspect
+import pkgutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning_utilities.core.rank_zero import rank_zero_info
+
+from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.module import DistillationModule
+
+OPTIONS = ("model.student", "model.teacher", "model.task_loss", "model.optimizer", "model.lr_scheduler", "data")
+"""Options that take a class with options of its own."""
+_PLAIN = (int, float, str, bool, type(None))
+
+
+@dataclass
+class Given:
+    """What the words and files give for one option, in their order.
+
+    Args:
+        name: Short name of the class that was named last, or that is the default; ``None`` if there is none.
+        options: Names of the options that were given for it.
+        left: Options of the classes before it, as ``SGD.momentum``.
+        is_renamed: Whether there was another class before it.
+    """
+
+    name: str | None = None
+    options: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+    is_renamed: bool = False
+
+    def take(self, value: Any) -> None:
+        """Take a class by name, a class with options, or options alone."""
+        if isinstance(value, str):
+            self._rename(value.rpartition(".")[2])
+        elif isinstance(value, Mapping):
+            if "class_path" in value:
+                self._rename(str(value["class_path"]).rpartition(".")[2])
+            options = value.get("init_args") if {"class_path", "init_args"} & set(value) else value
+            self.options += list(options or {})
+
+    def _rename(self, name: str) -> None:
+        if self.name not in (None, name):
+            self.is_renamed = True
+            self.left += [f"{self.name}.{option}" for option in self.options]
+            self.options = []
+        self.name = name
+
+
+class GivenLosses(Given):
+    """What is given for the losses, each by its place; a list of the same length changes the one before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.items: list[Given] = []
+
+    def take(self, value: Any) -> None:
+        """Take a list of classes, or options of the last one."""
+        if isinstance(value, list):
+            if len(value) != len(self.items):
+                self.items = [Given() for _ in value]
+            for item, content in zip(self.items, value, strict=True):
+                item.take(content)
+        elif isinstance(value, Mapping) and self.items:
+            self.items[-1].take(value)
+        self.is_renamed = any(item.is_renamed for item in self.items)
+
+    def append(self, value: Any) -> None:
+        """Take a class, or a list of them, after those that there are."""
+        for content in value if isinstance(value, list) else [value]:
+            self.items.append(Given())
+            self.items[-1].take(content)
+
+
+def given(words: Sequence[str]) -> dict[str, Given]:
+    """Return what the words of a command, and the files that they name, give for each option that takes a class.
+
+    Args:
+        words: The words, which the parser accepts.
+    """
+    default = inspect.signature(DistillationModule).parameters["optimizer"].default
+    found = {option: Given(default.__name__ if option == "model.optimizer" else None) for option in OPTIONS}
+    losses = found["model.losses"] = GivenLosses()
+    for option, value in _pairs(words):
+        if option in ("-c", "--config"):
+            _take_all(found, *_content(value, Path()))
+        elif option == "--model":
+            content, folder = _content(value, Path())
+            _take_all(found, {"model": content}, folder)
+        elif option == "--model.losses+":
+            losses.append(_content(value, Path())[0])
+        for name in found:
+            key = option.removeprefix(f"--{name}").removeprefix(".init_args")
+            if option == f"--{name}":
+                found[name].take(_content(value, Path())[0])
+            elif option.startswith(f"--{name}.") and key == ".class_path":
+                found[name].take(value)
+            elif option.startswith(f"--{name}.") and not key.endswith(".help"):
+                found[name].take({key.split(".")[1]: value})
+    return found
+
+
+def own_defaults(spec: Mapping[str, Any], given: Given, place: str) -> dict[str, Any]:
+    """Return the options of a class that were given for another class only, with this class's own defaults, and say so.
+
+    Args:
+        spec: ``class_path`` and ``init_args``, as parsed.
+        given: What was given.
+        place: The option that takes the class, for the message.
+
+    Example:
+        >>> parsed = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": 0.01}}
+        >>> own_defaults(parsed, Given("SGD", ["lr"], is_renamed=True), "model.optimizer")
+        {'weight_decay': 0.0}
+    """
+    if not given.is_renamed or spec["class_path"].rpartition(".")[2] != given.name:
+        return {}
+    if given.left:
+        rank_zero_info(f"{place}: {given.name} starts from its own defaults, without {', '.join(given.left)}.")
+    parameters = inspect.signature(pkgutil.resolve_name(spec["class_path"])).parameters
+    changed = {}
+    for name, value in spec.get("init_args", {}).items():
+        default = parameters[name].default if name in parameters else inspect.Parameter.empty
+        if name not in given.options and value != default and isinstance(default, _PLAIN):
+            changed[name] = default
+    return changed
+
+
+def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        if option.startswith("-c") and option != "-c":
+            yield "-c", word[2:]
+        elif option.startswith("-"):
+            yield option, value if equals else next(rest, "")
+
+
+def _content(value: str, folder: Path) -> tuple[Any, Path]:
+    """Return what a file or a text holds, and the folder that the paths in it begin at; nothing if it is unusable."""
+    file = folder / value
+    try:
+        if file.is_file():
+            return yaml_text.load(file.read_text()), file.parent
+    except (OSError, ValueError, yaml.YAMLError):  # the parser will say so, if the text is no long list
+        pass
+    with suppress(yaml.YAMLError):
+        return yaml_text.load(value), folder
+    return None, folder
+
+
+def _take_all(found: Mapping[str, Given], content: Any, folder: Path) -> None:
+    if not isinstance(content, Mapping):
+        return
+    for command in ("fit", "validate", "test", "predict"):
+        _take_all(found, content.get(command), folder)
+    for name, option in found.items():
+        value: Any = content
+        for key in name.split("."):
+            if isinstance(value, str):
+                value = _content(value, folder)[0]
+            value = value.get(key) if isinstance(value, Mapping) else None
+        option.take(_content(value, folder)[0] if isinstance(value, str) else value)
