@@ -26,6 +26,7 @@ from lightning_kd.commands.parsing.help import EVERYTHING
 from lightning_kd.commands.parsing.losses import OPTION, named_by_class, options_of_one, overview, set_option
 from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
+from lightning_kd.commands.parsing.words import check_values
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -54,38 +55,38 @@ class DistillationCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
-        if args is None or isinstance(args, list):
-            args = named_by_class(sys.argv[1:] if args is None else args)
-            if args[-1:] == [f"{OPTION}.help"]:
+        words: ArgsType = sys.argv[1:] if args is None else args
+        if isinstance(words, list):
+            words = named_by_class(words)
+            if words[-1:] == [f"{OPTION}.help"]:
                 print(overview())
                 parser.exit()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             try:
-                super().parse_arguments(parser, self._completed(parser, args))
-            except (ValueError, OSError, RecursionError, yaml.YAMLError) as error:  # such as a file that cannot be read
-                parser.args = args
+                super().parse_arguments(parser, self._completed(parser, words) if isinstance(words, list) else words)
+            except (ValueError, OSError, RecursionError) as error:  # such as a file that cannot be read
+                parser.args = words if isinstance(words, list) else []
                 parser.error(str(error), error)
         self._check_class_paths(parser)
 
-    def _completed(self, parser: LightningArgumentParser, args: ArgsType) -> ArgsType:
+    def _completed(self, parser: LightningArgumentParser, words: list[str]) -> list[str]:
         """Return the words with what jsonargparse does not do: one option of one loss, and defaults of a new class.
 
         Both need to know what the words give together, so the words are parsed twice where they matter.
         """
-        if not isinstance(args, list):
-            return args
-        words, options = options_of_one(args)
+        check_values(words)
+        words, options = options_of_one(words)
         named = given(words) if not _asks_for_help(words) else {}
         if not options and not any(option.is_renamed for option in named.values()):
-            return args
+            return words
         super().parse_arguments(parser, [word for word in words if not word.startswith("--print_config")])
         parsed = yaml.safe_load(parser.dump(self.config, format="yaml", skip_validation=True))
         parsed = parsed.get(self.config.get("subcommand"), parsed)
         losses = parsed["model"].get("losses")
         for name, option in named.items():
             if isinstance(option, GivenLosses):
-                for spec, item in zip(losses or [], option.items, strict=option.is_renamed):
+                for spec, item in zip(losses or [], option.items, strict=False):
                     spec.setdefault("init_args", {}).update(own_defaults(spec, item, name))
             elif spec := functools.reduce(lambda content, key: (content or {}).get(key), name.split("."), parsed):
                 changed = own_defaults(spec, option, name)
@@ -118,7 +119,8 @@ class DistillationCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the summary table, and the help without its brevity."""
+        """Add the summary table, and the help without its brevity; say what the data are in a line."""
+        (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
 

@@ -20,7 +20,7 @@ _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
 def classes() -> dict[str, type[DistillationLoss]]:
     """Return the classes of losses that are imported, by their short names; a name that two have is left out."""
     found: dict[str, list[type[DistillationLoss]]] = {}
-    for loss in dict.fromkeys(_below(DistillationLoss)):
+    for loss in dict.fromkeys(_below(DistillationLoss)):  # type: ignore[type-abstract]
         if not inspect.isabstract(loss) and not loss.__name__.startswith("_"):
             found.setdefault(loss.__name__, []).append(loss)
     return {name: same[0] for name, same in found.items() if len(same) == 1}
@@ -94,6 +94,9 @@ def by_class(losses: Any) -> Any:
         losses: One name; a list of names, of classes with ``init_args``, or of ``{NAME: {OPTION: VALUE}}``; or
             ``{NAME: {OPTION: VALUE}}`` for all of them.
 
+    Raises:
+        ValueError: If the options of a name are no mapping.
+
     Example:
         >>> by_class(["RESPONSE_BASED", {"HintLoss": {"weight": 100}}])
         ['lightning_kd.losses.KDLoss', {'class_path': 'lightning_kd.losses.HintLoss', 'init_args': {'weight': 100}}]
@@ -115,7 +118,7 @@ def _loss(loss: Any) -> Any:
         if options is None:
             return _path(str(name))
         if not isinstance(options, Mapping):
-            return loss
+            raise ValueError(f"losses: expected the options of {name} as {{OPTION: VALUE, ...}}, got {options!r}.")
         given = options if _OF_A_CLASS & set(options) else {"init_args": options}
         loss = {"class_path": str(name), **given}
     changed = dict(loss)
@@ -224,14 +227,17 @@ def set_option(losses: Any, option: str, value: Any) -> None:
             raise ValueError(f"{OPTION}.{name}: expected one option of this loss; another loss is named by {OPTION}.")
         if not option:
             options[key] = value
-            return
+            break
         inner = options.get(key)
         if key == "losses":
-            return set_option(inner, option, value)
+            set_option(inner, option, value)
+            break
         if isinstance(inner, str):
             inner = options[key] = {"class_path": inner}
         if not isinstance(inner, dict) or "class_path" not in inner:
-            raise ValueError(f"{OPTION}.{name}: {key} is {inner!r} and has no option {option!r}; name a class for it first.")
+            raise ValueError(
+                f"{OPTION}.{name}: {key} is {inner!r} and has no option {option!r}; name a class for it first."
+            )
         options = inner.setdefault("init_args", {})
 
 

@@ -6,20 +6,24 @@ import sys
 from collections.abc import Callable, Iterable
 
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected an? <class 'NoneType'>"
+    r"Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Expected an? <class 'NoneType'>.*"
     r"|Given value type: .*|Subclass types expect one of:|an? (class path|dict) .*|Expected a path but .* invalid"
 )
 _IN_USERS_WORDS = (
-    (r'Parser key "([^"]+)":', r"\1:"),
+    (r'Parser key ("[^"]+":)', r"\1"),
     (r"^Problems parsing config: ", ""),
     (r"Problem with given class_path '(?:[\w.]+\.)?(\w+)':", r"\1:"),
     (r"Expected a dot import path string: (.+?)(?=\. Did|$)", r"there is no class '\1'"),
     (r"^Type typing\.Callable\[.+?\] expects a function or a callable class: ", ""),
+    (r"""Unable to load config ['"](.+?)['"]""", r"'\1' is neither options nor a file of them"),
+    (r" Add the import path to import_path_allowlist .*", ""),
     (r"an? <class '([\w.]+)'>", r"\1"),
     (r"an? typing\.Literal\[(.+)\]", r"one of \1"),
     (r"\. Got value: .{120,}?(?=\. Did you mean|$)", ""),
+    (r"\. Got value: Namespace\(.*?(?=\. Did you mean|$)", ""),
+    (r"\. Got value: ", ", got "),
 )
-_ASIDE = re.compile(r"Given value: (.{120}|NestedArg|Namespace)|Not a valid subclass of \w+$")
+_ASIDE = re.compile(r"Given value: (.{120}|NestedArg|\[?Namespace)|Not a valid subclass of \w+$")
 _SCREEN = 1000
 _MISSING = "the following arguments are required: "
 
@@ -42,6 +46,8 @@ def with_nearest(message: str, options: Iterable[str], classes: Callable[[str], 
         named = re.search(r'Parser key "([^"]+)"', line) or re.match(r"--([\w.]+)\.help: ", line)
         key = named.group(1) if named else key
         nearest = [] if "Did you mean" in line else _nearest(line, message, options, key, classes)
+        if nearest and "given class_path" in message and f"string: {nearest[0]}" in line:
+            continue  # of a union of classes, the others do not know a class that one of them knows
         lines.append(f"{line}. Did you mean {' or '.join(map(repr, nearest))}?" if nearest else line)
     return "\n".join(lines)
 
@@ -54,9 +60,11 @@ def _nearest(
         losses = [f"--{key}.{name}.{option}" for name in close(loss, classes(key), 1)] if option else []
         return [f"--{name}" for name in close(found.group(1), options)] or losses
     if found := re.search(r"(?:Option|accept option) '([^']+)'(?! is not accepted before)", line):
-        return close(found.group(1), options)
+        parts = found.group(1).split(".")
+        nearest = (close(".".join(parts[:count]), options) for count in range(len(parts), 0, -1))
+        return next(filter(None, nearest), [])
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", line):
-        return close(found.group(1), re.findall(r"[\w.-]+", found.group(2)))
+        return close(found.group(1), re.findall(r"[\w.-]+", found.group(2)), cutoff=0.6)
     if found := re.search(r"typing\.Literal\[(.+)\]", line):
         value = re.search(r"(?:Got|Given) value: (\S+)", message)
         return close(value.group(1), re.findall(r"[\w.-]+", found.group(1)), cutoff=0.6) if value else []
@@ -84,7 +92,9 @@ def close(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.7) 
         >>> close("kdloss", ["KDLoss", "HintLoss"])
         ['KDLoss']
     """
-    by_lower = {other.lower(): other for other in known}
+    by_lower: dict[str, str] = {}
+    for other in known:
+        by_lower.setdefault(other.lower(), other)
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=cutoff)
     near = [other for other in nearest if _ratio(name, other) > _ratio(name, nearest[0]) - 0.1]
     return [by_lower[other] for other in near]
@@ -101,28 +111,33 @@ def close_classes(name: str, paths: Iterable[str]) -> list[str]:
 
 
 def condense(message: str) -> str:
-    """Return a message of many lines as one, without what says nothing to a user; at most a screen.
+    r"""Return a message of many lines as one, without what says nothing to a user; at most a screen.
+
+    Args:
+        message: What jsonargparse says.
 
     Example:
-        >>> condense('Parser key "trainer.max_epochs":\\n  Does not validate against any of the Union subtypes\\n'
-        ...     "  Errors:\\n    - Expected a <class 'int'>\\n    - Expected a <class 'NoneType'>\\n  Given value: two")
-        'trainer.max_epochs: Expected int; Given value: two'
+        >>> condense(
+        ...     'Parser key "trainer.max_epochs":\n  Does not validate against any of the Union subtypes\n  Errors:\n'
+        ...     "    - Expected a <class 'int'>\n    - Expected a <class 'NoneType'>\n  Given value: two"
+        ... )
+        '"trainer.max_epochs": Expected int; got two'
     """
-    said = []
+    said: list[str] = []
     for raw in message.splitlines():
         line = raw.strip().removeprefix("- ").strip()
         if not line or _NOISE.fullmatch(line):
             continue
         for pattern, words in _IN_USERS_WORDS:
             line = re.sub(pattern, words, line)
-        if line and line not in said:
+        if line and not any(line.endswith(before) for before in said):
             said.append(line)
     if len(said) > 1:
         said = [line for line in said if not _ASIDE.match(line)]
-    if any("Did you mean" in line for line in said):
+    if any(words in line for words in ("Did you mean", "there is no class", ", got ") for line in said):
         said = [line for line in said if not line.startswith("Given value")]
     text = ""
-    for line in said:
+    for line in (re.sub(r"^Given value: ", "got ", line) for line in said):
         text += line if not text else f" {line}" if text[-1] in ":?." else f"; {line}"
     return text if len(text) <= _SCREEN else f"{text[:_SCREEN]} ..."
 
@@ -141,7 +156,9 @@ def for_users(message: str, command: str) -> str:
     if message.startswith(_MISSING):
         missing = message.removeprefix(_MISSING).split(", ")
         options = " and ".join(f"--{option.removeprefix(f'{command}.')}" for option in missing)
-        return f"expected {options}, on the command line or in a YAML file by --config."
+        return f"expected {options}{', on the command line or in a YAML file by --config' if command else ''}."
+    if message.startswith('expected "subcommand"'):
+        return "put a command first: `lightning-kd fit --config FILE`."
     if found := re.search(r"is not accepted before subcommand '?(\w+)", message):
         return f"{message}. Put the command first: `lightning-kd {found.group(1)} --config FILE`."
     return message

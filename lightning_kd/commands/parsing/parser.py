@@ -2,8 +2,7 @@
 
 import argparse
 import os
-import sys
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -57,7 +56,7 @@ class Parser(LightningArgumentParser):
     def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
         """Parse a file, and say so if it is no text."""
         try:
-            return super().parse_path(path, *args, **kwargs)
+            return cast(Namespace, super().parse_path(path, *args, **kwargs))
         except (UnicodeDecodeError, OSError) as error:
             self.error(f"{os.fspath(path)!r} cannot be read as a text of UTF-8: {error}.", error)
 
@@ -68,7 +67,9 @@ class Parser(LightningArgumentParser):
         before = self.formatter_class, self._action_groups, self.epilog
         try:
             self.formatter_class = ShortHelp
-            self._action_groups = sorted(self._action_groups, key=lambda group: group is self.groups.get("trainer"))
+            self._action_groups = sorted(
+                self._action_groups, key=lambda group: group is (self.groups or {}).get("trainer")
+            )
             command = self.prog.replace(" [options]", "")
             return f"{super().format_help().replace(self.prog, command)}\n{more(command)}"
         finally:

@@ -2,16 +2,16 @@
 
 import inspect
 import pkgutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.commands.parsing.words import pairs
 from lightning_kd.module import DistillationModule
 
 OPTIONS = ("model.student", "model.teacher", "model.task_loss", "model.optimizer", "model.lr_scheduler", "data")
@@ -87,7 +87,7 @@ def given(words: Sequence[str]) -> dict[str, Given]:
     default = inspect.signature(DistillationModule).parameters["optimizer"].default
     found = {option: Given(default.__name__ if option == "model.optimizer" else None) for option in OPTIONS}
     losses = found["model.losses"] = GivenLosses()
-    for option, value in _pairs(words):
+    for option, value in pairs(words):
         if option in ("-c", "--config"):
             _take_all(found, *_content(value, Path()))
         elif option == "--model":
@@ -117,7 +117,7 @@ def own_defaults(spec: Mapping[str, Any], given: Given, place: str) -> dict[str,
     Example:
         >>> parsed = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": 0.01}}
         >>> own_defaults(parsed, Given("SGD", ["lr"], is_renamed=True), "model.optimizer")
-        {'weight_decay': 0.0}
+        {'weight_decay': 0}
     """
     if not given.is_renamed or spec["class_path"].rpartition(".")[2] != given.name:
         return {}
@@ -132,25 +132,15 @@ def own_defaults(spec: Mapping[str, Any], given: Given, place: str) -> dict[str,
     return changed
 
 
-def _pairs(words: Sequence[str]) -> Iterator[tuple[str, str]]:
-    rest = iter(words)
-    for word in rest:
-        option, equals, value = word.partition("=")
-        if option.startswith("-c") and option != "-c":
-            yield "-c", word[2:]
-        elif option.startswith("-"):
-            yield option, value if equals else next(rest, "")
-
-
 def _content(value: str, folder: Path) -> tuple[Any, Path]:
     """Return what a file or a text holds, and the folder that the paths in it begin at; nothing if it is unusable."""
     file = folder / value
     try:
         if file.is_file():
             return yaml_text.load(file.read_text()), file.parent
-    except (OSError, ValueError, yaml.YAMLError):  # the parser will say so, if the text is no long list
+    except (OSError, ValueError):  # the parser will say so, if the text is no long list
         pass
-    with suppress(yaml.YAMLError):
+    with suppress(ValueError):
         return yaml_text.load(value), folder
     return None, folder
 

@@ -13,19 +13,24 @@ from lightning_kd.commands.parsing.losses import with_losses_by_class
 MODE = "lightning_kd"
 """Name of this way of reading among jsonargparse's parser modes; the mode "yaml" stays as others know it."""
 _MOST = 100_000
+_ASIDE = ("__path__", "$schema")
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 
 
-class UnusableError(yaml.YAMLError):
+class UnusableError(ValueError):
     """A text is no configuration; the message says where and why."""
+
+
+class NotYamlError(UnusableError):
+    """A text is not YAML; as the value of an option it may be meant as it stands."""
 
 
 def load(text: str, path: str | None = None) -> Any:
     """Read a value or a configuration as jsonargparse does, without what it would take silently.
 
     Refused are keys that stand twice in a mapping, anchors that contain themselves, aliases that expand to more than
-    100,000 values, the character NUL, and ``class_pth`` for ``class_path``. Names of strategies in ``model.losses``
-    become the classes of the losses.
+    100,000 values, the character NUL, and options of a class beside ``class_path`` instead of under ``init_args``.
+    Names of strategies in ``model.losses`` become the classes of the losses.
 
     Args:
         text: YAML or JSON.
@@ -51,11 +56,14 @@ def load(text: str, path: str | None = None) -> Any:
     except UnusableError as error:
         raise UnusableError(f"{name}, {error}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UnusableError(f"{name} cannot be read as YAML: {_in_one_line(error)}.") from None
+        raise NotYamlError(f"{name} cannot be read as YAML: {_in_one_line(error)}.") from None
     if path is not None and not isinstance(value, Mapping):
         found = "nothing" if root is None else "a list" if isinstance(value, list) else f"{str(value)[:40]!r}"
         raise UnusableError(f"{name}: expected options such as `model: ...`, got {found}.")
-    return with_losses_by_class(value) if isinstance(value, Mapping) else value
+    try:
+        return with_losses_by_class(value) if isinstance(value, Mapping) else value
+    except ValueError as error:
+        raise UnusableError(f"{name}: {error}") from None
 
 
 def dump(value: Any) -> str:
@@ -65,10 +73,10 @@ def dump(value: Any) -> str:
         >>> dump([{"class_path": "KDLoss", "init_args": {"temperature": 2.0}}]), dump(None)
         ('[{class_path: KDLoss, init_args: {temperature: 2.0}}]', 'null')
     """
-    return yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize).removesuffix("\n...\n").strip()
+    return str(yaml.safe_dump(value, default_flow_style=True, width=sys.maxsize)).removesuffix("\n...\n").strip()
 
 
-set_loader(MODE, load, (yaml.YAMLError,))
+set_loader(MODE, load, (yaml.YAMLError, UnusableError))
 
 
 def _check(node: yaml.Node, above: tuple[int, ...], sizes: dict[int, int]) -> int:
@@ -92,19 +100,21 @@ def _check(node: yaml.Node, above: tuple[int, ...], sizes: dict[int, int]) -> in
 
 
 def _check_keys(node: yaml.MappingNode) -> None:
-    """Refuse a key that stands twice, and a misspelt key of a class: other keys are options, which the parser checks."""
+    """Refuse a key that stands twice or is misspelt beside a class; other keys are options, which the parser checks."""
     seen: dict[str, yaml.Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
             continue
         if key.value in seen:
-            first = seen[key.value].start_mark.line + 1
-            raise UnusableError(f"{_place(key)}: the key {key.value!r} stands here and in line {first}; one would be lost.")
+            line = seen[key.value].start_mark.line + 1
+            raise UnusableError(f"{_place(key)}: the key {key.value!r} stands here and in line {line}; one is lost.")
         seen[key.value] = key
     for name, key in seen.items():
         nearest = difflib.get_close_matches(name, _CLASS_KEYS, n=1, cutoff=0.8)
         if nearest and name not in _CLASS_KEYS and nearest[0] not in seen:
             raise UnusableError(f"{_place(key)}: there is no key {name!r} of a class. Did you mean {nearest[0]!r}?")
+        if "class_path" in seen and name not in (*_CLASS_KEYS, *_ASIDE):
+            raise UnusableError(f"{_place(key)}: {name!r} stands beside class_path; options stand under init_args.")
 
 
 def _place(node: yaml.Node) -> str:
