@@ -106,11 +106,11 @@ def given(words: Sequence[str]) -> dict[str, Given]:
     return found
 
 
-def own_defaults(spec: Mapping[str, Any], given: Given, place: str) -> dict[str, Any]:
+def own_defaults(spec: Mapping[str, Any] | str, given: Given, place: str) -> dict[str, Any]:
     """Return the options of a class that were given for another class only, with this class's own defaults, and say so.
 
     Args:
-        spec: ``class_path`` and ``init_args``, as parsed.
+        spec: ``class_path`` and ``init_args``, as parsed, or the name of a function.
         given: What was given.
         place: The option that takes the class, for the message.
 
@@ -119,7 +119,7 @@ def own_defaults(spec: Mapping[str, Any], given: Given, place: str) -> dict[str,
         >>> own_defaults(parsed, Given("SGD", ["lr"], is_renamed=True), "model.optimizer")
         {'weight_decay': 0}
     """
-    if not given.is_renamed or spec["class_path"].rpartition(".")[2] != given.name:
+    if not given.is_renamed or isinstance(spec, str) or spec["class_path"].rpartition(".")[2] != given.name:
         return {}
     if given.left:
         rank_zero_info(f"{place}: {given.name} starts from its own defaults, without {', '.join(given.left)}.")
