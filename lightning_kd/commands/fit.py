@@ -23,7 +23,14 @@ import lightning_kd.teachers  # noqa: F401  imported so that their classes are k
 from lightning_kd.commands.main import COMMANDS
 from lightning_kd.commands.parsing import yaml_text
 from lightning_kd.commands.parsing.help import EVERYTHING
-from lightning_kd.commands.parsing.losses import OPTION, named_by_class, options_of_one, overview, set_option
+from lightning_kd.commands.parsing.losses import (
+    OPTION,
+    named_by_class,
+    options_of_one,
+    overview,
+    set_option,
+    with_losses_by_class,
+)
 from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
 from lightning_kd.commands.parsing.words import check_values
@@ -56,9 +63,11 @@ class DistillationCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
         words: ArgsType = sys.argv[1:] if args is None else args
+        if isinstance(words, dict):
+            words = dict(with_losses_by_class(words))
         if isinstance(words, list):
             words = named_by_class(words)
-            if words[-1:] == [f"{OPTION}.help"]:
+            if _asks_for_losses(words):
                 print(overview())
                 parser.exit()
         with warnings.catch_warnings():
@@ -93,7 +102,8 @@ class DistillationCLI(LightningCLI):
                 words += [f"--{name}.{key}={yaml_text.dump(value)}" for key, value in changed.items()]
         for key, value in options:
             set_option(losses, key, yaml_text.load(value))
-        return [*words, f"{OPTION}={yaml_text.dump(losses)}"] if losses else words
+        are_changed = bool(options) or named["model.losses"].is_renamed
+        return [*words, f"{OPTION}={yaml_text.dump(losses)}"] if are_changed else words
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
@@ -123,6 +133,12 @@ class DistillationCLI(LightningCLI):
         (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
+
+
+def _asks_for_losses(words: list[str]) -> bool:
+    """Whether the help of the losses is asked for, without the name of one."""
+    after = dict(zip(words, [*words[1:], "-"], strict=False))
+    return after.get(f"{OPTION}.help", "KDLoss").startswith("-")
 
 
 def _asks_for_help(words: list[str]) -> bool:

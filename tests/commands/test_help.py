@@ -39,6 +39,7 @@ def test_the_help_says_how_to_see_the_rest_and_each_way_works(call):
     assert "known subclasses" in everything
     code, losses, _ = call("fit", "--model.losses.help")
     assert code == 0
+    assert call("fit", "--model.losses.help", "--model.task_weight=2") == (0, losses, "")
     for strategy in DistillationStrategyType:
         assert re.search(rf"^  {strategy.component.__name__} +{strategy.name} +\w", losses, re.MULTILINE), strategy
     code, network, _ = call("fit", "--model.student.help=DigitsConvNet")

@@ -1,6 +1,7 @@
 """A class that is named anew starts from its own defaults, and nothing of the class before it is handed on unsaid."""
 
 import inspect
+import sys
 
 import pytest
 import torch
@@ -42,9 +43,9 @@ def test_the_module_s_default_stays_where_no_class_is_named(printed):
 
 @pytest.mark.parametrize("named", ["AdamW", "torch.optim.AdamW"])
 @pytest.mark.parametrize("lr", [["--model.optimizer.lr=0.01"], ["--model.optimizer.init_args.lr", "0.01"]])
-def test_another_optimizer_over_yaml_starts_from_its_own_defaults(named, lr, printed, caplog, monkeypatch):
-    monkeypatch.setattr("lightning_kd.commands.parsing.renamed.rank_zero_info", told := [].append)
-    said = told.__self__
+def test_another_optimizer_over_yaml_starts_from_its_own_defaults(named, lr, printed, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_kd.commands.parsing.renamed.rank_zero_info", said.append)
     config, _ = printed("--model.optimizer", named, *lr)
     assert config["model"]["optimizer"]["init_args"] == defaults(torch.optim.AdamW, lr=0.01)
     (line,) = said
@@ -86,6 +87,45 @@ def test_a_loss_in_the_place_of_another_starts_anew_and_the_same_class_keeps_its
     config, _ = printed("--model.losses=[{KDLoss: {weight: 2}}, ATLoss]")
     kd = config["model"]["losses"][0]["init_args"]
     assert (kd["temperature"], kd["weight"]) == (5.0, 2.0)
+
+
+def test_betas_of_one_optimizer_are_not_those_of_another(printed):
+    adam = "  optimizer: {class_path: Adam, init_args: {betas: [0.5, 0.6], amsgrad: true}}\n"
+    config, _ = printed("--model.optimizer=AdamW", change=[(OPTIMIZER, adam)])
+    assert config["model"]["optimizer"]["init_args"] == defaults(torch.optim.AdamW)
+
+
+BY_STEP = """\
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import StepLR
+
+class ByStep(StepLR):
+    def __init__(self, optimizer: Optimizer, step_size: int):
+        super().__init__(optimizer, step_size)
+"""
+
+
+def test_an_option_that_the_new_class_needs_must_be_given_for_it(fit_with, tmp_path, monkeypatch):
+    (tmp_path / "schedule_of_a_user.py").write_text(BY_STEP)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    schedule = "  lr_scheduler: {class_path: StepLR, init_args: {step_size: 3}}\n"
+    words, change = ["--model.lr_scheduler", "schedule_of_a_user.ByStep"], [(OPTIMIZER, OPTIMIZER + schedule)]
+    try:
+        code, _, err = fit_with(*words, change=change)
+        assert code == 2
+        assert "model.lr_scheduler: ByStep needs 'step_size'; that of the class before it does not pass on." in err
+        code, out, _ = fit_with(*words, "--model.lr_scheduler.step_size=4", "--print_config", change=change)
+        assert code == 0
+        assert yaml.safe_load(out)["model"]["lr_scheduler"]["init_args"] == {"step_size": 4}
+    finally:
+        sys.modules.pop("schedule_of_a_user", None)
+
+
+def test_losses_that_a_file_appends_are_counted(printed, tmp_path):
+    (tmp_path / "more.yaml").write_text("model: {losses+: [ATLoss]}")
+    config, _ = printed("-c", f"{tmp_path}/more.yaml", "--model.losses=[DKDLoss, HintLoss, SPLoss]")
+    weights = [loss["init_args"]["weight"] for loss in config["model"]["losses"]]
+    assert weights == [1.0, 1.0, 1.0]
 
 
 def test_a_schedule_of_the_rate_and_a_data_module_start_anew(printed):

@@ -1,22 +1,24 @@
 """A class that is named anew starts from its own defaults; jsonargparse would hand on what the class before it had."""
 
 import inspect
+import os
 import pkgutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import yaml
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.parsing.words import pairs
 from lightning_kd.module import DistillationModule
 
 OPTIONS = ("model.student", "model.teacher", "model.task_loss", "model.optimizer", "model.lr_scheduler", "data")
 """Options that take a class with options of its own."""
-_PLAIN = (int, float, str, bool, type(None))
 
 
 @dataclass
@@ -89,16 +91,16 @@ def given(words: Sequence[str]) -> dict[str, Given]:
     losses = found["model.losses"] = GivenLosses()
     for option, value in pairs(words):
         if option in ("-c", "--config"):
-            _take_all(found, *_content(value, Path()))
+            _take_all(found, *_content(value, ""))
         elif option == "--model":
-            content, folder = _content(value, Path())
+            content, folder = _content(value, "")
             _take_all(found, {"model": content}, folder)
         elif option == "--model.losses+":
-            losses.append(_content(value, Path())[0])
+            losses.append(_content(value, "")[0])
         for name in found:
             key = option.removeprefix(f"--{name}").removeprefix(".init_args")
             if option == f"--{name}":
-                found[name].take(_content(value, Path())[0])
+                found[name].take(_content(value, "")[0])
             elif option.startswith(f"--{name}.") and key == ".class_path":
                 found[name].take(value)
             elif option.startswith(f"--{name}.") and not key.endswith(".help"):
@@ -114,6 +116,9 @@ def own_defaults(spec: Mapping[str, Any] | str, given: Given, place: str) -> dic
         given: What was given.
         place: The option that takes the class, for the message.
 
+    Raises:
+        ValueError: If the class needs an option that was given for another class only.
+
     Example:
         >>> parsed = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1, "weight_decay": 0.01}}
         >>> own_defaults(parsed, Given("SGD", ["lr"], is_renamed=True), "model.optimizer")
@@ -121,31 +126,43 @@ def own_defaults(spec: Mapping[str, Any] | str, given: Given, place: str) -> dic
     """
     if not given.is_renamed or isinstance(spec, str) or spec["class_path"].rpartition(".")[2] != given.name:
         return {}
-    if given.left:
-        rank_zero_info(f"{place}: {given.name} starts from its own defaults, without {', '.join(given.left)}.")
-    parameters = inspect.signature(pkgutil.resolve_name(spec["class_path"])).parameters
+    made = pkgutil.resolve_name(spec["class_path"])
+    parameters, defaults = inspect.signature(made).parameters, _defaults(made)
     changed = {}
     for name, value in spec.get("init_args", {}).items():
-        default = parameters[name].default if name in parameters else inspect.Parameter.empty
-        if name not in given.options and value != default and isinstance(default, _PLAIN):
-            changed[name] = default
+        if name in given.options or value == defaults.get(name):
+            continue
+        if name in parameters and parameters[name].default is inspect.Parameter.empty:
+            raise ValueError(f"{place}: {given.name} needs {name!r}; that of the class before it does not pass on.")
+        changed[name] = defaults.get(name)
+    if given.left:
+        rank_zero_info(f"{place}: {given.name} starts from its own defaults, without {', '.join(given.left)}.")
     return changed
 
 
-def _content(value: str, folder: Path) -> tuple[Any, Path]:
+def _defaults(made: Any) -> dict[str, Any]:
+    """Return the defaults of a class or function in the types of YAML, also of options that its base class takes."""
+    parser = Parser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(made) else parser.add_function_arguments
+    add(made, "of", fail_untyped=False)
+    options = yaml.safe_load(parser.dump(parser.get_defaults(), format="yaml", skip_validation=True))
+    return dict((options or {}).get("of") or {})
+
+
+def _content(value: str, folder: str) -> tuple[Any, str]:
     """Return what a file or a text holds, and the folder that the paths in it begin at; nothing if it is unusable."""
-    file = folder / value
-    try:
-        if file.is_file():
-            return yaml_text.load(file.read_text()), file.parent
-    except (OSError, ValueError):  # the parser will say so, if the text is no long list
-        pass
+    file = value if "://" in value else os.path.join(folder, value)
+    with suppress(OSError, ValueError, ImportError):  # the parser will say so, if the text is no long list
+        files = get_filesystem(file)
+        if files.isfile(file):
+            with files.open(file, "r") as opened:
+                return yaml_text.load(opened.read()), os.path.dirname(file)
     with suppress(ValueError):
         return yaml_text.load(value), folder
     return None, folder
 
 
-def _take_all(found: Mapping[str, Given], content: Any, folder: Path) -> None:
+def _take_all(found: Mapping[str, Given], content: Any, folder: str) -> None:
     if not isinstance(content, Mapping):
         return
     for command in ("fit", "validate", "test", "predict"):
@@ -157,3 +174,6 @@ def _take_all(found: Mapping[str, Given], content: Any, folder: Path) -> None:
                 value = _content(value, folder)[0]
             value = value.get(key) if isinstance(value, Mapping) else None
         option.take(_content(value, folder)[0] if isinstance(value, str) else value)
+    losses, module = found["model.losses"], content.get("model")
+    if isinstance(losses, GivenLosses) and isinstance(module, Mapping) and "losses+" in module:
+        losses.append(module["losses+"])
