@@ -1,5 +1,7 @@
 """Every mistake is answered in one line that names it, with the nearest names, and with exit code 2."""
 
+from pathlib import Path
+
 import pytest
 
 from .conftest import FIT
@@ -63,6 +65,11 @@ TYPOS_IN_WORDS = {
     "option": (["--model.task_wieght=2"], "'--model.task_weight'"),
     "shortened option": (["--trainer.max_epoch", "2"], "'--trainer.max_epochs'"),
     "Lightning's own place of an option": (["--optimizer", "AdamW"], "'--model.optimizer'"),
+    "option without its group": (["--max_epochs=3"], "'--trainer.max_epochs'"),
+    "part of an option": (["--epochs", "3"], "'--trainer.m"),
+    "option of the module without its group": (["--losses=[kd]"], "'--model.losses'"),
+    "option of the default optimizer": (["--lr=0.1"], "'--model.optimizer.lr'"),
+    "a file without its option": (["README.md"], "'--config README.md'"),
     "loss": (["--model.losses", "[attention_based, KDLos]"], "'KDLoss'"),
     "strategy": (["--model.losses=ATENTION_BASED"], "'ATTENTION_BASED'"),
     "loss that is appended": (["--model.losses+=HintLos"], "'HintLoss'"),
@@ -80,7 +87,8 @@ TYPOS_IN_WORDS = {
 
 
 @pytest.mark.parametrize(("words", "nearest"), TYPOS_IN_WORDS.values(), ids=TYPOS_IN_WORDS)
-def test_a_typing_error_on_the_command_line_is_answered_with_the_nearest_name(words, nearest, fit_with):
+def test_a_typing_error_on_the_command_line_is_answered_with_the_nearest_name(words, nearest, fit_with, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])
     assert the_line(fit_with(*words)).partition("Did you mean ")[2].startswith(nearest)
 
 

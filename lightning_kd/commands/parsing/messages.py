@@ -1,6 +1,7 @@
 """One line of what jsonargparse says in a page, with the nearest names for what does not exist."""
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -28,16 +29,16 @@ _SCREEN = 1000
 _MISSING = "the following arguments are required: "
 
 
-def with_nearest(message: str, options: Iterable[str], classes: Callable[[str], list[str]]) -> str:
+def with_nearest(message: str, options: Callable[[], list[str]], classes: Callable[[str], list[str]]) -> str:
     """Add the nearest names to each line of a message that names what does not exist.
 
     Args:
         message: What the parser says; a line that has its nearest names already is left alone.
-        options: The options that there are, without dashes.
+        options: Returns the options that there are, without dashes.
         classes: Returns the classes that an option takes.
 
     Example:
-        >>> with_nearest("Option 'temprature' is not accepted", ["temperature", "weight"], lambda key: [])
+        >>> with_nearest("Option 'temprature' is not accepted", lambda: ["temperature", "weight"], lambda key: [])
         "Option 'temprature' is not accepted. Did you mean 'temperature'?"
     """
     key = ""
@@ -53,15 +54,19 @@ def with_nearest(message: str, options: Iterable[str], classes: Callable[[str], 
 
 
 def _nearest(
-    line: str, message: str, options: Iterable[str], key: str, classes: Callable[[str], list[str]]
+    line: str, message: str, options: Callable[[], list[str]], key: str, classes: Callable[[str], list[str]]
 ) -> list[str]:
     if found := re.search(r"unrecognized arguments: .*?--([^\s=]+)", line):
         loss, _, option = found.group(1).partition(".")
         losses = [f"--{key}.{name}.{option}" for name in close(loss, classes(key), 1)] if option else []
-        return [f"--{name}" for name in close(found.group(1), options)] or losses
+        leaves = {name.rpartition(".")[2]: name for name in options()}
+        near = close(found.group(1), options()) or [leaves[name] for name in close(found.group(1), leaves)]
+        return losses or [f"--{name}" for name in near]
+    if (found := re.search(r"unrecognized arguments: ([^-\s]\S*)", line)) and os.path.isfile(found.group(1)):
+        return [f"--config {found.group(1)}"]
     if found := re.search(r"(?:Option|accept option) '([^']+)'(?! is not accepted before)", line):
         parts = found.group(1).split(".")
-        nearest = (close(".".join(parts[:count]), options) for count in range(len(parts), 0, -1))
+        nearest = (close(".".join(parts[:count]), options()) for count in range(len(parts), 0, -1))
         return next(filter(None, nearest), [])
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", line):
         return close(found.group(1), re.findall(r"[\w.-]+", found.group(2)), cutoff=0.6)

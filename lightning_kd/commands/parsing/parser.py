@@ -23,7 +23,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2 and one message; inside another parser, hand the message on with the nearest names."""
         parser = getattr(ex, "subcommand_parser", None) or self
-        message = with_nearest(message, parser.known_options(), self.known_classes)
+        message = with_nearest(message, parser.known_options, self.known_classes)
         if not self.exit_on_error or "JSONARGPARSE_DEBUG" in os.environ:
             super().error(message, ex)
         said = condense(message)
@@ -34,8 +34,10 @@ class Parser(LightningArgumentParser):
         self.exit(2, f"{command}: error: {said}\n`{command} --help` lists the options.\n")
 
     def known_options(self) -> list[str]:
-        """Return the options, without dashes."""
-        return [option.lstrip("-") for option in self._option_string_actions if not option.endswith(("+", ".help"))]
+        """Return the options, without dashes, also those of the classes that are defaults."""
+        options = [option.lstrip("-") for option in self._option_string_actions if not option.endswith(("+", ".help"))]
+        defaults = self.get_defaults(skip_validation=True).keys()
+        return [*options, *(key.replace(".init_args", "") for key in defaults if ".init_args." in key)]
 
     def known_classes(self, key: str) -> list[str]:
         """Return the paths of the classes that an option takes, and for losses also their other names."""
