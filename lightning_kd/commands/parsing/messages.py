@@ -26,6 +26,8 @@ _IN_USERS_WORDS = (
 )
 _ASIDE = re.compile(r"Given value: (.{120}|NestedArg|\[?Namespace)|Not a valid subclass of \w+$")
 _SCREEN = 1000
+_NAME = 200
+"""Letters of a name that are compared; longer ones are no names, and the time grows with the square."""
 _MISSING = "the following arguments are required: "
 
 
@@ -100,6 +102,7 @@ def close(name: str, known: Iterable[str], count: int = 3, cutoff: float = 0.7) 
     by_lower: dict[str, str] = {}
     for other in known:
         by_lower.setdefault(other.lower(), other)
+    name = name[:_NAME]
     nearest = difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=cutoff)
     near = [other for other in nearest if _ratio(name, other) > _ratio(name, nearest[0]) - 0.1]
     return [by_lower[other] for other in near]
