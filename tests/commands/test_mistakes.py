@@ -110,7 +110,7 @@ WRONG_FILES = {
     "NUL": (b'trainer: {default_root_dir: "\\0"}', "line 1, column 29: this text contains the character NUL"),
     "an object of Python": (b"model: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
     "a number of 5000 digits": (b"seed_everything: " + b"9" * 5000, "5000 digits"),
-    "brackets without end": (b"[" * 20000, "nesting"),
+    "brackets in brackets": (b"[" * 20000 + b"]" * 20000, "cannot be read as YAML: "),
     "a misplaced option": (b"data: {class_path: A, batch_size: 2}", "'batch_size' stands beside class_path"),
     "options that are none": (b"model: {losses: {kd: 3}}", "expected the options of kd as {OPTION: VALUE, ...}, got 3"),
 }
