@@ -58,6 +58,7 @@ TYPOS_IN_YAML = {
 def test_a_typing_error_in_yaml_is_answered_with_the_nearest_name(right, wrong, named, nearest, fit_with):
     line = the_line(fit_with(change=[(right, wrong)]))
     assert named in line
+    assert line.count("Did you mean") == 1
     assert line.partition("Did you mean ")[2].startswith(nearest)
 
 
