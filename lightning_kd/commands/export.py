@@ -1,15 +1,18 @@
 """The command ``lightning-kd export``: the student inside a checkpoint as a file of its own."""
 
+import argparse
 import inspect
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
-from jsonargparse import ArgumentParser
 from torch import nn
 
 from lightning_kd.capture.example import zeros_for
+from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.commands.parsing.messages import condense
+from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.export.student import Format, choose_format, export_student, write_weights
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.files.class_paths import check_value
@@ -25,7 +28,7 @@ def export(words: list[str]) -> None:
         words: Arguments as on the command line, after ``export``.
     """
     description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(prog="lightning-kd export", description=description)
+    parser = Parser(prog="lightning-kd export", description=description)
     parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
     export_checkpoint(**parser.parse_args(words).as_dict())
 
@@ -89,7 +92,9 @@ def _described(content: Mapping[str, Any], checkpoint: str) -> object:
 
 def _configured(config: str) -> object:
     """Return how a configuration says that the student is made."""
-    content = yaml.safe_load(Path(config).read_text())
+    if not Path(config).is_file():
+        raise FileNotFoundError(f"There is no file {config!r} (looked from {os.getcwd()!r}).")
+    content = yaml_text.load(Path(config).read_text(), config)
     model = content.get("model") if isinstance(content, Mapping) else None
     if not isinstance(model, Mapping) or "student" not in model:
         raise ValueError(f"{config!r} has no model.student; give the YAML file of the fit.")
@@ -97,9 +102,12 @@ def _configured(config: str) -> object:
 
 
 def _build(described: object) -> nn.Module:
-    parser = ArgumentParser(exit_on_error=False)
+    parser = Parser(exit_on_error=False)
     # LightningCLI parses the student with fail_untyped=False too, so an argument without a type is accepted
     parser.add_subclass_arguments(nn.Module, "student", fail_untyped=False)
-    parsed = parser.parse_object({"student": described})
+    try:
+        parsed = parser.parse_object({"student": described})
+    except argparse.ArgumentError as error:
+        raise ValueError(f"The student cannot be built: {condense(str(error))}.") from error
     check_value(parsed.student, nn.Module, "student")
     return cast(nn.Module, parser.instantiate_classes(parsed).student)

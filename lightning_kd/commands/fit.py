@@ -5,12 +5,14 @@ arguments. Read a stranger's configuration before you run it, as you would read 
 here: the configuration alone decides what is built.
 """
 
+import functools
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import yaml
 from jsonargparse import _common, set_parsing_settings
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
@@ -18,7 +20,20 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lightning_kd.data
 import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
-from lightning_kd.commands.config_files import check_config_files
+from lightning_kd.commands.main import COMMANDS
+from lightning_kd.commands.parsing import yaml_text
+from lightning_kd.commands.parsing.help import EVERYTHING
+from lightning_kd.commands.parsing.losses import (
+    OPTION,
+    named_by_class,
+    options_of_one,
+    overview,
+    set_option,
+    with_losses_by_class,
+)
+from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
+from lightning_kd.commands.parsing.words import check_values
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
@@ -35,17 +50,60 @@ class DistillationCLI(LightningCLI):
                 subclass_mode_data=True,
                 auto_configure_optimizers=False,
                 save_config_kwargs={"overwrite": True},
-                parser_kwargs={"description": "Distil a student from a teacher with PyTorch Lightning."},
+                parser_class=Parser,
+                parser_kwargs={
+                    "prog": "lightning-kd",
+                    "description": "Distil a student from a teacher with PyTorch Lightning.",
+                    **{command: {"description": COMMANDS[command].summary} for command in self.subcommands()},
+                },
                 args=args,
                 **kwargs,
             )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse the arguments, without Lightning's warning that ``args`` replaces the words of the process."""
+        words: ArgsType = sys.argv[1:] if args is None else args
+        if isinstance(words, dict):
+            words = dict(with_losses_by_class(words))
+        if isinstance(words, list):
+            words = named_by_class(words)
+            if _asks_for_losses(words):
+                print(overview())
+                parser.exit()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
-            super().parse_arguments(parser, args)
+            try:
+                super().parse_arguments(parser, self._completed(parser, words) if isinstance(words, list) else words)
+            except (ValueError, OSError, RecursionError) as error:  # such as a file that cannot be read
+                parser.args = words if isinstance(words, list) else []
+                parser.error(str(error), error)
         self._check_class_paths(parser)
+
+    def _completed(self, parser: LightningArgumentParser, words: list[str]) -> list[str]:
+        """Return the words with what jsonargparse does not do: one option of one loss, and defaults of a new class.
+
+        Both need to know what the words give together, so the words are parsed twice where they matter.
+        """
+        check_values(words)
+        words, options = options_of_one(words)
+        named = given(words) if not _asks_for_help(words) else {}
+        if not options and not any(option.is_renamed for option in named.values()):
+            return words
+        super().parse_arguments(parser, [word for word in words if not word.startswith("--print_config")])
+        parsed = yaml.safe_load(parser.dump(self.config, format="yaml", skip_validation=True))
+        parsed = parsed.get(self.config.get("subcommand"), parsed)
+        losses = parsed["model"].get("losses")
+        for name, option in named.items():
+            if isinstance(option, GivenLosses):
+                for spec, item in zip(losses or [], option.items, strict=False):
+                    spec.setdefault("init_args", {}).update(own_defaults(spec, item, name))
+            elif spec := functools.reduce(lambda content, key: (content or {}).get(key), name.split("."), parsed):
+                changed = own_defaults(spec, option, name)
+                words += [f"--{name}.{key}={yaml_text.dump(value)}" for key, value in changed.items()]
+        for key, value in options:
+            set_option(losses, key, yaml_text.load(value))
+        are_changed = bool(options) or named["model.losses"].is_renamed
+        return [*words, f"{OPTION}={yaml_text.dump(losses)}"] if are_changed else words
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
@@ -71,8 +129,20 @@ class DistillationCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the summary table."""
+        """Add the summary table, and the help without its brevity; say what the data are in a line."""
+        (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
+        parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
+
+
+def _asks_for_losses(words: list[str]) -> bool:
+    """Whether the help of the losses is asked for, without the name of one."""
+    after = dict(zip(words, [*words[1:], "-"], strict=False))
+    return after.get(f"{OPTION}.help", "KDLoss").startswith("-")
+
+
+def _asks_for_help(words: list[str]) -> bool:
+    return any(word == "-h" or word.partition("=")[0].endswith(("--help", ".help", EVERYTHING)) for word in words)
 
 
 @contextmanager
@@ -100,7 +170,6 @@ def run(args: list[str] | None = None) -> DistillationCLI:
     Args:
         args: Arguments as on the command line; by default those of the process.
     """
-    check_config_files(sys.argv[1:] if args is None else args)
     return DistillationCLI(args=args)
 
 

@@ -36,6 +36,9 @@ COMMANDS: Mapping[str, Command] = {
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
 }
 
+BEFORE_THE_COMMAND = ("-c", "--config", "--print_config")
+"""Options that LightningCLI takes before the command too: of a configuration that has the command's name on top."""
+
 
 def main() -> None:
     """Run the command line with the arguments of the process."""
@@ -45,14 +48,24 @@ def main() -> None:
     name = words[0] if words else ""
     if name in ("-h", "--help"):
         print(overview())
-    elif name in COMMANDS:
-        COMMANDS[name](words[1:])
-    elif name.startswith("-"):  # LightningCLI takes --config and --print_config before the command too
-        from lightning_kd.commands.fit import run
+        return
+    try:
+        if name in COMMANDS:
+            COMMANDS[name](words[1:])
+        elif name.partition("=")[0] in BEFORE_THE_COMMAND:
+            from lightning_kd.commands.fit import run
 
-        run(words)
-    else:
-        print(unknown(name) if name else overview(), file=sys.stderr)
+            run(words)
+        else:
+            print(unknown(name) if name else overview(), file=sys.stderr)
+            sys.exit(2)
+    except Exception as error:
+        from lightning_kd.commands.parsing.refusals import refusal  # what goes right need not wait for this import
+
+        told = refusal(error)
+        if told is None:
+            raise
+        print(f"lightning-kd {name}: error: {told}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -69,12 +82,16 @@ def overview() -> str:
 
 
 def unknown(name: str) -> str:
-    """Return the error for a command that the table does not have, with the nearest names.
+    """Return the error for a command or an option before it that there is not, with the nearest names.
 
     Example:
         >>> unknown("exprt")
-        "lightning-kd: there is no command 'exprt'. Nearest: export. `lightning-kd --help` lists all commands."
+        "lightning-kd: error: there is no command 'exprt'. Did you mean 'export'? `lightning-kd --help` lists all
+        commands."
     """
-    nearest = difflib.get_close_matches(name, COMMANDS)
-    hint = f"Nearest: {', '.join(nearest)}. " if nearest else ""
-    return f"lightning-kd: there is no command {name!r}. {hint}`lightning-kd --help` lists all commands."
+    kind = "option before the command" if name.startswith("-") else "command"
+    known = (*BEFORE_THE_COMMAND, "--help") if name.startswith("-") else COMMANDS
+    name = name.partition("=")[0]
+    nearest = difflib.get_close_matches(name, known)
+    hint = f"Did you mean {' or '.join(map(repr, nearest))}? " if nearest else ""
+    return f"lightning-kd: error: there is no {kind} {name!r}. {hint}`lightning-kd --help` lists all commands."

@@ -63,9 +63,22 @@ def names_of(losses: Sequence[object]) -> list[str]:
     Args:
         losses: The losses, in order.
     """
+    return names_after([type(loss).__name__ for loss in losses])
+
+
+def names_after(classes: Sequence[str]) -> list[str]:
+    """Return a name for each loss whose class is named, as :func:`names_of` does for the losses themselves.
+
+    Args:
+        classes: Names of the classes, in order, without their modules.
+
+    Example:
+        >>> names_after(["KDLoss", "HintLoss", "HintLoss", "MutualLearning"])
+        ['kd', 'hint', 'hint_2', 'mutual_learning']
+    """
     names: list[str] = []
-    for loss in losses:
-        stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(loss).__name__).lower()
+    for class_name in classes:
+        stem = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", class_name).lower()
         stem = stem.removesuffix("_loss")
         taken = [name for name in (*names, *RESERVED) if re.fullmatch(rf"{stem}(_\d+)?", name)]
         names.append(f"{stem}_{len(taken) + 1}" if taken else stem)

@@ -69,6 +69,11 @@ class DistillationStrategyType(IntEnum):
     SELF_DISTILLATION = 11
     HYBRID = 12
 
+    @property
+    def component(self) -> type[DistillationLoss]:
+        """The class that :meth:`create` makes, such as ``KDLoss``."""
+        return _FIRST[self]
+
     def create(self, **options: object) -> DistillationLoss:
         """Make the family's first loss component.
 
@@ -78,7 +83,7 @@ class DistillationStrategyType(IntEnum):
         Raises:
             TypeError: If an option is unknown; the message names what there is.
         """
-        component = _FIRST[self]
+        component: Callable[..., DistillationLoss] = self.component
         self._check_options(component, options)
         return component(**options)
 
@@ -92,7 +97,7 @@ class DistillationStrategyType(IntEnum):
             )
 
 
-_FIRST: dict[DistillationStrategyType, Callable[..., DistillationLoss]] = {
+_FIRST: dict[DistillationStrategyType, type[DistillationLoss]] = {
     DistillationStrategyType.RESPONSE_BASED: KDLoss,
     DistillationStrategyType.FEATURE_BASED: HintLoss,
     DistillationStrategyType.ATTENTION_BASED: ATLoss,

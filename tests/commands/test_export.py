@@ -120,6 +120,14 @@ def test_what_is_missing_is_told_with_what_to_do(tmp_path):
     (tmp_path / "other.yaml").write_text("data: DigitsDataModule")
     with pytest.raises(ValueError, match=r"other.yaml' has no model.student"):
         export([*to, f"--config={tmp_path}/other.yaml"])
+    with pytest.raises(FileNotFoundError, match=r"There is no file 'none.yaml'"):
+        export([*to, "--config=none.yaml"])
+    (tmp_path / "twice.yaml").write_text("model: {}\nmodel: {}")
+    with pytest.raises(ValueError, match=r"twice.yaml', line 2, column 1: the key 'model' stands here and in line 1"):
+        export([*to, f"--config={tmp_path}/twice.yaml"])
+    (tmp_path / "typo.yaml").write_text("model: {student: {class_path: torch.nn.Linear, init_args: {in_feature: 3}}}")
+    with pytest.raises(ValueError, match=r"The student cannot be built: .*in_feature.* Did you mean 'in_features'"):
+        export([*to, f"--config={tmp_path}/typo.yaml"])
     (tmp_path / "wide.yaml").write_text(CONFIGURATION.replace("3", "5"))
     with pytest.raises(ValueError, match=r"python.ckpt' do not fit ConvNet"):
         export([*to, f"--config={tmp_path}/wide.yaml"])

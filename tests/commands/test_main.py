@@ -7,25 +7,9 @@ import pytest
 
 import lightning_kd.commands
 from lightning_kd.commands import main as command_line
-from lightning_kd.commands.main import COMMANDS, Command, main
+from lightning_kd.commands.main import COMMANDS, Command
 
 FILES = {path.stem for path in Path(lightning_kd.commands.__file__).parent.glob("*.py")} - {"__init__", "main"}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command line with some words; return the exit code and what it printed on both streams."""
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["lightning-kd", *words])
-        code = 0
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -58,14 +42,14 @@ def test_every_command_has_a_help_of_its_own(name, call):
 def test_an_unknown_command_is_answered_with_the_nearest(word, nearest, call):
     code, out, err = call(word, "--config=a.yaml")
     assert (code, out) == (2, "")
-    assert f"there is no command {word!r}. Nearest: {nearest}" in err
+    assert f"there is no command {word!r}. Did you mean {nearest!r}?" in err
     assert "lightning-kd --help" in err
 
 
 def test_an_unknown_command_that_is_near_none_is_answered_with_the_help(call):
     code, out, err = call("zzz")
     assert (code, out) == (2, "")
-    assert "Nearest" not in err
+    assert "Did you mean" not in err
     assert "lightning-kd --help" in err
 
 
