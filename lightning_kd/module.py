@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.columns import of_teacher
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of
@@ -157,13 +158,13 @@ class DistillationModule(ReplaceableParts):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        return batches.with_labels_inside(batches.unpack_batch(batch), batch, self.student)
+        return batches.for_student(batches.unpack_batch(batch), batch, self.student)
 
     def teacher_inputs(
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the teacher's (args, kwargs); override to give it another view of the batch than the student's."""
-        return args, kwargs
+        """Return the teacher's (args, kwargs), by default what its ``forward`` takes; override for another view."""
+        return of_teacher(batch, args, kwargs, self.student, self.teacher)
 
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output; override for outputs of another form."""

@@ -1,19 +1,15 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from inspect import Parameter, signature
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_kd.capture.networks import first_tensor, original
-
-TARGET_KEYS = ("target", "labels", "label", "y")
-INDEX_KEYS = ("index", "idx")
+from lightning_kd.capture.columns import INDEX_KEYS, TARGET_KEYS, makes_inputs_of, of_student, takes
+from lightning_kd.capture.networks import first_tensor
 
 
 @dataclass(slots=True)
@@ -123,8 +119,8 @@ def _form_of(value: object, depth: int = 2) -> str:
     return f"a {type(value).__name__}"
 
 
-def with_labels_inside(read: Batch, batch: Any, model: nn.Module) -> Batch:
-    """Leave the labels among the inputs of a model that cannot do without them.
+def for_student(read: Batch, batch: Any, model: nn.Module, *, with_labels: bool = False) -> Batch:
+    """Keep the columns that the student takes, and the labels only if it cannot do without them.
 
     Encoder-decoders of Hugging Face (T5, BART, Whisper) make the decoder's inputs of the labels. A model whose forward
     has an argument of that name without a default needs them as well.
@@ -133,23 +129,23 @@ def with_labels_inside(read: Batch, batch: Any, model: nn.Module) -> Batch:
         read: The batch taken apart.
         batch: The batch as the data loader gave it.
         model: The model that is called with it.
+        with_labels: Whether the model is to compute its own loss of them.
     """
+    read = with_labels_inside(read, batch, model, always=with_labels)
+    return replace(read, kwargs=of_student(read.kwargs, model)) if read.kwargs else read
+
+
+def with_labels_inside(read: Batch, batch: Any, model: nn.Module, *, always: bool = False) -> Batch:
+    """Leave the labels among the inputs of a model that cannot do without them, or always if it takes them."""
     if not isinstance(batch, Mapping) or read.target is None:
         return read
     key = next((key for key in TARGET_KEYS if key in batch), None)
-    forward = type(original(model)).forward
-    if key is not None and _needs(forward, key) and "decoder_input_ids" not in batch:
+    if key is None:
+        return read
+    needed = makes_inputs_of(model, key) and "decoder_input_ids" not in batch
+    if needed or (always and key in takes(model)):
         return replace(read, kwargs={**read.kwargs, key: batch[key]})
     return read
-
-
-@cache
-def _needs(forward: Callable[..., Any], key: str) -> bool:
-    """Whether the forward of a class of models needs an argument that holds the target."""
-    parameters = signature(forward).parameters
-    if key not in parameters:
-        return False
-    return "decoder_input_ids" in parameters or parameters[key].default is Parameter.empty
 
 
 def logits_of(output: Any) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Named layers -> tensors: forward hooks that record the calls of a module in a step, and its layers in each call."""
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import is_ as is_same
@@ -71,6 +71,8 @@ class Capture:
         self._handles: list[RemovableHandle] = []
         self._places: list[nn.Module] = []
         self.attached = False
+        self.completed: Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]] | None = None
+        """Adds to the named inputs of :meth:`call` what the module must be told besides, which is not recorded."""
         inner = original(module)
         names = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
         known = {plain_name(name) for name in names}
@@ -179,9 +181,20 @@ class Capture:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module and record the call, for a capture without hooks on the call itself."""
         _put_input(self._store, self.module, args, kwargs)
-        output = self.module(*args, **kwargs)
+        given = kwargs if self.completed is None or not kwargs else self._complete(args, kwargs)
+        output = self.module(*args, **given)
         _put_call(self._store, self.module, args, kwargs, output)
         return output
+
+    def _complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Add what the module must be told; that may call it, which is not to be recorded."""
+        assert self.completed is not None, "the caller asks first"
+        store = self._store
+        active, store.active = store.active, False
+        try:
+            return self.completed(args, kwargs)
+        finally:
+            store.active = active
 
     def copy_changed(self, call: Call) -> None:
         """Record copies from now on of those layers' values that were changed in place later in this call."""

@@ -1,5 +1,6 @@
 """Whether the rows of a batch are still those that a network was called with, after a step of the user's own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,10 +32,25 @@ def is_of_batch(call: Call, batch: Any) -> bool:
     inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.ndim]
     if not inputs:
         return True
-    given = [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+    given = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
     if any(one is leaf or _shares_memory(one, leaf) for one in inputs for leaf in given):
         return True
     return any(one.shape == leaf.shape and torch.equal(one, leaf.to(one)) for one in inputs for leaf in given)
+
+
+def leaves_of(batch: Any) -> list[Any]:
+    """Return what a batch holds; torch's own look does not see into a ``UserDict``, as a ``BatchEncoding`` is.
+
+    Example:
+        >>> from collections import UserDict
+        >>> leaves_of(UserDict(x=1, y=(2, [3])))
+        [1, 2, 3]
+    """
+    if isinstance(batch, Tensor):
+        return [batch]
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    return [leaf for one in batch for leaf in leaves_of(one)] if isinstance(batch, tuple | list) else tree_leaves(batch)
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:

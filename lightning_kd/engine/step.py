@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import is_label, is_own
 from lightning_kd.capture.hooks import Calls, Capture
+from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
@@ -60,8 +62,11 @@ class TrainingStep:
         self.hooks = hooks
         self.calls = calls
         self.looked_for_frozen = False
+        self.told_left_out = False
         self.takes_mask = False
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
+        self.positions = Positions(student, "student", may_change=calls is None)
+        self.teacher_positions: Positions | None = None
         self.watch()
         if teacher is not None and teacher.module is not None:
             check_not_shared(student, teacher.module, "teacher", _COPY)
@@ -93,7 +98,11 @@ class TrainingStep:
         layers = [name for loss in losses for name in loss.student_layers]
         with_call = self.calls is not None
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
+        self.capture.completed = self.positions
         if self.teacher is not None:
+            network, known = self.teacher.module, self.teacher_positions
+            if network is not None and (known is None or known.network is not network):
+                self.teacher_positions = Positions(network, "teacher", may_change=True)
             self.teacher.watch(name for loss in losses for name in loss.teacher_layers)
 
     def attach(self) -> None:
@@ -110,7 +119,7 @@ class TrainingStep:
         """
         if not self.capture.attached:
             return
-        self.student = self.capture.module = student
+        self.student = self.capture.module = self.positions.network = student
         self.attach()
 
     def detach(self) -> None:
@@ -180,11 +189,25 @@ class TrainingStep:
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("student"))
         args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
+        if first:
+            self._tell_left_out(call, kwargs)
+        elif self.calls is not None:  # the user's own call, which can be refused only
+            self.positions(call.args, call.kwargs)
+        if self.teacher_positions is not None:
+            kwargs = self.teacher_positions(args, kwargs)
         view = Call(args=args, kwargs=kwargs)
         lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("teacher"))
         return lesson
+
+    def _tell_left_out(self, call: Call, kwargs: dict[str, Any]) -> None:
+        """Say once which of the student's inputs the teacher does not take."""
+        given = [name for name, value in call.kwargs.items() if isinstance(value, Tensor) and name not in kwargs]
+        names = [name for name in given if not is_label(name)]
+        if names and is_own(self.hooks.teacher_inputs) and not self.told_left_out:
+            self.told_left_out = True
+            rank_zero_info(f"The teacher does not take {names}, which the student is called with, and goes without.")
 
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_kd.capture.networks import device_of, isolated_random_state
-from lightning_kd.capture.private import tree_leaves
+from lightning_kd.capture.rows import leaves_of
 from lightning_kd.data.indexed import check_rows, targets_of
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.streams import Kept, Peeked, give_back
@@ -123,7 +123,7 @@ def _first(batches: Any) -> Any:
 
 
 def _has_samples(batch: Any) -> bool:
-    first = next((leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)), None)
+    first = next((leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)), None)
     return first is None or first.ndim == 0 or len(first) > 0
 
 

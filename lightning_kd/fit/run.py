@@ -7,12 +7,14 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.networks import device_of, is_compiled, original
@@ -84,6 +86,7 @@ class DistillationRun:
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
         self._warned_of_empty = False
+        self._told_columns = False
 
     # What others look at
 
@@ -164,6 +167,7 @@ class DistillationRun:
         if self.objective.needs_index:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
+        self._tell_unused_columns(batch)
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()
@@ -298,6 +302,17 @@ class DistillationRun:
         self.gradients.stop()
         self.step.detach()
         self.patches.undo_all()
+
+    def _tell_unused_columns(self, batch: Any) -> None:
+        """Say once which columns no network takes, unless the user reads batches; a step of their own may use them."""
+        hooks, teacher = self.step.hooks, self.teacher
+        if self._told_columns or not (is_own(hooks.unpack_batch) and is_own(hooks.teacher_inputs)):
+            return
+        self._told_columns = True
+        networks = [self.student, *([teacher.module] if teacher is not None and teacher.module is not None else [])]
+        told = unused_columns(batch, networks)
+        if told is not None:
+            (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
 
     def _counts(self, terms: Terms) -> dict[str, Tensor] | None:
         """Return over how many labels those parts are means that are means over labels."""

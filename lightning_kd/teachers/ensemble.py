@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import logits_of
+from lightning_kd.capture.columns import takes
 
 Average = Literal["probabilities", "logits"]
 
@@ -44,13 +45,21 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(members)
         self.average: Average = average
 
+    @property
+    def called_alike(self) -> list[nn.Module]:
+        """The networks that a call is handed on to, each with what it takes."""
+        return list(self.members)
+
     def forward(self, *args: object, **kwargs: object) -> Tensor:
         """Call every member with these inputs and return the mean as logits, at least in float32.
 
         Raises:
             ValueError: If a member returns no logits, or their shapes differ.
         """
-        answers = [self._logits(i, member(*args, **kwargs)) for i, member in enumerate(self.members)]
+        answers = [
+            self._logits(i, member(*args, **({name: kwargs[name] for name in kwargs if name in takes(member)})))
+            for i, member in enumerate(self.members)
+        ]
         shapes = [tuple(answer.shape) for answer in answers]
         if len(set(shapes)) > 1:
             raise ValueError(
