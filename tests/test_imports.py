@@ -14,7 +14,7 @@ FLOORS = [
     {"losses", "files"},
     {"functional"},
     {"teachers"},
-    {"engine"},
+    {"engine", "hf"},
     {"fit", "export"},
     {"module", "callback", "report", "curriculum"},
     {"commands"},

@@ -5,6 +5,7 @@ other form. What it needs is then added, or refused with the remedy.
 """
 
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -203,7 +204,7 @@ class Positions:
         with undisturbed(self.network):
             parts = [
                 self._answer({n: v[:, a:b] if _is_along(n, v, one["position_ids"]) else v for n, v in one.items()})
-                for a, b in zip(stops, stops[1:], strict=False)
+                for a, b in pairwise(stops)
             ]
             if any(part is None or part.ndim != 3 for part in parts):
                 return {}  # no answer for each token that could be compared

@@ -1,4 +1,4 @@
-"""Rows with padding on the left, and rows of several documents: every network answers as it answers to the row alone."""
+"""Rows with padding on the left, and rows of several documents: each network answers as to the row alone."""
 
 from functools import partial
 
@@ -126,7 +126,7 @@ def test_an_answer_that_reads_the_padding_is_refused():
     batch = {"input_ids": IDS, "attention_mask": MASK}
     data = support.batches(batch)
     module = DistillationModule(bert(0, "SequenceClassification"), bert(1, "SequenceClassification"), [KDLoss()])
-    with pytest.raises(ValueError, match="it reads the padding. Pad on the right \\(tokenizer.padding_side"):
+    with pytest.raises(ValueError, match=r"it reads the padding. Pad on the right \(tokenizer.padding_side"):
         support.trainer(max_epochs=1).fit(module, data, data)
 
 
@@ -150,7 +150,7 @@ def test_the_module_adds_positions_for_the_student_too(caplog):
 
 
 def test_a_step_of_the_users_own_is_told_what_to_give():
-    with pytest.raises(ValueError, match="student GPT2LMHeadModel .* it counts the padding as positions.*position_ids"):
+    with pytest.raises(ValueError, match=r"student GPT2LMHeadModel .* counts the padding as positions.*position_ids"):
         kd_of("callback", gpt2(0), llama(1), {"input_ids": IDS, "attention_mask": MASK})
     batch = {"input_ids": IDS, "attention_mask": MASK, "position_ids": (MASK.cumsum(-1) - 1).clamp(min=0)}
     rows = [IDS[0, 3:], IDS[1]]
@@ -188,10 +188,10 @@ def test_documents_through_the_callback():
     expected = by_hand.kl(after_each(student, DOCUMENTS), after_each(teacher, DOCUMENTS), 4.0)
     value = kd_of("callback", student.train(), teacher, PACKED, use_cache=False)
     torch.testing.assert_close(value, expected, rtol=1e-3, atol=0.0)
-    with pytest.raises(ValueError, match="student LlamaForCausalLM .*one by one.*Call it with use_cache=False"):
+    with pytest.raises(ValueError, match=r"student LlamaForCausalLM .*one by one.*Call it with use_cache=False"):
         kd_of("callback", llama(0), gpt2(1), PACKED)
 
 
 def test_documents_that_a_network_cannot_keep_apart_are_refused():
-    with pytest.raises(ValueError, match="student BertForMaskedLM .*documents one by one.*give one document a row"):
+    with pytest.raises(ValueError, match=r"student BertForMaskedLM .*documents one by one.*give one document a row"):
         kd_of("module", bert(0), bert(1), PACKED)
