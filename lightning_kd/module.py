@@ -27,7 +27,7 @@ from lightning_kd.configurable import describe, restore
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.begin_anew import forget_layers
-from lightning_kd.engine.task import task_term
+from lightning_kd.engine.task import check_target, check_task_loss, own_loss, task_term
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
 from lightning_kd.files.precision import Precision, dtype_of
@@ -62,7 +62,8 @@ class DistillationModule(ReplaceableParts):
         teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; none for plain
             supervised training, and where a callback makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
-        task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss; none for unlabelled data.
+        task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss, or ``"model"`` for the loss in the
+            student's output; none for unlabelled data.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
         optimizer: Makes the optimizer from the parameters of student and losses; a learning rate finder sets the
             attribute ``lr``, which takes the place of the optimizer's own.
@@ -98,7 +99,7 @@ class DistillationModule(ReplaceableParts):
         teacher: nn.Module | Teacher | None = None,
         losses: Sequence[DistillationLoss] | None = None,
         *,
-        task_loss: nn.Module | None = None,
+        task_loss: nn.Module | Literal["model"] | None = None,
         task_weight: Scalar = 1.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -114,6 +115,7 @@ class DistillationModule(ReplaceableParts):
             raise ValueError(f"DistillationModule: expected a finite task_weight >= 0, got {task_weight}.")
         if losses is None and teacher is None and task_loss is None:
             raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
+        check_task_loss(task_loss)
         self.student = student
         self.losses = NamedLosses() if losses is None and teacher is None else name_losses(losses or [])
         forget_layers(self.losses)
@@ -158,7 +160,8 @@ class DistillationModule(ReplaceableParts):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        return batches.for_student(batches.unpack_batch(batch), batch, self.student)
+        own = self.task_loss == "model"
+        return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own)
 
     def teacher_inputs(
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -263,11 +266,8 @@ class DistillationModule(ReplaceableParts):
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")
-        if self.task_loss is not None and example is None and self.unpack_batch(batch).target is None:
-            raise ValueError(
-                "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, "
-                "or drop task_loss."
-            )
+        if example is None:
+            check_target(self.task_loss, self.unpack_batch(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
@@ -300,7 +300,7 @@ class DistillationModule(ReplaceableParts):
         with capture.recording() as call:
             task = None
             if self.run.clock.goal.runs_student:
-                task = self._task(capture.call(*read.args, **read.kwargs), read.target)
+                task = self._task(capture.call(*read.args, **read.kwargs), read)
             else:  # a first stage without the student reads its inputs alone
                 call.args, call.kwargs = read.args, read.kwargs
             return self.run.loss(self, batch, lambda: read, [call], task)
@@ -420,17 +420,21 @@ class DistillationModule(ReplaceableParts):
         read = self.unpack_batch(batch)
         return self.run.step.capture.call(*read.args, **read.kwargs)
 
-    def _task(self, output: Any, target: Tensor | None) -> Tensor | None:
-        loss, logits = self.task_loss, self.logits_of(output)
+    def _task(self, output: Any, read: Batch) -> Tensor | None:
+        if self.task_loss == "model":
+            return self.run.own_loss(output, read)
+        loss, logits, target = self.task_loss, self.logits_of(output), read.target
         return None if loss is None else self.run.task.during(lambda: task_term(loss, logits, target), lambda _: logits)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
         read, capture = self.unpack_batch(batch), self._capture()
         with capture.recording() as call:
             output = capture.call(*read.args, **read.kwargs)
-            task = None if read.target is None else self._task(output, read.target)  # which may tell what the task is
+            own = self.task_loss == "model" and own_loss(output) is not None
+            task = self._task(output, read) if own or read.target is not None else None  # may tell what the task is
             self.run.evaluation.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
-            self.run.evaluation.log_loss(self, task, self.task_loss, read.target, prefix=prefix, empty=call.empty)
+            loss = self.run.own_loss if self.task_loss == "model" else self.task_loss
+            self.run.evaluation.log_loss(self, task, loss, read.target, prefix=prefix, empty=call.empty)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -12,7 +12,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.engine.task import count_of_labels
+from lightning_kd.engine.task import ModelLoss, count_of_labels
 from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
@@ -116,7 +116,7 @@ class Evaluation:
         self,
         module: LightningModule,
         task: Tensor | None,
-        task_loss: nn.Module | None,
+        task_loss: nn.Module | ModelLoss | None,
         target: Any,
         *,
         prefix: str,

@@ -1,6 +1,6 @@
 """The parts of a distillation that a user may replace between two fits, and what follows from a replacement."""
 
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from lightning.pytorch import LightningModule
 from torch import nn
@@ -24,7 +24,7 @@ class ReplaceableParts(LightningModule):
     """A module whose parts may be assigned between two fits; the next fit takes them."""
 
     run: DistillationRun
-    task_loss: nn.Module | None
+    task_loss: nn.Module | Literal["model"] | None
     metrics: Metrics
 
     @property

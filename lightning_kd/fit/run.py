@@ -24,6 +24,7 @@ from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
+from lightning_kd.engine.task import ModelLoss
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
@@ -78,6 +79,7 @@ class DistillationRun:
         self.clock = Clock(self.step)
         self.lines = Lines(self.objective)
         self.task = TaskWatch(self.objective)
+        self.own_loss = ModelLoss(student)
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)

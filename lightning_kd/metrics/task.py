@@ -69,7 +69,7 @@ class Task:
     class_axis: int | None = None
 
     @classmethod
-    def of_loss(cls, loss: nn.Module | None, *, called_directly: bool = True) -> Self:
+    def of_loss(cls, loss: nn.Module | str | None, *, called_directly: bool = True) -> Self:
         """Read a task's loss, or a module that may hold one.
 
         Args:
@@ -82,6 +82,8 @@ class Task:
             >>> Task.of_loss(nn.BCEWithLogitsLoss()).kind
             'multilabel'
         """
+        if loss == "model":  # the student's own, of which Hugging Face leaves out this label
+            return cls(None, IGNORE_INDEX)
         if not isinstance(loss, nn.Module):  # none, or a function, whose calls tell
             return cls()
         found = [(kind, part) for part in loss.modules() for kind, types in _KINDS if isinstance(part, types)]

@@ -1,0 +1,131 @@
+"""The loss that a model of Hugging Face computes itself is the task's, by ``task_loss="model"``."""
+
+import warnings
+from functools import partial
+
+import pytest
+import torch
+import transformers as hf
+from lightning.pytorch.cli import LightningArgumentParser
+from torch import nn
+
+from lightning_kd import DistillationModule
+from lightning_kd.losses import KDLoss
+from tests import support
+from tests.ecosystem import zoo
+
+pytestmark = pytest.mark.filterwarnings("ignore:val/accuracy is left out")  # of the last token alone
+TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+
+
+def llama():
+    return hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=50, initializer_range=0.3, **zoo.WIDE, **TOKENS))
+
+
+class LastToken(DistillationModule):
+    def logits_of(self, output):
+        return output.logits[:, -1]
+
+
+def sentences(first=7):
+    ids = torch.tensor([[first, 5, 9, 3], [3, 8, 2, 11], [6, 4, 1, 2]])
+    mask = (ids != 0).long()
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.where(mask.bool(), ids, -100)}
+
+
+def token_means(student, batch):
+    """The cross-entropy of each token given those before it, by hand."""
+    with torch.no_grad():
+        scores = student.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    student.train()
+    return -torch.stack(
+        [
+            scores[b, i - 1].double().log_softmax(0)[batch["labels"][b, i]]
+            for b in range(len(scores))
+            for i in range(1, scores.shape[1])
+            if batch["labels"][b, i] != -100
+        ]
+    )
+
+
+def fit(module, *batches):
+    trainer = support.trainer(max_epochs=1)
+    trainer.fit(module, support.batches(batches[0]), support.batches(*batches))
+    return trainer.callback_metrics
+
+
+def test_it_is_the_mean_over_the_tokens():
+    torch.manual_seed(0)
+    student = llama()
+    first, second = sentences(), sentences()
+    second["labels"][1:] = -100
+    still = partial(torch.optim.SGD, lr=0.0)
+    module = LastToken(student, llama(), [KDLoss()], task_loss="model", optimizer=still)
+    found = fit(module, first, second)
+    means = token_means(student, first)
+    torch.testing.assert_close(found["train/task"].double(), means.mean(), rtol=1e-4, atol=0.0)
+    every = torch.cat([means, token_means(student, second)])
+    assert len(every) == 9 + 3
+    torch.testing.assert_close(found["val/loss"].double(), every.mean(), rtol=1e-4, atol=0.0)
+
+
+def test_the_teacher_is_not_given_the_labels():
+    seen = []
+    teacher = llama()
+    teacher.register_forward_pre_hook(lambda _, args, kwargs: seen.append(sorted(kwargs)), with_kwargs=True)
+    fit(LastToken(llama(), teacher, [KDLoss()], task_loss="model"), sentences())
+    assert seen
+    assert all("labels" not in names for names in seen)
+
+
+def test_a_row_that_is_padded_on_the_left_is_told_once():
+    module = LastToken(llama(), llama(), [KDLoss()], task_loss="model")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(module, sentences(first=0))
+    assert (
+        len([w for w in caught if "counts the first token of a row that is padded on the left" in str(w.message)]) == 1
+    )
+
+
+def test_no_such_word_where_that_token_has_no_label():
+    batch = sentences(first=0)
+    batch["labels"][0, 1] = -100
+    fit(LastToken(llama(), llama(), [KDLoss()], task_loss="model"), batch)
+
+
+def test_a_question_has_no_other_target():
+    net = partial(hf.BertForQuestionAnswering, hf.BertConfig(vocab_size=50, hidden_dropout_prob=0.0, **zoo.WIDE))
+
+    class Starts(DistillationModule):
+        def logits_of(self, output):
+            return output.start_logits
+
+    ids = torch.randint(1, 40, (4, 9))
+    batch = {"input_ids": ids, "start_positions": torch.arange(4), "end_positions": torch.arange(4) + 2}
+    module = Starts(net(), net(), [KDLoss()], task_loss="model")
+    found = fit(module, batch)
+    assert found["train/task"] > 1
+    assert found["val/loss"] > 1
+
+
+def test_a_model_without_a_loss_is_told():
+    module = support.module(task_loss="model")
+    with pytest.raises(ValueError, match=r"the output of ConvNet holds none. Give batches with the labels"):
+        support.fit(module)
+    with pytest.raises(ValueError, match="expected task_loss to be a module or 'model', got 'modle'"):
+        support.module(task_loss="modle")
+
+
+def test_in_yaml(tmp_path):
+    (tmp_path / "fit.yaml").write_text("""
+model:
+  student: {class_path: torch.nn.Linear, init_args: {in_features: 2, out_features: 2}}
+  task_loss: model
+""")
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(DistillationModule, "model")
+    module = parser.instantiate_classes(parser.parse_path(str(tmp_path / "fit.yaml"))).model
+    assert module.task_loss == "model"
+    module.task_loss = nn.CrossEntropyLoss()
+    assert isinstance(module.task_loss, nn.CrossEntropyLoss)
