@@ -16,7 +16,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import of_teacher
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
@@ -139,13 +138,8 @@ class DistillationCallback(FitHooks):
     def teacher_inputs(
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the teacher's (args, kwargs); override to give it another view of the batch than the student's.
-
-        By default what its ``forward`` takes: of the student's call, and columns of the batch that only it takes.
-        """
-        if self._run is None or self._run.teacher is None:
-            return args, kwargs
-        return of_teacher(batch, args, kwargs, self._run.student, self._run.teacher.module)
+        """Return the teacher's (args, kwargs), by default what its ``forward`` takes; override for another view."""
+        return self.run.step.of_teacher(batch, args, kwargs)
 
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output; override for outputs of another form."""

@@ -19,7 +19,6 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.columns import of_teacher
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of
@@ -62,8 +61,7 @@ class DistillationModule(ReplaceableParts):
         teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; none for plain
             supervised training, and where a callback makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
-        task_loss: The task's own loss on (logits, target), such as CrossEntropyLoss, or ``"model"`` for the loss in the
-            student's output; none for unlabelled data.
+        task_loss: The task's own loss on (logits, target), or ``"model"`` for the one in the student's output; or none.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
         optimizer: Makes the optimizer from the parameters of student and losses; a learning rate finder sets the
             attribute ``lr``, which takes the place of the optimizer's own.
@@ -167,7 +165,7 @@ class DistillationModule(ReplaceableParts):
         self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Return the teacher's (args, kwargs), by default what its ``forward`` takes; override for another view."""
-        return of_teacher(batch, args, kwargs, self.student, self.teacher)
+        return self.run.step.of_teacher(batch, args, kwargs)
 
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output; override for outputs of another form."""
@@ -266,8 +264,8 @@ class DistillationModule(ReplaceableParts):
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, self, "losses")
-        if example is None:
-            check_target(self.task_loss, self.unpack_batch(batch))
+        if example is None and isinstance(self.task_loss, nn.Module):
+            check_target(self.unpack_batch(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
@@ -433,8 +431,7 @@ class DistillationModule(ReplaceableParts):
             own = self.task_loss == "model" and own_loss(output) is not None
             task = self._task(output, read) if own or read.target is not None else None  # may tell what the task is
             self.run.evaluation.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
-            loss = self.run.own_loss if self.task_loss == "model" else self.task_loss
-            self.run.evaluation.log_loss(self, task, loss, read.target, prefix=prefix, empty=call.empty)
+            self.run.evaluation.log_loss(self, task, self.task_loss, read.target, prefix=prefix, empty=call.empty)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -1,6 +1,6 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 

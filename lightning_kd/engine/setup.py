@@ -286,7 +286,7 @@ class SetUp:
                     teacher.check_first_answer(lesson)
                 read = self._read(batch)
                 self._check_first(call, lesson, read)
-            self._settle_positions(batch, call)
+            self.step.settle_positions(batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
                 "teacher": _as_stored(lesson)
@@ -295,13 +295,6 @@ class SetUp:
             }
             shapes = {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
             return shapes, known, read.mask
-
-    def _settle_positions(self, batch: Any, call: Call) -> None:
-        """Find out what both networks must be told of padding on the left, and of several documents in a row."""
-        step = self.step
-        step.positions.settle(call.args, call.kwargs)
-        if step.teacher_positions is not None:
-            step.teacher_positions.settle(*step.hooks.teacher_inputs(batch, call.args, call.kwargs))
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""

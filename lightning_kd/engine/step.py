@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import is_label, is_own
+from lightning_kd.capture.columns import Inputs, is_label, is_own, of_teacher
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
@@ -100,7 +100,7 @@ class TrainingStep:
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
         self.capture.completed = self.positions
         if self.teacher is not None:
-            network, known = self.teacher.module, self.teacher_positions
+            network, known = self.teacher.called, self.teacher_positions
             if network is not None and (known is None or known.network is not network):
                 self.teacher_positions = Positions(network, "teacher", may_change=True)
             self.teacher.watch(name for loss in losses for name in loss.teacher_layers)
@@ -200,6 +200,16 @@ class TrainingStep:
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("teacher"))
         return lesson
+
+    def of_teacher(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """Return what the teacher takes: of the student's call, and of the batch what only the teacher takes."""
+        return of_teacher(batch, args, kwargs, self.student, None if self.teacher is None else self.teacher.called)
+
+    def settle_positions(self, batch: Any, call: Call) -> None:
+        """Find out what both networks must be told of padding on the left, and of several documents in a row."""
+        self.positions.settle(call.args, call.kwargs)
+        if self.teacher_positions is not None:
+            self.teacher_positions.settle(*self.hooks.teacher_inputs(batch, call.args, call.kwargs))
 
     def _tell_left_out(self, call: Call, kwargs: dict[str, Any]) -> None:
         """Say once which of the student's inputs the teacher does not take."""

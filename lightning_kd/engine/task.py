@@ -61,9 +61,9 @@ def check_task_loss(task_loss: "nn.Module | str | None") -> None:
         raise ValueError(f"DistillationModule: expected task_loss to be a module or 'model', got {task_loss!r}.")
 
 
-def check_target(task_loss: "nn.Module | str | None", read: Batch) -> None:
-    """Raise a ``ValueError`` if a task's loss needs a target and a batch has none."""
-    if isinstance(task_loss, nn.Module) and read.target is None:
+def check_target(read: Batch) -> None:
+    """Raise a ``ValueError`` if a batch has no target."""
+    if read.target is None:
         raise ValueError(
             "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, or drop task_loss."
         )
@@ -132,7 +132,7 @@ def own_loss(output: Any) -> Tensor | None:
     return loss if isinstance(loss, Tensor) else None
 
 
-def count_of_labels(task_loss: "nn.Module | ModelLoss | None", target: Any) -> int:
+def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:
     """Return what a mean of the task's loss is over: the labels, where the loss leaves some out, else the rows.
 
     Example:

@@ -1,6 +1,6 @@
 """Student against teacher on validation and test data."""
 
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -116,7 +116,7 @@ class Evaluation:
         self,
         module: LightningModule,
         task: Tensor | None,
-        task_loss: nn.Module | ModelLoss | None,
+        task_loss: nn.Module | Literal["model"] | None,
         target: Any,
         *,
         prefix: str,
@@ -128,7 +128,8 @@ class Evaluation:
         if empty:  # weighs nothing, but the mean of nothing is NaN
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if not module.trainer.barebones:
-            count = count_of_labels(task_loss, target)
+            counted = ModelLoss(self.step.student) if task_loss == "model" else task_loss
+            count = count_of_labels(counted, target)
             module.log(f"{prefix}/loss", scalar("task", task), batch_size=count, sync_dist=True)
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:

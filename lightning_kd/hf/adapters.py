@@ -57,6 +57,11 @@ class AdaptersOff(Teacher):
             )
         self.capture = Capture(student, (), "teacher", with_call=False)
 
+    @property
+    def called(self) -> nn.Module:
+        """The student, whose call the base takes too."""
+        return self.student
+
     def answer(self, batch: Any, call: Call) -> Lesson:
         """Run the base on what the student was called with, without what would make it compute a loss."""
         answer = self.first_answer(batch, call)

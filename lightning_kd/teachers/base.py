@@ -87,6 +87,11 @@ class Teacher(ABC):
         """Answer on a device."""
 
     @property
+    def called(self) -> nn.Module | None:
+        """The network whose ``forward`` a call must suit, ``None`` if there is none."""
+        return self.module
+
+    @property
     def on_meta(self) -> bool:
         """Whether there are no weights yet."""
         return False

@@ -112,6 +112,14 @@ def test_the_student_keeps_its_dropout_and_what_trains(door):
     assert not any(part._forward_hooks for part in student.modules() if part is not inner)
 
 
+def test_the_base_computes_no_loss_of_its_own():
+    student = with_adapters(bert(**DRY))
+    teacher, batch = adapters_off(student), sentences()
+    module = DistillationModule(student, teacher, [KDLoss()])
+    _, kwargs = module.teacher_inputs(batch, (), batch)
+    assert sorted(kwargs) == ["attention_mask", "input_ids"]
+
+
 def test_a_plain_network_has_no_adapters():
     with pytest.raises(TypeError, match="expected a student with adapters of PEFT"):
         adapters_off(bert())
