@@ -389,7 +389,7 @@ class DistillationCallback(FitHooks):
     def _place_teacher(self, trainer: Trainer) -> None:
         self.run.place_teacher()
         teacher = self.run.teacher
-        if isinstance(teacher, FrozenTeacher) and teacher.dtype is None:
+        if isinstance(teacher, FrozenTeacher) and teacher.dtype is None and not teacher.stays:
             teacher.module = trainer.precision_plugin.convert_module(teacher.module)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prefix: str, loader: int) -> None:

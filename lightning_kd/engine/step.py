@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.classes import class_order, in_order
 from lightning_kd.capture.columns import Inputs, is_label, is_own, of_teacher
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
@@ -67,6 +68,8 @@ class TrainingStep:
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
         self.positions = Positions(student, "student", may_change=calls is None)
         self.teacher_positions: Positions | None = None
+        self.class_order: Tensor | None = None
+        """Where the teacher has each class of the student, ``None`` if both have the same order."""
         self.watch()
         if teacher is not None and teacher.module is not None:
             check_not_shared(student, teacher.module, "teacher", _COPY)
@@ -107,6 +110,7 @@ class TrainingStep:
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
+        self._settle_classes()
         self.capture.attach()
         if self.teacher is not None:
             self.teacher.attach()
@@ -219,13 +223,28 @@ class TrainingStep:
             self.told_left_out = True
             rank_zero_info(f"The teacher does not take {names}, which the student is called with, and goes without.")
 
+    def teacher_logits(self, lesson: Lesson) -> Tensor | None:
+        """Return the teacher's logits, with the classes in the student's order."""
+        logits = None if lesson is NO_LESSON else self.hooks.logits_of(lesson.output)
+        return logits if logits is None or self.class_order is None else in_order(logits, self.class_order)
+
+    def _settle_classes(self) -> None:
+        """Learn in which order the teacher has the student's classes, where both name them."""
+        network = None if self.teacher is None else self.teacher.called
+        if network is None or not any(loss.needs_teacher_logits for loss in self.objective.components):
+            return
+        order = class_order(self.student, network)
+        if order is not None and self.class_order is None:
+            rank_zero_info("The teacher has the student's classes in another order; its logits are aligned by name.")
+        self.class_order = None if order is None else torch.tensor(order)
+
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
         student_logits = logits_of(call.output) if call.called else None
         tensors = StepTensors(
             student_logits=student_logits,
-            teacher_logits=None if lesson is NO_LESSON else logits_of(lesson.output),
+            teacher_logits=self.teacher_logits(lesson),
             student_features=call.features,
             teacher_features=lesson.features,
             target=as_class_ids(batch.target, student_logits),

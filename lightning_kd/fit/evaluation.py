@@ -85,7 +85,7 @@ class Evaluation:
         """
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
         logits_of = self.step.hooks.logits_of
-        teacher_logits = None if lesson is NO_LESSON else logits_of(lesson.output)
+        teacher_logits = self.step.teacher_logits(lesson)
         logits = logits_of(call.output)
         target = as_class_ids(read.target, logits)
         if loader not in self.comparisons:

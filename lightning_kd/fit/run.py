@@ -18,6 +18,7 @@ from lightning_kd.capture.columns import is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.networks import device_of, is_compiled, original
+from lightning_kd.capture.rows import leaves_of
 from lightning_kd.distributed.sharding import check_clips, mesh_of
 from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
@@ -44,6 +45,7 @@ from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
+from lightning_kd.teachers.normalisation import told_difference
 from lightning_kd.teachers.source import find_source
 
 
@@ -312,6 +314,10 @@ class DistillationRun:
             return
         self._told_columns = True
         networks = [self.student, *([teacher.module] if teacher is not None and teacher.module is not None else [])]
+        if len(networks) == 2 and any(isinstance(v, Tensor) and v.ndim == 4 for v in leaves_of(batch)):
+            difference = told_difference(*networks)
+            if difference is not None:
+                rank_zero_info(difference)
         told = unused_columns(batch, networks)
         if told is not None:
             (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)

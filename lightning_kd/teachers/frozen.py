@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
-from lightning_kd.capture.networks import original
+from lightning_kd.capture.networks import device_of, original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.files.precision import Precision, dtype_of
@@ -24,6 +24,9 @@ from lightning_kd.teachers.base import Lesson, Teacher
 _GUARD = threading.Lock()
 _LOCKS: WeakKeyDictionary[nn.Module, AbstractContextManager[object]] = WeakKeyDictionary()
 """A lock for each network that teaches. A lock cannot be copied or pickled, so no teacher keeps its own."""
+_MARKS = ("is_quantized", "hf_quantizer", "is_loaded_in_4bit", "is_loaded_in_8bit")
+"""Attributes by which transformers marks a network that is quantised."""
+
 Weights = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
 
@@ -62,6 +65,28 @@ def check_not_lazy(module: nn.Module) -> None:
         )
 
 
+def refuses_to_move(module: nn.Module) -> bool:
+    """Whether a network must stay where it is and as it is: it is quantised, is placed on devices, or refuses ``.to``.
+
+    Args:
+        module: The network.
+    """
+    network = original(module)
+    places = getattr(network, "hf_device_map", None)  # of accelerate, which spreads a network over devices
+    spread = isinstance(places, dict) and len(set(map(str, places.values()))) > 1
+    if spread or any(getattr(network, name, None) for name in _MARKS):
+        return True
+    if type(network).to is nn.Module.to and "to" not in vars(network):
+        return False
+    try:
+        network.to(device_of(network))
+    except torch.OutOfMemoryError:
+        raise
+    except (ValueError, RuntimeError, TypeError, NotImplementedError):
+        return True
+    return False
+
+
 class FrozenTeacher(Teacher):
     """Holds a teacher outside the module registry, frozen and in eval mode.
 
@@ -89,9 +114,18 @@ class FrozenTeacher(Teacher):
         self.weights = weights
         self._weights_read = weights is None
         self._told_of_draws = False
+        self.stays = refuses_to_move(module)
+        """Whether it stays on its device and in its format, as a quantised or a placed network must."""
+        if self.stays and dtype is not None:
+            raise ValueError(
+                f"teacher_dtype cannot change the format of the teacher {type(original(module)).__name__}, which is "
+                "quantised or placed already; leave it out."
+            )
+        if self.stays and isinstance(own := getattr(original(module), "dtype", None), torch.dtype):
+            self.dtype = own if own.is_floating_point else None
         self._parts = tuple(module.modules())
         self.capture = Capture(module, (), "teacher", with_call=False)
-        if self.dtype is not None:
+        if self.dtype is not None and not self.stays:
             self.module.to(self.dtype)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +193,7 @@ class FrozenTeacher(Teacher):
 
     def apply(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Follow the owner's move to a device or format, but keep the teacher's own format if it has one."""
-        if self.on_meta:  # there is nothing to move before the weights are read
+        if self.on_meta or self.stays:  # there is nothing to move before the weights are read
             return
         replace_tensors(self.module, fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
 
@@ -170,7 +204,7 @@ class FrozenTeacher(Teacher):
 
     def place(self, device: torch.device) -> None:
         """Bring the teacher to a device, unless there are no weights to move, or they would be lost."""
-        if device.type != "meta" and not self.on_meta:
+        if device.type != "meta" and not self.on_meta and not self.stays:
             self.module.to(device)
 
     def read_weights(self) -> None:

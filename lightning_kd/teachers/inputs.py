@@ -1,13 +1,14 @@
 """Another view of the batch for the teacher, of ready parts that can be written in a configuration."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self, final
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.configurable import Configurable
+from lightning_kd.teachers.normalisation import statistics_of
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -81,8 +82,9 @@ class Renormalize(TeacherInputs):
         """Read the numbers of both sides.
 
         Args:
-            student: A timm model (its ``pretrained_cfg``), torchvision weights (their ``transforms()``), anything with
-                ``mean`` and ``std``, or a pair of them.
+            student: A timm model (its ``pretrained_cfg``), torchvision weights (their ``transforms()``), an image
+                processor of Hugging Face or a model with one in its folder, anything with ``mean`` and ``std``, or a
+                pair of them.
             teacher: The same for the teacher.
 
         Raises:
@@ -199,13 +201,10 @@ def _map_images(
 def _statistics(of: Any) -> tuple[Sequence[float], Sequence[float]]:
     if isinstance(of, tuple | list) and len(of) == 2:
         return of[0], of[1]
-    config: Any = getattr(of, "pretrained_cfg", None) or getattr(of, "default_cfg", None) or of
-    if callable(getattr(config, "transforms", None)):  # torchvision weights
-        config = config.transforms()
-    mean, std = (config.get(n) if isinstance(config, Mapping) else getattr(config, n, None) for n in ("mean", "std"))
-    if mean is None or std is None:
+    told = statistics_of(of)
+    if told is None:
         raise ValueError(
             f"Renormalize: {type(of).__name__} does not tell its mean and std; give a timm model, torchvision weights "
-            "such as ResNet50_Weights.DEFAULT, or (mean, std)."
+            "such as ResNet50_Weights.DEFAULT, an image processor, or (mean, std)."
         )
-    return mean, std
+    return told
