@@ -26,7 +26,7 @@ from lightning_kd.configurable import describe, restore
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.begin_anew import forget_layers
-from lightning_kd.engine.task import task_term
+from lightning_kd.engine.task import of_all_labels, task_term
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
 from lightning_kd.files.precision import Precision, dtype_of
@@ -297,12 +297,14 @@ class DistillationModule(ReplaceableParts):
         read = self.unpack_batch(batch)
         capture = self._capture()
         with capture.recording() as call:
-            task = None
+            task = counted = None
             if self.run.clock.goal.runs_student:
                 task = self._task(capture.call(*read.args, **read.kwargs), read.target)
+                if task is not None:
+                    task, counted = of_all_labels(task, self.task_loss, read.target)
             else:  # a first stage without the student reads its inputs alone
                 call.args, call.kwargs = read.args, read.kwargs
-            return self.run.loss(self, batch, lambda: read, [call], task)
+            return self.run.loss(self, batch, lambda: read, [call], task, counted)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""

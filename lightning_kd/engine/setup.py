@@ -293,6 +293,7 @@ class SetUp:
                 else self._axes(teacher, lesson, teacher_runs, "teacher", read),
             }
             shapes = {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
+            self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
             return shapes, known, read.mask
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:

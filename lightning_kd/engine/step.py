@@ -61,6 +61,8 @@ class TrainingStep:
         self.calls = calls
         self.looked_for_frozen = False
         self.takes_mask = False
+        self.batch_axis = 0
+        """The axis of the samples in the student's input; 1 where sequences have their positions first."""
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
         self.watch()
         if teacher is not None and teacher.module is not None:

@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.distributed.gather import is_distributed, mean_over_processes
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 
 
@@ -49,8 +50,45 @@ def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     return value.mul(labelled)
 
 
+def labels_of(task_loss: nn.Module | None, target: Any) -> Tensor | None:
+    """Return what a mean of the task's loss is over, where that is not the rows: its labels, each with its weight.
+
+    Example:
+        >>> labels_of(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))
+        tensor(2)
+        >>> labels_of(nn.CrossEntropyLoss(weight=torch.tensor([0.5, 3.0])), torch.tensor([0, -100, 1]))
+        tensor(3.5000)
+    """
+    if not isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss) or task_loss.reduction != "mean":
+        return None
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    labelled = target != task_loss.ignore_index
+    weights = task_loss.weight
+    if weights is None:
+        return labelled.sum()
+    return weights[torch.where(labelled, target, 0).long()].mul(labelled).sum()
+
+
+def of_all_labels(task: Tensor, task_loss: nn.Module | None, target: Any) -> tuple[Tensor, Tensor | None]:
+    """Turn a task's mean over this process's labels into its share of the mean over the labels of all processes.
+
+    See ``DistillationLoss.of_all``. Every process must call this once in a step.
+
+    Returns:
+        The share, and over how much the mean is, on average over the processes; ``None`` if it is over the rows.
+    """
+    count = labels_of(task_loss, target)
+    if count is None or not is_distributed():
+        return task, count
+    average = mean_over_processes(count.to(torch.promote_types(task.dtype, torch.float32)))
+    return task * (count / torch.where(average > 0, average, 1.0)).to(task.dtype), average
+
+
 def count_of_labels(task_loss: nn.Module | None, target: Any) -> int:
-    """Return what a mean of the task's loss is over: the labels, where the loss leaves some out, else the rows.
+    """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
+
+    Class weights are not looked at, since Lightning 2.6 counts a logged value by a whole number.
 
     Example:
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))

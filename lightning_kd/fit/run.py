@@ -36,7 +36,6 @@ from lightning_kd.fit.resume.state import ResumeState
 from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
 from lightning_kd.fit.task_watch import TaskWatch
-from lightning_kd.losses.logits.base import IGNORE_INDEX, count_labels
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
@@ -226,6 +225,7 @@ class DistillationRun:
         read: Callable[[], Batch],
         calls: Sequence[Call],
         task: Tensor | None,
+        of_task: Tensor | None = None,
     ) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
 
@@ -235,6 +235,7 @@ class DistillationRun:
             read: Returns the batch taken apart, the same at every call.
             calls: The student's recorded calls that count.
             task: The unweighted task term, ``None`` without one.
+            of_task: Over how many labels the task term is a mean, ``None`` if it is one over samples.
         """
         empty = all(call.empty for call in calls)
         if empty:
@@ -245,7 +246,9 @@ class DistillationRun:
         if not self.clock.tuning:
             self.gradients.remember(goal, terms.tensors)
             try:
-                self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
+                self.lines.add(
+                    terms, sum(call.rows(self.step.batch_axis) for call in calls), self._counts(terms, of_task)
+                )
             except FloatingPointError as error:
                 self.gradients.look(module, self.log.bad_step)
                 said = with_state_of_weights(error, module)
@@ -299,17 +302,14 @@ class DistillationRun:
         self.step.detach()
         self.patches.undo_all()
 
-    def _counts(self, terms: Terms) -> dict[str, Tensor] | None:
-        """Return over how many labels those parts are means that are means over labels."""
-        target = None if terms.tensors is None else terms.tensors.target
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            return None
-        over_labels = [(name, loss) for name, loss in self.objective.named.items() if loss.means_over_labels]
-        return {
-            name: count_labels(target, {getattr(loss, "ignore_index", IGNORE_INDEX), loss.task_ignore_index})
-            for name, loss in over_labels
-            if name in terms.parts
-        } or None
+    def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
+        """Return over how many labels or tokens those parts are means that are means over such."""
+        counts = {
+            name: loss.counted
+            for name, loss in self.objective.named.items()
+            if loss.counted is not None and name in terms.parts
+        }
+        return counts if of_task is None else {"task": of_task, **counts}
 
     @contextmanager
     def _gradients_told_first(self, module: LightningModule) -> Iterator[None]:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
-from lightning_kd.distributed.gather import gather, mean_over_processes, pad_to_longest
+from lightning_kd.distributed.gather import gather, is_distributed, mean_over_processes, pad_to_longest
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
@@ -109,8 +110,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     output_kind: OutputKind = None
     """What the loss takes the outputs for, which tells a task whose own loss does not; ``None`` if for nothing."""
     means_over_labels: ClassVar[bool] = False
-    """The loss is a mean over the labels of all processes: ``forward`` calls ``of_all_labels`` once, and so takes part
-    in one exchange of a number; an empty batch does so too."""
+    """The loss is a mean over the labels of all processes: ``forward`` calls :meth:`of_all` once, and so takes part in
+    one exchange of a number; an empty batch does so too."""
+    counted: Tensor | None = None
+    """Over how many labels or tokens the last step's value is a mean, on average over the processes; ``None`` if it is
+    no such mean."""
     task_ignore_index: int = -100
     """The id by which the task's own loss marks what has no label; set at set-up."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
@@ -274,16 +278,51 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
         # without samples must call it too.
         if not self.replicated_buffers and is_empty(args[0]):
-            if self.means_over_labels:
-                mean_over_processes(zero_of(args[0]).detach())
-            return zero_of(args[0])
+            zero = zero_of(args[0])
+            if self.means_over_labels or self.means_over_tokens:
+                self.of_all(zero, zero.detach())
+            return zero
         value = self(*args, **extra)
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
         if padded and self.masking == "rescale":
             assert step.mask is not None
-            return value * (step.mask.numel() / step.mask.sum().clamp_min(1))
-        return value
+            value = value * (step.mask.numel() / step.mask.sum().clamp_min(1))
+        return self.of_all(value, self._tokens(step)) if self.means_over_tokens else value
+
+    @property
+    def means_over_tokens(self) -> bool:
+        """Whether the loss is a mean over the valid tokens of texts, of all processes."""
+        return self.masking in ("pack", "rescale") and self.reads_text
+
+    def _tokens(self, step: StepTensors) -> Tensor:
+        """Return the number of valid tokens of a step; without a mask, of all positions of the first layer of texts."""
+        if step.mask is not None and step.mask.ndim == 2:
+            return step.mask.sum()
+        views = self.views["student"]
+        first = next((name for name in self._student_layers if name in views and views[name].text), None)
+        value = step.student_features[first or self._student_layers[0]]
+        return torch.tensor(value.shape[:2].numel(), device=value.device)
+
+    def of_all(self, mean: Tensor, count: Tensor) -> Tensor:
+        r"""Turn this process's mean over what it counts into its share of the mean over what all processes count.
+
+        .. math::
+            L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
+
+        for process :math:`p` of :math:`W`, with :math:`N_p` labels or tokens and the mean :math:`\bar L_p` over these.
+        DDP averages the gradients over the processes, which gives the gradient of the mean over all. Each process must
+        call this once in a step, also with an empty batch.
+
+        Args:
+            mean: Mean over what this process counts, 0 without any.
+            count: How many these are.
+        """
+        if not is_distributed():
+            self.counted = count
+            return mean
+        self.counted = average = mean_over_processes(count.to(torch.promote_types(mean.dtype, torch.float32)))
+        return mean * (count / torch.where(average > 0, average, 1.0)).to(mean.dtype)
 
     def read_layers(self, role: Literal["student", "teacher"], step: StepTensors) -> Tensor | list[Tensor]:
         """Return the values of a role's layers, each in the order that the loss reads, without padding."""

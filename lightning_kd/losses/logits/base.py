@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.distributed.gather import is_distributed, mean_over_processes
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.losses.checks import check_same_shape
 
@@ -128,28 +127,6 @@ def with_one_mark(target: Tensor, mark: int, task_mark: int) -> Tensor:
         return target
     ids = target.long()
     return torch.where(ids == task_mark, mark, ids)
-
-
-def of_all_labels(mean: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    r"""Turn this process's mean over its labels into its share of the mean over the labels of all processes.
-
-    .. math::
-        L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
-
-    for process :math:`p` of :math:`W`, with :math:`N_p` labels and the mean :math:`\bar L_p` over these. DDP averages
-    the gradients over the processes, which gives the gradient of the mean over all labels. Each process must call this
-    once in a step, also with an empty batch.
-
-    Args:
-        mean: Mean over this process's labels, 0 without any.
-        target: This process's class ids.
-        ignore_index: The id of what has no label.
-    """
-    if not is_distributed():
-        return mean
-    labels = count_labels(target, (ignore_index,))
-    average = mean_over_processes(labels.to(mean.dtype))
-    return mean * (labels / torch.where(average > 0, average, 1.0))
 
 
 def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:
