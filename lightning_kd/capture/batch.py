@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from lightning_kd.capture.heads import Head, check_one_head, head_of
 from lightning_kd.capture.networks import first_tensor, original
+from lightning_kd.capture.outputs import Outputs
 
 TARGET_KEYS = ("target", "labels", "label", "y")
 INDEX_KEYS = ("index", "idx")
@@ -38,6 +40,9 @@ class Batch:
 
 class Hooks(Protocol):
     """What the engine asks a door. Users override these methods where their batches or outputs have another form."""
+
+    output_options: Outputs
+    """How the outputs of student and teacher are read."""
 
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart."""
@@ -152,14 +157,18 @@ def _needs(forward: Callable[..., Any], key: str) -> bool:
     return "decoder_input_ids" in parameters or parameters[key].default is Parameter.empty
 
 
-def logits_of(output: Any) -> Tensor | None:
+def logits_of(output: Any, head: Head = None) -> Tensor | None:
     """Find the logits: the tensor itself, ``output.logits``, ``output["logits"]``, or the first of a tuple.
 
     Args:
         output: What a model returned.
+        head: Which of several outputs is meant, by name or number; a tensor is a network's only output.
 
     Returns:
         The logits, or ``None`` if there are none.
+
+    Raises:
+        ValueError: If there is no such head, or none is named and the first of a tuple has the shape of another.
 
     Example:
         >>> import torch
@@ -168,12 +177,16 @@ def logits_of(output: Any) -> Tensor | None:
     """
     if isinstance(output, Tensor):
         return output
+    if head is not None:
+        return head_of(output, head)
     if isinstance(output, Mapping):
         found = output.get("logits")
     elif hasattr(output, "logits"):
         found = output.logits
     else:
         found = first_tensor(output)
+        if found is not None and len(output) > 1:
+            check_one_head(output, found)
     return found if isinstance(found, Tensor) else None
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
+from lightning_kd.engine.reading import Reading
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.tensors import add_up
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
@@ -92,11 +95,12 @@ class TrainingStep:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
         losses = self.objective.components
-        layers = [name for loss in losses for name in loss.student_layers]
+        layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
+        self.reading = Reading(self.hooks, losses)
         with_call = self.calls is not None
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
         if self.teacher is not None:
-            self.teacher.watch(name for loss in losses for name in loss.teacher_layers)
+            self.teacher.watch(name for loss in losses for name in loss.teacher_layers if not is_output(name))
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
@@ -153,7 +157,8 @@ class TrainingStep:
         """Check a recorded call of the student, ask the teacher, and return what the losses read."""
         if call.called:
             self.capture.check_ran(call)
-            self.capture.check_unchanged(call, with_output=self.objective.reads_logits)
+            with_output = self.objective.reads_logits or self.reading.has_layers
+            self.capture.check_unchanged(call, with_output=with_output)
             self.capture.check_gradients(call)
         lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
@@ -191,17 +196,20 @@ class TrainingStep:
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
-        student_logits = logits_of(call.output) if call.called else None
+        reading, training = self.reading, self.student.training
+        student_logits = reading.student_logits(call, training=training)
         tensors = StepTensors(
             student_logits=student_logits,
-            teacher_logits=None if lesson is NO_LESSON else logits_of(lesson.output),
-            student_features=call.features,
-            teacher_features=lesson.features,
+            teacher_logits=reading.teacher_logits(lesson),
+            student_features=reading.features("student", call),
+            teacher_features=reading.features("teacher", lesson),
             target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
             teacher_ready=self.teacher_ready,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
+            compared_logits=self.hooks.output_options.compared(student_logits),
+            head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
 
@@ -243,10 +251,12 @@ def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
     def chosen(rows: Tensor | None) -> Tensor | None:
         return None if rows is None else rows[mask]
 
-    call = tensors.call
+    call, head_of = tensors.call, tensors.head_of
     return replace(
         tensors,
         student_logits=chosen(tensors.student_logits),
+        compared_logits=chosen(tensors.compared_logits),
+        head_of=None if head_of is None else lambda role, head: chosen(head_of(role, head)),
         teacher_logits=chosen(tensors.teacher_logits),
         target=chosen(tensors.target),
         index=chosen(tensors.index),

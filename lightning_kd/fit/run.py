@@ -71,10 +71,10 @@ class DistillationRun:
     ) -> None:
         self.objective = Objective(losses, task_weight)
         self.step = TrainingStep(student, teacher, self.objective, hooks, calls)
-        self.setup = SetUp(self.step)
+        self.task = TaskWatch(self.objective)
+        self.setup = SetUp(self.step, self.task)
         self.clock = Clock(self.step)
         self.lines = Lines(self.objective)
-        self.task = TaskWatch(self.objective)
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
@@ -237,6 +237,8 @@ class DistillationRun:
             task: The unweighted task term, ``None`` without one.
             of_task: Over how many labels the task term is a mean, ``None`` if it is one over samples.
         """
+        if self.setup.embeddings.taken:
+            self.setup.embeddings.check()
         empty = all(call.empty for call in calls)
         if empty:
             self._warn_of_empty(module)

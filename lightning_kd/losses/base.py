@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather, is_distributed, mean_over_processes, pad_to_longest
@@ -23,6 +24,8 @@ Masking = Literal["pack", "zero", "mean", "rescale"]
 Reads = Literal["logits", "embedding", "map", "maps", "pre_activation_maps"]
 LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
+COMPARED = "<compared logits>"
+"""The same of the student's logits that are compared with the teacher's, if these are not all."""
 
 
 @dataclass(slots=True)
@@ -39,6 +42,9 @@ class StepTensors:
         mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
         call: Calls another network with what the student was called with, and returns its logits.
+        compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
+        head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
+            in which student and teacher are compared.
     """
 
     student_logits: Tensor | None = None
@@ -50,6 +56,8 @@ class StepTensors:
     mask: Tensor | None = None
     teacher_ready: bool = True
     call: Callable[[nn.Module], Tensor | None] | None = None
+    compared_logits: Tensor | None = None
+    head_of: Callable[[str, Head], Tensor | None] | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None
@@ -261,7 +269,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             if self._teacher_layers:
                 args.append(self.read_layers("teacher", step))
         else:
-            args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
+            compared = step.student_logits if step.compared_logits is None else step.compared_logits
+            args = [compared, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
         extra: dict[str, Tensor | None] = {}
         if self.needs_target:
             extra["target"] = step.target
