@@ -44,6 +44,9 @@ class Hooks(Protocol):
     output_options: Outputs
     """How the outputs of student and teacher are read."""
 
+    def plain_output_options(self) -> dict[str, Any]:
+        """Return how outputs are read and what the teacher is given, as plain data."""
+
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart."""
 

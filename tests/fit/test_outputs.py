@@ -493,3 +493,19 @@ def test_a_function_must_be_given_again_to_a_checkpoint_that_was_made_with_one(t
         DistillationModule.load_from_checkpoint(path, student=net(), teacher=net())
     given = {"student": net(), "teacher": net(), "teacher_inputs": Keys()}
     assert isinstance(DistillationModule.load_from_checkpoint(path, **given).teacher_view, Keys)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_resumed_fit_says_which_options_of_outputs_differ(door, tmp_path):
+    def made(**options):
+        if door == "module":
+            return support.module(losses=[KDLoss()], **options), []
+        return support.UserModule(support.student()), [DistillationCallback(support.teacher(), [KDLoss()], **options)]
+
+    path = tmp_path / "last.ckpt"
+    module, callbacks = made(teacher_classes=[0, 1, 2, 3])
+    support.fit(module, callbacks=callbacks, max_epochs=1).save_checkpoint(path)
+    module, callbacks = made(teacher_classes=[1, 0, 2, 3], teacher_inputs=Resize(4))
+    words = r"teacher_classes was \[0, 1, 2, 3\], is \[1, 0, 2, 3\]; teacher_inputs was None, is "
+    with pytest.warns(UserWarning, match=words):
+        support.fit(module, callbacks=callbacks, ckpt_path=path)
