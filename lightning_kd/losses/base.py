@@ -74,6 +74,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default those that ``reads`` asks for.
+            ``"<output>"`` is the network's output, ``"<output.NAME>"`` one of several.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         layout: Order of the layers' axes, one of ``LAYOUTS``, or that of each layer by its name; by default it is
             found at set-up.

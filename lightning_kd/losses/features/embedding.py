@@ -74,13 +74,15 @@ def embedding_loss(student: Tensor, teacher: Tensor, *, kind: Kind = "cosine", n
 class EmbeddingLoss(LayerPairLoss):
     """Make the student's embedding of each sample that of the teacher.
 
-    For sentence encoders, retrieval and metric learning. Without named layers it reads the last features before the
-    output; name the layer that returns the embedding. An embedding of another width
-    gets a trained projector, which is not exported with the student: the student's own embeddings then have the angles
-    of the teacher's only as far as a linear map keeps them.
+    For sentence encoders, retrieval and metric learning. Without named layers it reads the networks' output, unless a
+    loss or the task takes the output for scores; then it reads the last features before it, and set-up says which.
+    ``student="<output>", teacher="<output>"`` names the output, ``"<output.NAME>"`` one of several.
+
+    An embedding of another width gets a trained projector, which is not exported with the student: the student's own
+    embeddings then have the angles of the teacher's only as far as a linear map keeps them.
 
     Args:
-        student: Dotted name of the student layer to read; by default the last features before the output.
+        student: Dotted name of the student layer to read, or ``"<output>"``; by default what is said above.
         teacher: Dotted name of the teacher layer for the student layer.
         kind: Which distance.
         normalize: Bring embeddings to length one before the squared distance.
