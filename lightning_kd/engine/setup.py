@@ -99,6 +99,7 @@ class SetUp:
             self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
+        self._show_networks()
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
@@ -241,6 +242,12 @@ class SetUp:
                 f"The loss part(s) {needy} need a teacher; pass teacher=..., or add a callback that makes one of the "
                 "student: EMATeacher or BornAgain."
             )
+
+    def _show_networks(self) -> None:
+        """Show the losses the networks."""
+        teacher = None if self.step.teacher is None else self.step.teacher.module
+        for loss in self.step.objective.components:
+            loss.see_networks(original(self.step.student), None if teacher is None else original(teacher))
 
     def _show_layers(self) -> None:
         """Show the losses the layers that they read.

@@ -91,6 +91,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """How padded tokens are left out: the valid ones are packed into rows ``(M, C)``; the others are set to zero; the
     mean of the valid ones is taken; or the others are set to zero and the mean is taken over the valid ones. ``None``
     if the loss cannot leave them out. May depend on the options."""
+    reads_raw: ClassVar[bool] = False
+    """The layers are read as they are: the loss knows what their axes mean, and leaves out padding itself."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
     needs_target: bool = False
@@ -188,7 +190,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def reads_text(self) -> bool:
         """Whether a layer holds tokens of which a mask may say which are padding."""
-        return any(view.text for of in self.views.values() for view in of.values())
+        return self.reads_raw or any(view.text for of in self.views.values() for view in of.values())
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
@@ -229,6 +231,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         Args:
             num_samples: Number of rows, so that every index is below it.
             targets: Class id of every row, ``None`` if the data set has none.
+        """
+
+    def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Look at the networks themselves, for a loss that goes by their kind. Called at every set-up.
+
+        A loss must not change a network, and must not keep a reference to it.
+
+        Args:
+            student: The student.
+            teacher: The teacher, ``None`` if no network answers.
         """
 
     def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
