@@ -89,7 +89,7 @@ def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 def unbounded(values: Tensor) -> Tensor:
     """Return values with those as infinite that only the cut of :func:`floor` has made finite."""
-    return values.masked_fill(values.abs() > torch.finfo(values.dtype).max ** 0.5, float("inf"))
+    return values.masked_fill(values.abs() > torch.finfo(values.dtype).max ** 0.75, float("inf"))
 
 
 def floor(log_probabilities: Tensor) -> Tensor:
@@ -191,7 +191,8 @@ def _rise(power: float, ratio: Tensor, weight: Tensor, exponent: Tensor) -> Tens
 
 
 def _power(exponent: Tensor) -> Tensor:
-    return exponent.clamp(max=_REACH).exp_()
+    largest = math.log(torch.finfo(exponent.dtype).max) / 2.2  # the sum over a vocabulary is to stay finite
+    return exponent.clamp(max=largest).exp_()
 
 
 def _project(q: Tensor, slope: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Which positions of a batch of tokens count, and their choice before anything is computed of them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -66,6 +67,11 @@ def _of_the_next(
     if real is not None:
         counts[..., :-1] &= real[..., 1:] & real[..., :-1]
     return counts
+
+
+def predicted(labels: Tensor, shift: bool, ignore_index: int) -> Tensor:
+    """Return the label of the token that each position predicts."""
+    return F.pad(labels[..., 1:], (0, 1), value=ignore_index) if shift else labels
 
 
 def choose(values: Tensor, counts: Tensor | None, axes: int = 1) -> Tensor:

@@ -4,16 +4,24 @@ from collections.abc import Mapping
 from typing import Literal, final, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.losses.base import LOGITS, Shape, StepTensors
-from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.tensors import is_empty, precise, zero_of
+from lightning_kd.losses.checks import check_not_negative, check_positive
+from lightning_kd.losses.tensors import is_empty, precise, upcast, zero_of
 from lightning_kd.losses.tokens.dense import dense_values
 from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.order import Order, find_order
-from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, counting_positions, number, sum_of_counting
+from lightning_kd.losses.tokens.selection import (
+    IGNORE_INDEX,
+    choose,
+    counting_positions,
+    number,
+    predicted,
+    sum_of_counting,
+)
 from lightning_kd.losses.tokens.sparse import Missing, SparseLogits, check_sparse, sparse_values
 from lightning_kd.schedules import Scalar
 
@@ -150,6 +158,8 @@ class TokenKDLoss(TokenMean):
         ratio: Weight of the forward part of ``symmetric_kl``, 0 to 1.
         temperature_squared: Multiply by the square of the temperature, so that the gradient of a KL keeps its size.
         ignore_index: Label of a token that is no target.
+        cross_entropy: Weight of the cross entropy with the labels, which is added to the divergence over the same
+            tokens; then leave out the task's own loss.
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
@@ -170,11 +180,13 @@ class TokenKDLoss(TokenMean):
         ratio: Scalar = 0.5,
         temperature_squared: bool = False,
         ignore_index: int = -100,
+        cross_entropy: Scalar = 0.0,
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(weight=weight)
         check_settings("TokenKDLoss", divergence, alpha, beta, ratio)
         check_positive("TokenKDLoss", temperature=temperature)
+        check_not_negative("TokenKDLoss", cross_entropy=cross_entropy)
         if vocab not in get_args(Vocabulary):
             raise ValueError(f"TokenKDLoss: expected vocab to be one of {list(get_args(Vocabulary))}, got {vocab!r}.")
         if shift not in (True, False, "auto"):
@@ -188,6 +200,7 @@ class TokenKDLoss(TokenMean):
         self.ratio = ratio
         self.temperature_squared = temperature_squared
         self.ignore_index = ignore_index
+        self.cross_entropy = cross_entropy
         self._order = Order(predicts_next=None if shift == "auto" else shift)
 
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
@@ -242,13 +255,14 @@ class TokenKDLoss(TokenMean):
             student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
         _check_logits("TokenKDLoss", student_logits, teacher_logits, "renormalize")
         positions = student_logits.shape[:-1]
+        shift = len(positions) > 1 and self._order.check(tuple(student_logits.shape))
         counts = counting_positions(
             "TokenKDLoss",
             positions,
             labels=target,
             mask=mask,
             ignore_index=self.ignore_index if target is not None else IGNORE_INDEX,
-            shift=len(positions) > 1 and self._order.check(tuple(student_logits.shape)),
+            shift=shift,
             device=student_logits.device,
         )
         temperature = self.now(self.temperature)
@@ -256,8 +270,28 @@ class TokenKDLoss(TokenMean):
         total = _sum(student_logits, teacher_logits, counts, form, temperature, "renormalize")
         if self.temperature_squared:
             total = total * temperature**2
-        loss = total / self.divide_by(number(counts, positions).to(student_logits.device))
+        tokens = self.divide_by(number(counts, positions).to(student_logits.device))
+        loss = total / tokens
+        weight = self.now(self.cross_entropy)
+        if weight:
+            labels = predicted(self._labels(target), shift, self.ignore_index)
+            task = _cross_entropy(student_logits, labels, counts) / tokens
+            self.details = {"cross_entropy": task.detach()}
+            loss = loss + weight * task
         return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
+
+    def _labels(self, target: Tensor | None) -> Tensor:
+        if target is None:
+            raise ValueError(
+                "TokenKDLoss: cross_entropy needs labels, but the batch has none; give them, or leave the option out."
+            )
+        return target
+
+
+def _cross_entropy(student: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
+    """Add up the cross entropy at the positions that count."""
+    values = F.cross_entropy(upcast(choose(student, counts)), choose(labels, counts, axes=0).long(), reduction="none")
+    return sum_of_counting(values, counts)
 
 
 def _sum(

@@ -1,9 +1,11 @@
 """The cases of token distillation."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lightning_kd.functional import token_kd_loss
 from lightning_kd.losses import DistillationLoss, TokenKDLoss
@@ -76,6 +78,18 @@ REFERENCES = (
         one_token(EVEN, TEACHER),
         (math.log(1.5) ** 2 + math.log(2.0) ** 2) / 2,
     ),
+    # and twice the cross entropy of the second token: ln 2 each
+    Reference({"cross_entropy": 2.0, **ALIGNED}, one_token(EVEN, TEACHER), QUARTERS + 2 * math.log(2.0)),
+    # the label is that of the token after: the first, of probability 1/4
+    Reference(
+        {"cross_entropy": 1.0, "shift": True},
+        Inputs(
+            torch.stack([rows(MIRROR), rows(EVEN)], 1),
+            torch.stack([rows(MIRROR), rows([9.0, 0.0])], 1),
+            {"target": torch.tensor([[1, 0]])},
+        ),
+        math.log(4.0),
+    ),
     # the teacher's third token is cut off
     Reference({"vocab": "truncate"}, Inputs(rows(MIRROR), rows([*TEACHER, 50.0])), LN3 / 2),
 )
@@ -84,9 +98,13 @@ MUTANTS = (
     Mutant("no labels", "labels=target", "labels=None if len(positions) == 2 and not self.shift else target"),
     Mutant("no mask", "mask=mask,\n            ignore_index=self.ignore_index if", "ignore_index=self.ignore_index if"),
     Mutant("always -100", "self.ignore_index if target is not None else IGNORE_INDEX", "IGNORE_INDEX"),
-    Mutant("never shift", "shift=len(positions) > 1 and self._order", "shift=False and self._order"),
+    Mutant("never shift", "shift = len(positions) > 1 and", "shift = False and"),
     Mutant("divide by all positions", "number(counts, positions).to", "number(None, positions).to"),
     Mutant("keep the whole vocabulary", "[..., :size], teacher", "[..., :size] * 2, teacher"),
+    Mutant(
+        "the label at its place", "predicted(self._labels(target), shift,", "predicted(self._labels(target), False,"
+    ),
+    Mutant("no weight of the labels", "loss + weight * task", "loss + task"),
     Mutant("labels at their own position", "target[..., 1:]", "target[..., :-1]", selection),
     Mutant(
         "forget the teacher's temperature",
@@ -136,13 +154,13 @@ def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, TokenKDLoss)
     names = ("divergence", "alpha", "beta", "ratio", "temperature", "temperature_squared", "shift", "ignore_index")
     options = {name: getattr(component, name) for name in names}
-    labels = inputs.extra.get("target")
-    return token_kd_loss(
-        inputs.students[0], inputs.teachers[0], labels=labels, mask=inputs.extra.get("mask"), **options
-    )
+    labels, mask = inputs.extra["target"], inputs.extra["mask"]
+    loss = token_kd_loss(inputs.students[0], inputs.teachers[0], labels=labels, mask=mask, **options)
+    counts = (labels != -100) & mask.bool()
+    return loss + component.cross_entropy * cross_entropy(inputs.students[0][counts], labels[counts])
 
 
-def case(name: str, **options: object) -> Case:
+def case(name: str, match_options: Mapping[str, object] | None = None, **options: object) -> Case:
     # three of five tokens in each row
     labels = torch.tensor([[1, 2, -100, 3, -100], [-100, 1, 0, 4, -100]] * 2)
     mask = torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]] * 2)
@@ -160,11 +178,13 @@ def case(name: str, **options: object) -> Case:
             (random(4, 5, 6, seed=1), random(4, 4, 6, seed=2)),
         ),
         bad_builds=(((4, 5, 6), (4, 5, 7)), ((4, 5, 6), (4, 6, 6)), ((4, 6), (4, 5, 6)), ((4, 6, 3, 3), (4, 6, 3, 3))),
+        match_options=match_options or {},
     )
 
 
 CASES = (
     case("token-kd", temperature=2.0, temperature_squared=True),
+    case("token-with-labels", cross_entropy=0.5, match_options={"cross_entropy": 0.0}),
     case("token-reverse-kl", divergence="reverse_kl"),
     case("token-jsd", divergence="jsd", beta=0.3),
     case("token-skew-forward-kl", divergence="skew_forward_kl"),
