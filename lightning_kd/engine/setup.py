@@ -24,6 +24,7 @@ from lightning_kd.engine.checks import (
     has_lazy,
 )
 from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
 from lightning_kd.engine.step import TrainingStep
@@ -111,6 +112,8 @@ class SetUp:
             self.build(shapes)
         else:
             self._check_same_sizes(shapes)
+        logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
+        self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
@@ -242,6 +245,16 @@ class SetUp:
                 f"The loss part(s) {needy} need a teacher; pass teacher=..., or add a callback that makes one of the "
                 "student: EMATeacher or BornAgain."
             )
+
+    def _logits_of_both(
+        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
+    ) -> tuple[Tensor | None, Tensor | None]:
+        logits_of = self.step.hooks.logits_of
+        with self._rehearsing(module), self.step.capture.recording():
+            call_student(batch)
+            (call,) = self.step.capture.counting_calls()
+            lesson = self._first_lesson(batch, call)
+            return logits_of(call.output), logits_of(lesson.output)
 
     def _show_networks(self) -> None:
         """Show the losses the networks."""

@@ -38,6 +38,8 @@ class StepTensors:
         index: Row of each sample in the data set, ``None`` if the batch has none.
         mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
+        hidden: What the output layers of student and teacher were given, where logits do not stand whole.
+        heads: The output layers, for losses of tokens.
         call: Calls another network with what the student was called with, and returns its logits.
     """
 
@@ -49,6 +51,8 @@ class StepTensors:
     index: Tensor | None = None
     mask: Tensor | None = None
     teacher_ready: bool = True
+    hidden: tuple[Tensor, Tensor] | None = None
+    heads: Any = None
     call: Callable[[nn.Module], Tensor | None] | None = None
 
 

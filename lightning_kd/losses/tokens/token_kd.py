@@ -12,6 +12,7 @@ from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.tensors import is_empty, precise, upcast, zero_of
 from lightning_kd.losses.tokens.dense import dense_values
 from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form
+from lightning_kd.losses.tokens.fused import Aim, Head, Memory, fused_sum
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.order import Order, find_order
 from lightning_kd.losses.tokens.selection import (
@@ -147,6 +148,12 @@ class TokenKDLoss(TokenMean):
     Args:
         divergence: Which divergence. ``forward_kl`` covers all that the teacher does, ``reverse_kl`` only
             what it prefers, the others lie between.
+        fused: Whether both output layers are computed inside the loss, so that the logits never stand whole in memory;
+            by default where the vocabulary is large and nobody else reads the logits. With ``True`` it is an error if
+            that cannot be.
+        memory: For the fused loss, whether the gradient is computed together with the value and kept (``"save"``), or
+            later from the hidden states (``"recompute"``), which keeps nothing of the size of the vocabulary and takes
+            two thirds more time.
         vocab: Whether the vocabularies must agree, or what is beyond the smaller one is cut off: for one tokenizer and
             outputs that are padded to other sizes.
         shift: Whether the logits at a position predict the token after it. ``"auto"`` asks the student's class at
@@ -172,6 +179,8 @@ class TokenKDLoss(TokenMean):
         self,
         divergence: Divergence = "forward_kl",
         *,
+        fused: bool | None = None,
+        memory: Memory = "save",
         vocab: Vocabulary = "same",
         shift: bool | Literal["auto"] = "auto",
         temperature: Scalar = 1.0,
@@ -189,9 +198,15 @@ class TokenKDLoss(TokenMean):
         check_not_negative("TokenKDLoss", cross_entropy=cross_entropy)
         if vocab not in get_args(Vocabulary):
             raise ValueError(f"TokenKDLoss: expected vocab to be one of {list(get_args(Vocabulary))}, got {vocab!r}.")
+        if memory not in get_args(Memory):
+            raise ValueError(f"TokenKDLoss: expected memory to be one of {list(get_args(Memory))}, got {memory!r}.")
+        if fused is False and memory != "save":
+            raise ValueError(f"TokenKDLoss: memory={memory!r} has no effect with fused=False; leave one of them out.")
         if shift not in (True, False, "auto"):
             raise ValueError(f"TokenKDLoss: expected shift to be True, False or 'auto', got {shift!r}.")
         self.divergence: Divergence = divergence
+        self.fused = fused
+        self.memory: Memory = memory
         self.vocab: Vocabulary = vocab
         self.shift: bool | Literal["auto"] = shift
         self.temperature = temperature
@@ -239,8 +254,52 @@ class TokenKDLoss(TokenMean):
         mask = step.mask
         if mask is not None and (mask.ndim != 2 or self._order.mask_is_of_input):
             mask = None
+        if step.hidden is not None and step.heads is not None:
+            return self.of_hidden(*step.hidden, step.heads, step.target, mask)
         value: Tensor = self(step.student_logits, step.teacher_logits, target=step.target, mask=mask)
         return value
+
+    def of_hidden(
+        self, student: Tensor, teacher: Tensor, heads: tuple[Head, Head], target: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """Compute the unweighted loss of hidden states (B, T, H), with both output layers inside.
+
+        Args:
+            student: What the student's output layer is given.
+            teacher: What the teacher's is given.
+            heads: The output layers of both.
+            target: The labels.
+            mask: Which tokens are no padding.
+        """
+        positions = student.shape[:-1]
+        shift, counts = self._counting(positions, (*positions, 0), target, mask, student.device)
+        temperature, weight = self.now(self.temperature), self.now(self.cross_entropy)
+        aim = Aim(
+            self.divergence,
+            alpha=self.now(self.alpha),
+            beta=self.now(self.beta),
+            ratio=self.now(self.ratio),
+            temperature=temperature,
+            factor=temperature**2 if self.temperature_squared else 1.0,
+            cross_entropy=weight,
+        )
+        labels = predicted(self._labels(target), shift, self.ignore_index) if weight else None
+        total, entropy = fused_sum(student, teacher, heads, aim, counts=counts, labels=labels, memory=self.memory)
+        tokens = self.divide_by(number(counts, positions).to(student.device))
+        if weight:
+            self.details = {"cross_entropy": (entropy / tokens).detach()}
+        return total / tokens
+
+    def _counting(
+        self, positions: torch.Size, logits: Shape, target: Tensor | None, mask: Tensor | None, device: torch.device
+    ) -> tuple[bool, Tensor | None]:
+        """Return whether a position predicts the token after it, and which positions count."""
+        shift = len(positions) > 1 and self._order.check(logits)
+        ignored = self.ignore_index if target is not None else IGNORE_INDEX
+        counts = counting_positions(
+            "TokenKDLoss", positions, labels=target, mask=mask, ignore_index=ignored, shift=shift, device=device
+        )
+        return shift, counts
 
     def forward(
         self,
@@ -255,16 +314,7 @@ class TokenKDLoss(TokenMean):
             student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
         _check_logits("TokenKDLoss", student_logits, teacher_logits, "renormalize")
         positions = student_logits.shape[:-1]
-        shift = len(positions) > 1 and self._order.check(tuple(student_logits.shape))
-        counts = counting_positions(
-            "TokenKDLoss",
-            positions,
-            labels=target,
-            mask=mask,
-            ignore_index=self.ignore_index if target is not None else IGNORE_INDEX,
-            shift=shift,
-            device=student_logits.device,
-        )
+        shift, counts = self._counting(positions, tuple(student_logits.shape), target, mask, student_logits.device)
         temperature = self.now(self.temperature)
         form = closed_form(self.divergence, self.now(self.alpha), self.now(self.beta), self.now(self.ratio))
         total = _sum(student_logits, teacher_logits, counts, form, temperature, "renormalize")

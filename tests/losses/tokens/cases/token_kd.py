@@ -95,8 +95,8 @@ REFERENCES = (
 )
 MUTANTS = (
     Mutant("drop T^2", " * temperature**2", ""),
-    Mutant("no labels", "labels=target", "labels=None if len(positions) == 2 and not self.shift else target"),
-    Mutant("no mask", "mask=mask,\n            ignore_index=self.ignore_index if", "ignore_index=self.ignore_index if"),
+    Mutant("no labels", "labels=target", "labels=None"),
+    Mutant("no mask", "mask=mask, ignore_index", "ignore_index"),
     Mutant("always -100", "self.ignore_index if target is not None else IGNORE_INDEX", "IGNORE_INDEX"),
     Mutant("never shift", "shift = len(positions) > 1 and", "shift = False and"),
     Mutant("divide by all positions", "number(counts, positions).to", "number(None, positions).to"),
