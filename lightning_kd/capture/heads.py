@@ -30,13 +30,13 @@ class HeadInput:
         self.records = self.thin = False
         self.value: Tensor | None = None
         self.calls = 0
-        self._handle: RemovableHandle | None = layer.register_forward_pre_hook(self._hook)
+        self.handle: RemovableHandle | None = layer.register_forward_pre_hook(self._hook)
 
     def detach(self) -> None:
         """Take the hook off."""
-        if self._handle is not None:
-            self._handle.remove()
-        self._handle = self.value = None
+        if self.handle is not None:
+            self.handle.remove()
+        self.handle = self.value = None
 
     def start(self, *, thin: bool) -> None:
         """Begin to record."""
@@ -51,7 +51,7 @@ class HeadInput:
         """Give a copy of the network a hook that does nothing."""
         copied = object.__new__(HeadInput)
         copied.layer, copied.records, copied.thin, copied.value, copied.calls = self.layer, False, False, None, 0
-        copied._handle = None
+        copied.handle = None
         return copied
 
     def __reduce__(self) -> Any:

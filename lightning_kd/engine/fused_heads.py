@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.heads import HeadInput
 from lightning_kd.capture.networks import original
 from lightning_kd.losses.base import DistillationLoss, Shape
-from lightning_kd.losses.tokens.fused import Head, Tail
+from lightning_kd.losses.tokens.heads import Head, Tail
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.losses.tokens.fused import Aim, Head, fused_sum
+from lightning_kd.losses.tokens.fused import fused_sum
+from lightning_kd.losses.tokens.heads import Aim, Head
 
 STUDENT, TEACHER, VOCABULARY = 512, 1024, 32_000
 AIMS = {"forward_kl": Aim(), "reverse_kl": Aim("reverse_kl"), "jsd": Aim("jsd", beta=0.5)}

@@ -12,7 +12,8 @@ from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.tensors import is_empty, precise, upcast, zero_of
 from lightning_kd.losses.tokens.dense import dense_values
 from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form
-from lightning_kd.losses.tokens.fused import Aim, Head, Memory, fused_sum
+from lightning_kd.losses.tokens.fused import Memory, fused_sum
+from lightning_kd.losses.tokens.heads import Aim, Head
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.order import Order, find_order
 from lightning_kd.losses.tokens.selection import (

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_kd.functional import token_kd_loss
-from lightning_kd.losses.tokens.fused import Aim, Head, Tail, fused_sum
+from lightning_kd.losses.tokens.fused import fused_sum
+from lightning_kd.losses.tokens.heads import Aim, Head, Tail
 from tests.losses.case import random
 from tests.losses.golden import TOKENS, Golden, check_golden, golden
 
@@ -234,3 +235,22 @@ def test_a_head_with_hooks_is_called() -> None:
     assert not both[0].is_plain
     fused_sum(random(8, STUDENT, seed=1), random(8, TEACHER, seed=2), both, AIMS[0], chunk=3)
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "all"])
+@pytest.mark.parametrize("counts", [COUNTS, None], ids=["some", "all"])
+def test_it_compiles_to_one_graph(kind: str, counts: Tensor | None) -> None:
+    both, aim = heads(kind), AIMS[5]
+    student, teacher = random(*TOKEN_ROWS, STUDENT, seed=1).requires_grad_(), random(*TOKEN_ROWS, TEACHER, seed=2)
+    labels = LABELS.clamp_min(0)
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return fused_sum(2.0 * student, teacher, both, aim, counts=counts, labels=labels, chunk=4)[0]
+
+    expected_value = loss(student, teacher)
+    slopes = gradients(3.0 * expected_value, student, both[0].module)
+    torch.compiler.reset()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(student, teacher)
+    torch.testing.assert_close(value, expected_value, rtol=1e-12, atol=0)
+    for ours, theirs in zip(gradients(3.0 * value, student, both[0].module), slopes, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)

@@ -11,7 +11,8 @@ from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.losses import DistillationLoss, KDLoss, TokenKDLoss
-from lightning_kd.losses.tokens import fused
+from lightning_kd.losses.tokens import chunks as inside
+from lightning_kd.losses.tokens.heads import Head
 from tests import support
 from tests.losses.tokens.test_in_fit import BATCH, TinyForCausalLM, UsersModule, same
 
@@ -62,13 +63,13 @@ def networks(kind: type[TinyForCausalLM] = NamedHead) -> list[TinyForCausalLM]:
 def chunks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many tokens were worked on together inside a loss."""
     seen: list[int] = []
-    inside = fused.write_gradient
+    write = inside.write_gradient
 
     def counted(student: Tensor, *others: object) -> Tensor:
         seen.append(len(student))
-        return inside(student, *others)
+        return write(student, *others)
 
-    monkeypatch.setattr(fused, "write_gradient", counted)
+    monkeypatch.setattr(inside, "write_gradient", counted)
     return seen
 
 
@@ -118,7 +119,7 @@ def test_an_evaluation_sees_whole_logits(chunks: list[int]) -> None:
 def test_nothing_is_left_in_the_networks(tmp_path: Path) -> None:
     module = fitted([TokenKDLoss(fused=True)])
     head = module.student.head
-    assert fused.Head(head).is_plain
+    assert Head(head).is_plain
     logits = module.student(BATCH["input_ids"]).logits
     assert logits.shape == (3, 6, 11)
     torch.save(module.student, tmp_path / "student.pt")
