@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_kd.losses.base import Layers, Shape, StepTensors
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import add_up, is_empty, pair_up, upcast, zero_of
-from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, mean_of_sentences
+from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
 Kind = Literal["scores", "probabilities", "scores_kl", "probabilities_kl"]
@@ -86,8 +86,7 @@ def attention_matrix_loss(
     if kind.endswith("_kl"):
         given_scores = kind == "scores_kl"
         log_q, log_p = (_log_shares(one, keys, heads, given_scores=given_scores) for one in (ours, theirs))
-        rows = (log_p.exp() * (log_p - log_q)).sum(-1)
-        return mean_of_sentences(rows.mean(1), mask, reduction)
+        return mean_of_sentences(divergence(log_p, log_q).mean(1), mask, reduction)
     if heads == "mean":
         ours, theirs = ours.mean(1, keepdim=True), theirs.mean(1, keepdim=True)
     if kind == "scores":

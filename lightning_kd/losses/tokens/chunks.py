@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.losses.tensors import upcast
 from lightning_kd.losses.tokens.dense import rows_at_a_time
-from lightning_kd.losses.tokens.divergences import log_probabilities, unbounded
+from lightning_kd.losses.tokens.divergences import log_probabilities, settled
 from lightning_kd.losses.tokens.heads import Aim, Head, Tail
 
 Gradients = list[Tensor | None]
@@ -53,7 +53,7 @@ def write_gradient(
             total[1] -= surprise.gather(-1, ids).sum()
             surprise.exp_().scatter_add_(-1, ids, surprise.new_full(ids.shape, -1.0))
         other, _ = tails[1](teacher[start : start + size])
-        total[0] += unbounded(form(log_q, log_probabilities(other, aim.temperature))).sum()
+        total[0] += settled(form(log_q, log_probabilities(other, aim.temperature))).sum()
         if surprise is not None:
             log_q.mul_(scale).add_(surprise, alpha=aim.cross_entropy)
         torch.mul(log_q, slope if surprise is not None else slope * scale, out=rows)

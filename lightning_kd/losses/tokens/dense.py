@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.losses.tensors import check_differentiated_once
-from lightning_kd.losses.tokens.divergences import Form, log_probabilities, unbounded
+from lightning_kd.losses.tokens.divergences import Form, log_probabilities, settled
 
 _CACHE = 2**17
 """Numbers that a core works on at a time on the CPU: few enough to stay in its cache."""
@@ -44,7 +44,7 @@ class _Dense(torch.autograd.Function):
                     values[rows] = form(of_rows, log_probabilities(teacher[rows], temperature))
                     gradient[rows] = of_rows
         ctx.save_for_backward(gradient if temperature == 1.0 else gradient.div_(temperature))
-        return unbounded(values)
+        return settled(values)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_kd.losses.tensors import upcast, wide
 from lightning_kd.schedules import Scalar, extremes
 
 Divergence = Literal[
@@ -37,6 +38,7 @@ _USED: Mapping[str, tuple[str, ...]] = {
     "total_variation": (),
     "alpha_beta": ("alpha", "beta"),
 }
+_HIGH_TEMPERATURE = 16.0
 _REACH = 80.0
 """Log-ratios beyond are cut off where a mixture has lost its smaller part long before: e^80 fits into float32."""
 
@@ -78,6 +80,15 @@ def closed_form(divergence: str, alpha: float, beta: float, ratio: float) -> For
     return {"forward_kl": _forward_kl, "reverse_kl": _reverse_kl, "total_variation": _total_variation}[divergence]
 
 
+def precise(logits: Tensor, temperature: float) -> Tensor:
+    """Return logits in the format in which their divergence is computed: at least float32.
+
+    A divergence shrinks with the square of the temperature. From 16 on, near a match, float32 would give the rounding
+    of the logarithms and not the divergence, so it is computed in float64.
+    """
+    return wide(logits) if temperature >= _HIGH_TEMPERATURE else upcast(logits)
+
+
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     """Return the log-softmax of new rows of logits; a logit of -inf gives a large negative number, not -inf.
 
@@ -87,9 +98,9 @@ def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
     return floor(torch.log_softmax(scaled, dim=-1))
 
 
-def unbounded(values: Tensor) -> Tensor:
-    """Return values with those as infinite that only the cut of :func:`floor` has made finite."""
-    return values.masked_fill(values.abs() > torch.finfo(values.dtype).max ** 0.75, float("inf"))
+def settled(values: Tensor) -> Tensor:
+    """Return values >= 0, which rounding may bring below, and infinite where only the cut of :func:`floor` is not."""
+    return values.clamp_min(0.0).masked_fill(values.abs() > torch.finfo(values.dtype).max ** 0.75, float("inf"))
 
 
 def floor(log_probabilities: Tensor) -> Tensor:

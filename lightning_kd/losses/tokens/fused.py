@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.tensors import refuse_second_order
+from lightning_kd.losses.tensors import check_differentiated_once
 from lightning_kd.losses.tokens.chunks import CalledChunks, Gradients, LinearChunks, product_format, tokens_at_a_time
 from lightning_kd.losses.tokens.heads import Aim, Head
 from lightning_kd.losses.tokens.operator import in_one_graph
@@ -78,7 +78,7 @@ class _FusedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
-        refuse_second_order()
+        check_differentiated_once("TokenKDLoss")
         if not ctx.saves:
             ctx.gradients = ctx.work.run(ctx.needs_input_grad[2:5], *ctx.saved_tensors)[1]
         return None, None, *_scaled(ctx, upstream), None, None, None, None
@@ -97,7 +97,7 @@ class _FusedCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
-        refuse_second_order()
+        check_differentiated_once("TokenKDLoss")
         work: CalledChunks = ctx.work
         if not ctx.saves:
             wanted = [ctx.needs_input_grad[2], *ctx.needs_input_grad[5:]]

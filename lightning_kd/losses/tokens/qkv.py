@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Shape, StepTensors
 from lightning_kd.losses.tensors import is_empty, upcast, zero_of
-from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, mean_of_sentences
+from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
 _PLACE = {"Q": 0, "K": 1, "V": 2}
@@ -83,8 +83,7 @@ def qkv_relation_loss(
     for name, weight in relations.items():
         rows, columns = (_PLACE[one] for one in name)
         log_q, log_p = (_log_relation(side[rows], side[columns], mask) for side in (ours, theirs))
-        divergence = (log_p.exp() * (log_p - log_q)).sum(-1).mean(1)
-        value = weight * mean_of_sentences(divergence, mask, reduction)
+        value = weight * mean_of_sentences(divergence(log_p, log_q).mean(1), mask, reduction)
         total = value if total is None else total + value
     assert total is not None
     return total

@@ -14,6 +14,12 @@ def check_reduction(function: str, reduction: str) -> None:
         raise ValueError(f"{function}: expected reduction to be one of {list(get_args(Reduction))}, got {reduction!r}.")
 
 
+def divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return the divergence of each row of the second from the first; it is never negative, as rounding may be."""
+    rows = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return rows - rows.detach().clamp_max(0.0)
+
+
 def mean_of_sentences(values: Tensor, mask: Tensor | None, reduction: Reduction) -> Tensor:
     """Average values of tokens (B, T), or of pairs of tokens (B, T, T), over those that are no padding.
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.losses.tensors import check_differentiated_once
-from lightning_kd.losses.tokens.divergences import Form, floor, log_probabilities, unbounded
+from lightning_kd.losses.tokens.divergences import Form, floor, log_probabilities, settled
 
 Missing = Literal["renormalize", "tail", "renormalize_both"]
 _NEEDS_MASS = ("reverse_kl", "symmetric_kl", "alpha_beta")
@@ -151,7 +151,7 @@ class _Sparse(torch.autograd.Function):
                 gradient = log_q.sub_(rest).clamp_(max=0.0).exp_().mul_(slope[..., -1:])
                 gradient = gradient.scatter_(-1, ids, 0.0).scatter_add_(-1, ids, slope[..., :-1])
         ctx.save_for_backward(gradient if temperature == 1.0 else gradient.div_(temperature))
-        return unbounded(values)
+        return settled(values)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import LOGITS, Shape, StepTensors
 from lightning_kd.losses.checks import check_not_negative, check_positive
-from lightning_kd.losses.tensors import is_empty, precise, upcast, zero_of
+from lightning_kd.losses.tensors import is_empty, upcast, zero_of
 from lightning_kd.losses.tokens.dense import dense_values
-from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form
+from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form, precise
 from lightning_kd.losses.tokens.fused import Memory, fused_sum
 from lightning_kd.losses.tokens.heads import Aim, Head
 from lightning_kd.losses.tokens.mean import TokenMean
@@ -359,15 +359,17 @@ def _sum(
         of_rows = (choose(teacher.ids, counts), choose(teacher.log_probs.detach(), counts))
         values = sparse_values(chosen, SparseLogits(*of_rows, teacher.sampled), form, missing, temperature)
     else:
-        values = dense_values(chosen, choose(teacher.detach(), counts).to(chosen.dtype), form, temperature)
+        values = dense_values(
+            chosen, precise(choose(teacher.detach(), counts), temperature).to(chosen.dtype), form, temperature
+        )
     return sum_of_counting(values, counts)
 
 
 def _check_logits(function: str, student: Tensor, teacher: Tensor | SparseLogits, missing: str) -> None:
     sparse = isinstance(teacher, SparseLogits)
-    if student.ndim < 2 or not student.is_floating_point():
+    if student.ndim < 2:
         raise ValueError(
-            f"{function}: expected logits (B, T, V), got student {tuple(student.shape)} of {student.dtype} and teacher "
+            f"{function}: expected logits (B, T, V), got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}."
         )
     same = student.shape[:-1] == teacher.shape[:-1] if sparse else student.shape == teacher.shape

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from lightning_kd.losses.base import LOGITS, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive
-from lightning_kd.losses.tensors import is_empty, precise, zero_of
+from lightning_kd.losses.tensors import is_empty, zero_of
+from lightning_kd.losses.tokens.divergences import precise
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, sum_of_counting
 from lightning_kd.schedules import Scalar

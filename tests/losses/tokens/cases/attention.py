@@ -65,7 +65,7 @@ MUTANTS = (
     Mutant("TextBrewer's threshold", "_MASKED = -100.0", "_MASKED = 1.5"),
     Mutant("sum over heads and keys", "(ours - theirs).square()", "(ours - theirs).square() * ours.shape[-1]"),
     Mutant("padded keys take their share", "attention if keys is None else", "attention if True else"),
-    Mutant("swap the two", "log_p.exp() * (log_p - log_q)", "log_q.exp() * (log_q - log_p)"),
+    Mutant("swap the two", "divergence(log_p, log_q)", "divergence(log_q, log_p)"),
     Mutant(
         "the mean of logarithms",
         "shares.logsumexp(1, keepdim=True) - math.log(shares.shape[1])",

@@ -72,8 +72,8 @@ REFERENCES = (
 MUTANTS = (
     Mutant("no scale", " / math.sqrt(rows.shape[-1])", ""),
     Mutant("the scale of all heads", "math.sqrt(rows.shape[-1])", "math.sqrt(rows.shape[-1] * rows.shape[1])"),
-    Mutant("swap the two", "log_p.exp() * (log_p - log_q)", "log_q.exp() * (log_q - log_p)"),
-    Mutant("sum over heads", ".sum(-1).mean(1)", ".sum(-1).sum(1)"),
+    Mutant("swap the two", "divergence(log_p, log_q)", "divergence(log_q, log_p)"),
+    Mutant("sum over heads", "log_q).mean(1)", "log_q).sum(1)"),
     Mutant("no weights", "weight * mean_of_sentences", "mean_of_sentences"),
     Mutant("keys for queries", '{"Q": 0, "K": 1, "V": 2}', '{"Q": 1, "K": 0, "V": 2}'),
     Mutant("padded columns take their share", "scores = scores.masked_fill(", "scores.masked_fill("),
