@@ -24,7 +24,8 @@ def rows_at_a_time(logits: Tensor) -> int:
     """Return how many rows of logits are worked on together."""
     if torch.compiler.is_compiling():
         return max(len(logits), 1)
-    return max((_CACHE if logits.is_cpu else _LAUNCH) // max(logits.shape[-1], 1), 1)
+    numbers = _CACHE * torch.get_num_threads() if logits.is_cpu else _LAUNCH
+    return max(numbers // max(logits.shape[-1], 1), 1)
 
 
 class _Dense(torch.autograd.Function):

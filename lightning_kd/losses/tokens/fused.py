@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.distributed.whole_parameter import is_split, whole_parameter
 from lightning_kd.losses.tensors import check_differentiated_once
 from lightning_kd.losses.tokens.chunks import CalledChunks, Gradients, LinearChunks, product_format, tokens_at_a_time
 from lightning_kd.losses.tokens.heads import Aim, Head
@@ -55,9 +56,15 @@ def fused_sum(
         work = LinearChunks(
             aim, (ours.tail, theirs.tail), chunk or tokens_at_a_time(student, mine.weight), product_format(student)
         )
-        others = [_detached(its.weight), _detached(its.bias)]
-        sums = cast(Any, _FusedLinear).apply(work, memory, student, mine.weight, mine.bias, teacher, *others, targets)
+        own = [_whole(mine.weight), _whole(mine.bias)]
+        others = [_detached(_whole(its.weight)), _detached(_whole(its.bias))]
+        sums = cast(Any, _FusedLinear).apply(work, memory, student, *own, teacher, *others, targets)
     else:
+        if any(is_split(p) for head in heads for p in head.module.parameters()):
+            raise ValueError(
+                "TokenKDLoss: an output layer that is no plain nn.Linear cannot be fused while FSDP2 splits it; use "
+                "fused=False, or DDP."
+            )
         parameters = [p for p in ours.module.parameters() if p.requires_grad]
         called = CalledChunks(aim, (ours, theirs), parameters, chunk or 128, product_format(student))
         sums = cast(Any, _FusedCall).apply(called, memory, student, teacher, targets, *parameters)
@@ -106,6 +113,10 @@ class _FusedCall(torch.autograd.Function):
                 ctx.gradients = work.run(wanted, *ctx.saved_tensors)[1]
         of_hidden, *gradients = _scaled(ctx, upstream)
         return None, None, of_hidden, None, None, *gradients
+
+
+def _whole(parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else whole_parameter(parameter)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

@@ -34,7 +34,6 @@ class Tail:
         return (output if self.bias is None else output + self.bias), slope
 
 
-@dataclass(frozen=True)
 class Head:
     """The output layer of a model, and what comes after it.
 
@@ -43,13 +42,11 @@ class Head:
         tail: What the model does with its output.
     """
 
-    module: nn.Module
-    tail: Tail = Tail()
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether the module is a linear layer and nothing else, hooks included."""
-        return type(self.module) is nn.Linear and not has_hooks(self.module)
+    def __init__(self, module: nn.Module, tail: Tail | None = None) -> None:
+        self.module = module
+        self.tail = Tail() if tail is None else tail
+        self.is_plain = type(module) is nn.Linear and not has_hooks(module)
+        """Whether the module is a linear layer and nothing else, hooks of others included."""
 
 
 @dataclass(frozen=True)

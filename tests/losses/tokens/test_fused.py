@@ -232,8 +232,10 @@ def test_a_head_with_hooks_is_called() -> None:
     seen: list[int] = []
     both = heads("bias")
     both[0].module.register_forward_hook(lambda *_: seen.append(1))
-    assert not both[0].is_plain
-    fused_sum(random(8, STUDENT, seed=1), random(8, TEACHER, seed=2), both, AIMS[0], chunk=3)
+    hooked = Head(both[0].module), both[1]
+    assert not hooked[0].is_plain
+    assert both[1].is_plain
+    fused_sum(random(8, STUDENT, seed=1), random(8, TEACHER, seed=2), hooked, AIMS[0], chunk=3)
     assert len(seen) == 3
 
 

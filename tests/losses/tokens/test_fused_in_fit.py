@@ -104,6 +104,11 @@ def test_it_trains_as_whole_logits_do(
     assert inside.run.log.epoch_means == pytest.approx(whole.run.log.epoch_means, rel=1e-6)
 
 
+def test_a_plain_layer_is_multiplied_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("lightning_kd.losses.tokens.fused.CalledChunks")
+    fitted([TokenKDLoss(fused=True)])
+
+
 def test_two_losses_share_the_hidden_states(chunks: list[int]) -> None:
     whole, inside = (fitted([TokenKDLoss(fused=f), TokenKDLoss("jsd", fused=f, weight=2.0)]) for f in (False, True))
     assert chunks == [8] * 4

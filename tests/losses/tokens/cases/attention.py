@@ -40,11 +40,11 @@ REFERENCES = (
         Inputs(head([0.5, 0.5], [1.0, 0.0]), head([0.75, 0.25], [1.0, 0.0])),
         QUARTERS / 2,
     ),
-    # the teacher's two heads (3/4, 1/4) and (1/4, 3/4) are even in the mean, as the student's one is
+    # the teacher's two heads (3/4, 1/4) and (1/2, 1/2) are (5/8, 3/8) in the mean
     Reference(
         {**LAYERS, "kind": "scores_kl", "heads": "mean"},
-        Inputs(head([0.0, 0.0]), torch.cat([head([LN3, 0.0]), head([0.0, LN3])], 1)),
-        0.0,
+        Inputs(head([0.0, 0.0]), torch.cat([head([LN3, 0.0]), head([0.0, 0.0])], 1)),
+        0.625 * math.log(1.25) + 0.375 * math.log(0.75),
     ),
     Reference(
         {**LAYERS, "heads": "mean"}, Inputs(head([0.0, 0.0]), torch.cat([head([2.0, 0.0]), head([4.0, 2.0])], 1)), 5.0
