@@ -1,5 +1,7 @@
 """The mean over the tokens of an accumulation window, in the place of the mean of its micro-batches' means."""
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_info
@@ -27,18 +29,21 @@ class TokenWindow:
         """Forget a window that an earlier fit has broken off."""
         self.first = self.tokens = None
 
-    def weigh(self, total: Tensor, goal: Goal, module: LightningModule, *, with_task: bool) -> Tensor:
+    def weigh(
+        self, total: Tensor, goal: Goal, module: LightningModule, of_task: Sequence[Tensor | None]
+    ) -> Tensor:
         """Return the loss of a micro-batch, as it is to be differentiated.
 
         Args:
             total: The loss of the micro-batch.
             goal: What trains.
             module: The module that trains.
-            with_task: Whether the task's own loss is in the total.
+            of_task: Over how many labels the task's own loss is a mean, ``None`` if it is no such mean; empty if there
+                is no such loss.
         """
         if not any(isinstance(loss, TokenMean) for _, loss in goal.active) or _micro_batches(module) == 1:
             return total
-        count = None if with_task else _common_count(goal)
+        count = _common_count(goal, of_task)
         if count is None:
             self._tell()
             return total
@@ -73,12 +78,12 @@ def _micro_batches(module: LightningModule) -> int:
     return int(module.trainer.accumulate_grad_batches)
 
 
-def _common_count(goal: Goal) -> Tensor | None:
+def _common_count(goal: Goal, of_task: Sequence[Tensor | None]) -> Tensor | None:
     """Return how many tokens all parts are means over, ``None`` if they are not."""
     if any(isinstance(loss, HybridLoss) and loss.balance != "none" for loss in goal.components.values()):
         return None
-    counts = [loss.counted if isinstance(loss, TokenMean) else None for _, loss in goal.active]
-    first = counts[0]
-    if first is None or any(other is None or not torch.equal(first, other) for other in counts[1:]):
+    counts = [*of_task, *(loss.counted for _, loss in goal.active)]
+    first, *others = (None if count is None else count.to(torch.float32) for count in counts)
+    if first is None or any(other is None or not torch.equal(first, other) for other in others):
         return None
     return first

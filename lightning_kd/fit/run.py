@@ -259,7 +259,8 @@ class DistillationRun:
                     raise FloatingPointError(said) from None
                 where = self.step.where_not_finite(terms, calls[-1])
                 raise FloatingPointError(f"{said} {where}") from None
-        total = self.window.weigh(terms.total, goal, module, with_task="task" in terms.parts)
+        counts = [of_task] if "task" in terms.parts else []
+        total = self.window.weigh(terms.total, goal, module, counts)
         varies = self.clock.source is not None or bool(self.objective.stages)
         return self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
 
@@ -310,9 +311,10 @@ class DistillationRun:
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""
         counts = {
-            name: loss.counted
+            part: loss.counted
             for name, loss in self.objective.named.items()
-            if loss.counted is not None and name in terms.parts
+            for part in terms.parts
+            if loss.counted is not None and part.split("/")[0] == name
         }
         return counts if of_task is None else {"task": of_task, **counts}
 

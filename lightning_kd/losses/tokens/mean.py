@@ -16,9 +16,6 @@ class TokenMean(DistillationLoss, ABC):
     means would weigh the tokens of a short text more than those of a long one.
     """
 
-    counted: Tensor | None = None
-    """How many tokens the last value is the mean of, in the mean over processes; the engine weighs windows by it."""
-
     @property
     def reads_text(self) -> bool:
         """Whether a mask may say which tokens are padding: always."""

@@ -229,6 +229,21 @@ def test_unequal_heads_are_refused_at_set_up() -> None:
         fit(module, [BATCH])
 
 
+def test_the_mean_of_an_epoch_is_that_of_its_tokens() -> None:
+    student, teacher = networks()
+    batches = [{name: value[rows] for name, value in BATCH.items()} for rows in (slice(0, 1), slice(1, 3))]
+    optimizer = partial(torch.optim.SGD, lr=0.0)
+    module = DistillationModule(student, teacher, [TokenKDLoss(cross_entropy=0.5)], optimizer=optimizer)
+    fit(module, list(batches))
+    ours, theirs = logits(BATCH)
+    labels, mask = BATCH["labels"], BATCH["attention_mask"]
+    task = F.cross_entropy(ours[:, :-1].flatten(0, 1), labels[:, 1:].flatten()).item()
+    kd = token_kd_loss(ours, theirs, labels=labels, mask=mask, shift=True).item()
+    means = module.run.log.epoch_means
+    assert means["token_kd/cross_entropy"] == pytest.approx(task, rel=1e-6)
+    assert means["token_kd"] == pytest.approx(kd + 0.5 * task, rel=1e-6)
+
+
 # --- one mean over all tokens ----------------------------------------------------------------------------------------
 
 
