@@ -29,9 +29,7 @@ class TokenWindow:
         """Forget a window that an earlier fit has broken off."""
         self.first = self.tokens = None
 
-    def weigh(
-        self, total: Tensor, goal: Goal, module: LightningModule, of_task: Sequence[Tensor | None]
-    ) -> Tensor:
+    def weigh(self, total: Tensor, goal: Goal, module: LightningModule, of_task: Sequence[Tensor | None]) -> Tensor:
         """Return the loss of a micro-batch, as it is to be differentiated.
 
         Args:

@@ -263,6 +263,19 @@ def test_a_batch_is_its_micro_batches(form: str) -> None:
     same(after_a_step(losses_of_tokens(form), *parts, accumulate_grad_batches=2), whole, 1e-7)
 
 
+def test_a_window_takes_a_task_that_is_a_mean_over_the_same_labels() -> None:
+    x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1, -100, -100, 0, 2, 3])
+    found = []
+    for parts, window in (([slice(0, 6)], 1), ([slice(0, 3), slice(3, 6)], 2)):
+        student, teacher = (support.seeded(lambda: nn.Linear(3, 4), seed) for seed in (1, 2))
+        optimizer = partial(torch.optim.SGD, lr=0.5)
+        task = nn.CrossEntropyLoss()
+        module = DistillationModule(student, teacher, [TokenKDLoss()], task_loss=task, optimizer=optimizer)
+        fit(module, [(x[rows], y[rows]) for rows in parts], accumulate_grad_batches=window)
+        found.append(student.weight)
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
+
+
 def test_a_window_that_is_cut_short_is_a_mean_too() -> None:
     parts = [{name: value[i : i + 1] for name, value in BATCH.items()} for i in range(3)]
     whole = after_a_step(losses_of_tokens("one"), BATCH)
