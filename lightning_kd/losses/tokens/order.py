@@ -18,10 +18,12 @@ class Order:
     Args:
         predicts_next: Whether a position predicts the token after it, ``None`` if that is not known.
         mask_is_of_input: Whether the mask of a batch is that of an encoder's tokens, which are not those of the logits.
+        known: Whether the networks were looked at, or the user has said it.
     """
 
     predicts_next: bool | None
     mask_is_of_input: bool = False
+    known: bool = True
 
     def check(self, logits: Shape) -> bool:
         """Return whether a position predicts the token after it.

@@ -223,6 +223,21 @@ def test_hidden_states_are_read_without_padding(kind: str) -> None:
     assert module.run.log.epoch_means["hidden_state"] == pytest.approx(value.item(), rel=1e-5)
 
 
+def test_a_checkpoint_is_read_before_the_networks_are_seen(tmp_path: Path) -> None:
+    module = made([TokenKDLoss("jsd", beta=0.3, temperature=2.0)])
+    loader = DataLoader([BATCH] * 2, batch_size=None)
+    trainer = support.trainer(max_epochs=1, limit_val_batches=0)
+    trainer.fit(module, loader, loader)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    student, teacher = networks()
+    again = DistillationModule.load_from_checkpoint(tmp_path / "one.ckpt", student=student, teacher=teacher)
+    assert repr(again.losses["token_kd"]) == repr(module.losses["token_kd"])
+    for one in (module, again):
+        one.make_optimizer = partial(torch.optim.SGD, lr=0.5)
+        fit(one, [BATCH])
+    same(again.student.state_dict(), module.student.state_dict(), 1e-12)
+
+
 def test_unequal_heads_are_refused_at_set_up() -> None:
     module = made([AttentionMatrixLoss("block", "block")])
     with pytest.raises(ValueError, match=r"expected attention \(B, H, T, T\)"):
