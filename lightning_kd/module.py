@@ -304,7 +304,7 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         # read once a step: an unpack_batch that draws (mixup, cropping) must give student and losses the same draw
         read = self.unpack_batch(batch)
         capture = self._capture()
-        with capture.recording() as call:
+        with capture.recording() as call, self.run.step.thin():
             task = counted = None
             if self.run.clock.goal.runs_student:
                 task = self._task(capture.call(*read.args, **read.kwargs), read.target)

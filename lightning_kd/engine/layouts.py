@@ -32,6 +32,8 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
     """
     names = {"student": loss.student_layers, "teacher": loss.teacher_layers}
     views: Views = {role: {} for role in names}
+    if loss.reads_raw:
+        return views
     for role, layers in names.items():
         for name in (one for one in layers if one in known[role]):
             view = _view(loss, role, name, known[role][name])

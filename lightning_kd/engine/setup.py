@@ -25,11 +25,13 @@ from lightning_kd.engine.checks import (
 )
 from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.engine.embedding_output import Embeddings
+from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.labels import check_classes
-from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, tokens_in, viewed_shape, views_from
+from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
+from lightning_kd.engine.masks import check_mask
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.losses.base import DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
 from lightning_kd.teachers.base import Lesson
 from lightning_kd.teachers.frozen import FrozenTeacher
@@ -104,17 +106,21 @@ class SetUp:
             self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
+        self._show_networks()
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
         shapes, known, mask = self._measure(batch, call_student, module)
         if self.shapes is None:
             self._settle_views(known, mask)
-        self._check_mask(mask, shapes)
+        self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
+        check_mask(self.step.objective.leaves, mask, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:
             self._check_same_sizes(shapes)
+        logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
+        self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
@@ -247,6 +253,22 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
+    def _logits_of_both(
+        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
+    ) -> tuple[Tensor | None, Tensor | None]:
+        logits_of = self.step.hooks.logits_of
+        with self._rehearsing(module), self.step.capture.recording():
+            call_student(batch)
+            (call,) = self.step.capture.counting_calls()
+            lesson = self._first_lesson(batch, call)
+            return logits_of(call.output), logits_of(lesson.output)
+
+    def _show_networks(self) -> None:
+        """Show the losses the networks."""
+        teacher = None if self.step.teacher is None else self.step.teacher.module
+        for loss in self.step.objective.components:
+            loss.see_networks(original(self.step.student), None if teacher is None else original(teacher))
+
     def _show_layers(self) -> None:
         """Show the losses the layers that they read.
 
@@ -335,29 +357,6 @@ class SetUp:
             except ValueError as error:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
-
-    def _check_mask(self, mask: Tensor | None, shapes: Shapes) -> None:
-        """Learn whether a mask concerns the losses, and check that it fits, and that they can leave out padding."""
-        leaves = self.step.objective.leaves
-        self.step.takes_mask = any(loss.reads_text for _, loss in leaves)
-        if mask is None or mask.ndim == 1:
-            return
-        for name, loss in leaves:
-            text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
-            for role, layer, view in text:
-                shape = shapes[role][layer]
-                if tokens_in(shape, view) != mask.shape[1]:
-                    raise ValueError(
-                        f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s "
-                        f"layer {layer!r} has {shape}, so the mask does not say which of its tokens are padding. "
-                        "Override unpack_batch to return Batch(..., mask=...) with the mask of that layer, or "
-                        "mask=None."
-                    )
-            if text and loss.masking is None:
-                raise ValueError(
-                    f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
-                    "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
-                )
 
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         step = self.step

@@ -15,6 +15,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
+from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.engine.reading import Reading
@@ -23,6 +24,7 @@ from lightning_kd.losses.tensors import add_up
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
 
 _NO_BATCH = Batch()
+_AS_THEY_ARE = nullcontext()
 _COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
 _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
@@ -63,6 +65,8 @@ class TrainingStep:
         self.hooks = hooks
         self.calls = calls
         self.looked_for_frozen = False
+        self.heads: FusedHeads | None = None
+        """The output layers of both networks, where no logits stand whole; set-up finds out."""
         self.takes_mask = False
         self.batch_axis = 0
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
@@ -119,8 +123,15 @@ class TrainingStep:
         self.student = self.capture.module = student
         self.attach()
 
+    def thin(self) -> AbstractContextManager[None]:
+        """Have both networks compute the logits of one position only, where the losses need no others."""
+        return _AS_THEY_ARE if self.heads is None else self.heads.thin()
+
     def detach(self) -> None:
         """Take the hooks off student and teacher."""
+        if self.heads is not None:
+            self.heads.detach()
+            self.heads = None
         self.capture.detach()
         if self.teacher is not None:
             self.teacher.detach()
@@ -207,11 +218,18 @@ class TrainingStep:
             index=batch.index,
             mask=batch.mask,
             teacher_ready=self.teacher_ready,
+            hidden=self._hidden(),
+            heads=None if self.heads is None else self.heads.heads,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
             compared_logits=self.hooks.output_options.compared(student_logits),
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
+
+    def _hidden(self) -> tuple[Tensor, Tensor] | None:
+        if self.heads is None or self.heads.student.value is None or self.heads.teacher.value is None:
+            return None
+        return self.heads.student.value, self.heads.teacher.value
 
     def where_not_finite(self, terms: Terms, call: Call) -> str:
         """Return a sentence that names what is not finite in a step: input, layers, logits; for an error."""
@@ -260,6 +278,7 @@ def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
         teacher_logits=chosen(tensors.teacher_logits),
         target=chosen(tensors.target),
         index=chosen(tensors.index),
+        hidden=None if tensors.hidden is None else (tensors.hidden[0][mask], tensors.hidden[1][mask]),
         call=None if call is None else lambda network: chosen(call(network)),
     )
 

@@ -22,6 +22,7 @@ from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
+from lightning_kd.engine.window import TokenWindow
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
@@ -79,6 +80,7 @@ class DistillationRun:
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
+        self.window = TokenWindow()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
@@ -166,6 +168,7 @@ class DistillationRun:
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()
+        self.window.begin()
         if self.clock.source is not None:
             self.clock.source.begin(self.objective.losses, trainer)
 
@@ -258,11 +261,14 @@ class DistillationRun:
                     raise FloatingPointError(said) from None
                 where = self.step.where_not_finite(terms, calls[-1])
                 raise FloatingPointError(f"{said} {where}") from None
+        counts = [of_task] if "task" in terms.parts else []
+        total = self.window.weigh(terms.total, goal, module, counts)
         varies = self.clock.source is not None or bool(self.objective.stages)
-        return self.unused.keep(terms.total, module, [call.output for call in calls], empty=empty, varies=varies)
+        return self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Leave unused parameters alone, look at the gradients, and write a line if one is due."""
+        self.window.finish(module)
         self.unused.before_optimizer_step(module, in_stage=self.clock.goal.in_stage)
         if not self.clock.tuning:
             self.gradients.before_optimizer_step(module, optimizer, self.lines.steps)
@@ -307,9 +313,10 @@ class DistillationRun:
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""
         counts = {
-            name: loss.counted
+            part: loss.counted
             for name, loss in self.objective.named.items()
-            if loss.counted is not None and name in terms.parts
+            for part in terms.parts
+            if loss.counted is not None and part.split("/")[0] == name
         }
         return counts if of_task is None else {"task": of_task, **counts}
 

@@ -41,6 +41,8 @@ class StepTensors:
         index: Row of each sample in the data set, ``None`` if the batch has none.
         mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
+        hidden: What the output layers of student and teacher were given, where logits do not stand whole.
+        heads: The output layers, for losses of tokens.
         call: Calls another network with what the student was called with, and returns its logits.
         compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
         head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
@@ -55,6 +57,8 @@ class StepTensors:
     index: Tensor | None = None
     mask: Tensor | None = None
     teacher_ready: bool = True
+    hidden: tuple[Tensor, Tensor] | None = None
+    heads: Any = None
     call: Callable[[nn.Module], Tensor | None] | None = None
     compared_logits: Tensor | None = None
     head_of: Callable[[str, Head], Tensor | None] | None = None
@@ -100,6 +104,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """How padded tokens are left out: the valid ones are packed into rows ``(M, C)``; the others are set to zero; the
     mean of the valid ones is taken; or the others are set to zero and the mean is taken over the valid ones. ``None``
     if the loss cannot leave them out. May depend on the options."""
+    reads_raw: ClassVar[bool] = False
+    """The layers are read as they are: the loss knows what their axes mean, and leaves out padding itself."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
     needs_target: bool = False
@@ -197,7 +203,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def reads_text(self) -> bool:
         """Whether a layer holds tokens of which a mask may say which are padding."""
-        return any(view.text for of in self.views.values() for view in of.values())
+        return self.reads_raw or any(view.text for of in self.views.values() for view in of.values())
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
@@ -238,6 +244,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         Args:
             num_samples: Number of rows, so that every index is below it.
             targets: Class id of every row, ``None`` if the data set has none.
+        """
+
+    def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Look at the networks themselves, for a loss that goes by their kind. Called at every set-up.
+
+        A loss must not change a network, and must not keep a reference to it.
+
+        Args:
+            student: The student.
+            teacher: The teacher, ``None`` if no network answers.
         """
 
     def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:

@@ -125,7 +125,7 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
         got = " and ".join(f"{role} {shape}" for role, shape in shapes.items())
         raise ValueError(
             f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
-            "turn token logits (B, N, C) into (B * N, C)."
+            "for logits of tokens (B, N, C) use TokenKDLoss, or turn them into (B * N, C)."
         )
 
 
