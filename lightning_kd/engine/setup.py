@@ -307,6 +307,7 @@ class SetUp:
                 self.inputs = remember_call(call.args, call.kwargs)
                 capture.check_ran(call)
                 capture.copy_changed(call)
+                capture.copy_before_dropout()
                 with following(network) if network is not None else nullcontext() as teacher_runs:
                     lesson = self._first_lesson(batch, call)
                 if teacher is not None:

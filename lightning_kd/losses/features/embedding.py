@@ -122,6 +122,7 @@ class EmbeddingLoss(LayerPairLoss):
 
     def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
         """Make the projector of one pair: a copy of the given one, or the one that suits the widths."""
+        student, teacher = _without_positions(student), _without_positions(teacher)
         if len(student) != len(teacher) or len(student) not in (2, 3) or student[1:-1] != teacher[1:-1]:
             raise ValueError(
                 f"expected embeddings (B, D), or (B, N, D) of as many tokens, got student {student} and teacher "
@@ -136,7 +137,13 @@ class EmbeddingLoss(LayerPairLoss):
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, see ``embedding_loss``."""
+        student, teacher = (one.flatten(1) if one.ndim > 3 else one for one in (student, teacher))
         return embedding_loss(projector(student), teacher, kind=self.kind, normalize=self.normalize)
+
+
+def _without_positions(shape: Shape) -> Shape:
+    """Return (B, D) for what a pooling over all positions returns, (B, D, 1, 1)."""
+    return shape[:2] if len(shape) > 3 and set(shape[2:]) == {1} else shape
 
 
 def _check_kind(function: str, kind: str) -> None:
