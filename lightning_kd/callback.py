@@ -17,7 +17,9 @@ from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import Example
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.hooks import Calls
+from lightning_kd.capture.outputs import Outputs, TeacherOutputs
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
 from lightning_kd.capture.rows import NOT_OF_BATCH, is_of_batch
 from lightning_kd.distributed.sharding import mesh_of, shard
@@ -26,10 +28,12 @@ from lightning_kd.engine.begin_anew import forget_layers
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY, check_same_architecture
 from lightning_kd.files.precision import Precision
+from lightning_kd.fit.door import ReadsOutputs
 from lightning_kd.fit.find_student import find_student
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import FitHooks
 from lightning_kd.fit.joined_optimizer import join_optimizer
+from lightning_kd.fit.losses_inside import ATTRIBUTE, drop_losses, fill_losses, take_out
 from lightning_kd.fit.parts import check_between_fits
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
@@ -40,12 +44,10 @@ from lightning_kd.metrics.given import Metrics, name_metrics
 from lightning_kd.metrics.task import Task, first_known
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
-
-ATTRIBUTE = "_kd"
-"""Where the losses sit in the user's module during a fit, so that it moves, synchronizes and optimizes them."""
+from lightning_kd.teachers.inputs import TeacherView
 
 
-class DistillationCallback(FitHooks):
+class DistillationCallback(ReadsOutputs, FitHooks):
     r"""Add distillation losses to what the user's own ``training_step`` returns.
 
     .. math::
@@ -67,6 +69,13 @@ class DistillationCallback(FitHooks):
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
         metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
+        logits: Which of several outputs the task reads, by name or number; a loss may read another: ``head=``.
+        teacher_logits: Which of several outputs of the teacher, if it has another name there.
+        teacher_outputs: What the teacher returns: logits, or probabilities of classes or (by sigmoid) of labels.
+        teacher_classes: The teacher's class for each of the student's, for a teacher of more, or in another order.
+        student_classes: The student's classes that are compared, where the teacher knows only some of them.
+        teacher_inputs: Another view of the batch for the teacher: Renormalize, Resize, Keys, a Chain, or a function
+            on (args, kwargs).
 
     Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
     the teacher and the losses, and the losses' weights are then among the checkpoint's own.
@@ -93,12 +102,20 @@ class DistillationCallback(FitHooks):
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
         metrics: Metrics = None,
+        logits: Head = None,
+        teacher_logits: Head = None,
+        teacher_outputs: TeacherOutputs | None = None,
+        teacher_classes: list[int] | None = None,
+        student_classes: list[int] | None = None,
+        teacher_inputs: TeacherView | None = None,
     ) -> None:
         if student_calls not in get_args(Calls):
             raise ValueError(
                 f"DistillationCallback: expected student_calls to be one of {list(get_args(Calls))}, got "
                 f"{student_calls!r}."
             )
+        self.output_options = Outputs(logits, teacher_logits, teacher_outputs, teacher_classes, student_classes)
+        self._take_view(teacher_inputs)
         self.teacher = as_teacher(teacher, teacher_dtype, teacher_weights)
         self.losses = name_losses(losses)
         forget_layers(self.losses)
@@ -134,16 +151,6 @@ class DistillationCallback(FitHooks):
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart, for losses that need the target or the index."""
         return batches.unpack_batch(batch)
-
-    def teacher_inputs(
-        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the teacher's (args, kwargs), by default what its ``forward`` takes; override for another view."""
-        return self.run.step.of_teacher(batch, args, kwargs)
-
-    def logits_of(self, output: Any) -> Tensor | None:
-        """Find the logits in a model's output; override for outputs of another form."""
-        return batches.logits_of(output)
 
     def shard_teacher(self, teacher: nn.Module, mesh: DeviceMesh) -> None:
         """Split the teacher over the processes of a ``ModelParallelStrategy``; see DistillationModule.shard_teacher."""
@@ -284,7 +291,7 @@ class DistillationCallback(FitHooks):
             RuntimeError: If no Trainer has set this callback up.
         """
         student = self.run.student
-        losses = _take_out(student)  # there if the student is the whole module
+        losses = take_out(student)  # there if the student is the whole module
         try:
             given = self.run.example() if example is None else example
             export_student(student, path, format, dtype=dtype, example=given, dynamic_batch=dynamic_batch)
@@ -299,7 +306,7 @@ class DistillationCallback(FitHooks):
             if not is_sharded(self.losses):
                 checkpoint[CHECKPOINT_KEY]["losses"] = self.losses.state_dict()
             if mesh_of(trainer) is None:  # where a module writes its own state_dict
-                _drop_losses(pl_module, checkpoint["state_dict"], "", {})
+                drop_losses(pl_module, checkpoint["state_dict"], "", {})
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take the losses' weights out of a checkpoint that this callback has written."""
@@ -322,7 +329,7 @@ class DistillationCallback(FitHooks):
 
     def _restore(self, pl_module: LightningModule) -> None:
         self._patches.undo_all()
-        _take_out(pl_module)
+        take_out(pl_module)
         if self._run is not None:
             self._run.leave()
 
@@ -367,7 +374,7 @@ class DistillationCallback(FitHooks):
         return evaluation_step
 
     def _logits_of_step(self, _: object) -> Tensor | None:
-        return self.logits_of(self.run.step.capture.last_output)
+        return self.run.step.reading.known_logits(self.run.step.capture.last_output)
 
     def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
         @functools.wraps(move_on)
@@ -381,8 +388,8 @@ class DistillationCallback(FitHooks):
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
         names = {part: name for name, part in pl_module.named_modules()}
         self._patches.add(
-            pl_module.register_state_dict_post_hook(_drop_losses),
-            pl_module.register_load_state_dict_pre_hook(_fill_losses),
+            pl_module.register_state_dict_post_hook(drop_losses),
+            pl_module.register_load_state_dict_pre_hook(fill_losses),
             pl_module.register_load_state_dict_pre_hook(functools.partial(_check_student, names[self.run.student])),
         )
 
@@ -420,25 +427,6 @@ def _check_alone(trainer: Trainer) -> None:
             "There are several DistillationCallbacks; a run takes one. Give one all the losses, and for several "
             "teachers give it lightning_kd.teachers.Ensemble([...])."
         )
-
-
-def _take_out(module: nn.Module) -> nn.Module | None:
-    """Take the losses out of the user's module, and return them if they were there."""
-    losses: nn.Module | None = getattr(module, ATTRIBUTE, None)
-    if losses is not None:
-        delattr(module, ATTRIBUTE)
-    return losses
-
-
-def _drop_losses(module: nn.Module, state: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    for key in [key for key in state if key.startswith(f"{prefix}{ATTRIBUTE}.")]:
-        del state[key]
-
-
-def _fill_losses(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    losses = getattr(module, ATTRIBUTE, None)
-    if losses is not None:
-        state.update({f"{prefix}{ATTRIBUTE}.{name}": value for name, value in losses.state_dict().items()})
 
 
 def _check_student(

@@ -30,3 +30,9 @@ from lightning_kd.losses.samples.pkt import moment_matching_loss as moment_match
 from lightning_kd.losses.samples.pkt import pkt_loss as pkt_loss
 from lightning_kd.losses.samples.rkd import rkd_loss as rkd_loss
 from lightning_kd.losses.samples.sp import similarity_preserving_loss as similarity_preserving_loss
+from lightning_kd.losses.tokens.attention import attention_matrix_loss as attention_matrix_loss
+from lightning_kd.losses.tokens.hidden import hidden_state_loss as hidden_state_loss
+from lightning_kd.losses.tokens.qkv import qkv_relation_loss as qkv_relation_loss
+from lightning_kd.losses.tokens.sparse import SparseLogits as SparseLogits
+from lightning_kd.losses.tokens.token_kd import token_kd_loss as token_kd_loss
+from lightning_kd.losses.tokens.uld import uld_loss as uld_loss

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, Self, cast
@@ -20,17 +19,21 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.example import Example
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of
-from lightning_kd.configurable import describe, restore
+from lightning_kd.capture.outputs import Outputs, TeacherOutputs
+from lightning_kd.configurable import restore
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.begin_anew import forget_layers
-from lightning_kd.engine.task import check_target, check_task_loss, own_loss, task_term
+from lightning_kd.engine.model_loss import check_target, check_task_loss, own_loss
+from lightning_kd.engine.task import of_all_labels, task_term
 from lightning_kd.export.student import Format, export_student
 from lightning_kd.files.checkpoint import check_same_architecture
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.reading import check_class_names, load_plain
+from lightning_kd.fit.door import ReadsOutputs, options_of
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import ModuleHooks, already_saved
 from lightning_kd.fit.neighbours import keep_from_ddp
@@ -43,9 +46,10 @@ from lightning_kd.metrics.given import Metrics, name_metrics
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
+from lightning_kd.teachers.inputs import TeacherView
 
 
-class DistillationModule(ReplaceableParts):
+class DistillationModule(ReadsOutputs, ReplaceableParts):
     r"""Train a student on a task and on what a frozen teacher shows it.
 
     .. math::
@@ -71,6 +75,13 @@ class DistillationModule(ReplaceableParts):
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
         metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
+        logits: Which of several outputs the task reads, by name or number; a loss may read another: ``head=``.
+        teacher_logits: Which of several outputs of the teacher, if it has another name there.
+        teacher_outputs: What the teacher returns: logits, or probabilities of classes or (by sigmoid) of labels.
+        teacher_classes: The teacher's class for each of the student's, for a teacher of more, or in another order.
+        student_classes: The student's classes that are compared, where the teacher knows only some of them.
+        teacher_inputs: Another view of the batch for the teacher: Renormalize, Resize, Keys, a Chain, or a function
+            on (args, kwargs).
 
     Raises:
         ValueError: If there is nothing to train with, a layer does not exist (the nearest names are shown), or student
@@ -105,15 +116,21 @@ class DistillationModule(ReplaceableParts):
         teacher_dtype: Precision | torch.dtype | None = None,
         teacher_weights: str | list[str] | None = None,
         metrics: Metrics = None,
+        logits: Head = None,
+        teacher_logits: Head = None,
+        teacher_outputs: TeacherOutputs | None = None,
+        teacher_classes: list[int] | None = None,
+        student_classes: list[int] | None = None,
+        teacher_inputs: TeacherView | None = None,
     ) -> None:
         super().__init__()
         if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
             task_weight = cast(Schedule, restore(task_weight, Schedule))
         if not all(0.0 <= value < float("inf") for value in extremes(task_weight)):
             raise ValueError(f"DistillationModule: expected a finite task_weight >= 0, got {task_weight}.")
-        if losses is None and teacher is None and task_loss is None:
-            raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
-        check_task_loss(task_loss)
+        check_task_loss(task_loss, alone=losses is None and teacher is None)
+        self.output_options = Outputs(logits, teacher_logits, teacher_outputs, teacher_classes, student_classes)
+        self._take_view(teacher_inputs)
         self.student = student
         self.losses = NamedLosses() if losses is None and teacher is None else name_losses(losses or [])
         forget_layers(self.losses)
@@ -160,16 +177,6 @@ class DistillationModule(ReplaceableParts):
         """
         own = self.task_loss == "model"
         return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own)
-
-    def teacher_inputs(
-        self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return the teacher's (args, kwargs), by default what its ``forward`` takes; override for another view."""
-        return self.run.step.of_teacher(batch, args, kwargs)
-
-    def logits_of(self, output: Any) -> Tensor | None:
-        """Find the logits in a model's output; override for outputs of another form."""
-        return batches.logits_of(output)
 
     def shard_student(self, student: nn.Module, mesh: DeviceMesh) -> None:
         """Split the student over the processes of a ``ModelParallelStrategy``; override for another sharding."""
@@ -295,13 +302,15 @@ class DistillationModule(ReplaceableParts):
         # read once a step: an unpack_batch that draws (mixup, cropping) must give student and losses the same draw
         read = self.unpack_batch(batch)
         capture = self._capture()
-        with capture.recording() as call:
-            task = None
+        with capture.recording() as call, self.run.step.thin():
+            task = counted = None
             if self.run.clock.goal.runs_student:
                 task = self._task(capture.call(*read.args, **read.kwargs), read)
+                if task is not None:
+                    task, counted = of_all_labels(task, self.run.own_loss.unless(self.task_loss), read.target)
             else:  # a first stage without the student reads its inputs alone
                 call.args, call.kwargs = read.args, read.kwargs
-            return self.run.loss(self, batch, lambda: read, [call], task)
+            return self.run.loss(self, batch, lambda: read, [call], task, counted)
 
     def lr_scheduler_step(self, scheduler: LRSchedulerTypeUnion, metric: Any | None) -> None:
         """Move the learning rate on, except in a stage before the main training."""
@@ -438,13 +447,4 @@ class DistillationModule(ReplaceableParts):
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters()
             return
-        weight = self.task_weight
-        options: dict[str, Any] = {
-            "task_weight": describe(weight) if isinstance(weight, Schedule) else weight,
-            "lr_interval": self.lr_interval,
-        }
-        if dtype is not None:
-            options["teacher_dtype"] = str(dtype).removeprefix("torch.")
-        with suppress(AttributeError, TypeError):  # a loss that is not plain data is passed again when loading
-            options["losses"] = [describe(loss) for loss in self.run.objective.named.values()] or None
-        self.save_hyperparameters(options)
+        self.save_hyperparameters(options_of(self, dtype))

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kd.capture.columns import INDEX_KEYS, TARGET_KEYS, makes_inputs_of, of_student, takes
+from lightning_kd.capture.heads import Head, check_one_head, head_of
 from lightning_kd.capture.networks import first_tensor
+from lightning_kd.capture.outputs import Outputs
 
 
 @dataclass(slots=True)
@@ -34,6 +36,12 @@ class Batch:
 
 class Hooks(Protocol):
     """What the engine asks a door. Users override these methods where their batches or outputs have another form."""
+
+    output_options: Outputs
+    """How the outputs of student and teacher are read."""
+
+    def plain_output_options(self) -> dict[str, Any]:
+        """Return how outputs are read and what the teacher is given, as plain data."""
 
     def unpack_batch(self, batch: Any) -> Batch:
         """Take a batch apart."""
@@ -92,6 +100,14 @@ def unpack_batch(batch: Any) -> Batch:
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
 
 
+def read_if_known(hooks: Hooks, batch: Any) -> Batch:
+    """Take a batch apart, or return an empty one if its form is not known."""
+    try:
+        return hooks.unpack_batch(batch)
+    except Exception:  # under the callback a batch may have any form, as long as no loss needs it
+        return Batch()
+
+
 def call_in_words(call: Callable[[Any], object], batch: Any) -> object:
     """Call a student with a batch, and say what the batch is if the student does not take what was made of it.
 
@@ -148,14 +164,18 @@ def with_labels_inside(read: Batch, batch: Any, model: nn.Module, *, always: boo
     return read
 
 
-def logits_of(output: Any) -> Tensor | None:
+def logits_of(output: Any, head: Head = None) -> Tensor | None:
     """Find the logits: the tensor itself, ``output.logits``, ``output["logits"]``, or the first of a tuple.
 
     Args:
         output: What a model returned.
+        head: Which of several outputs is meant, by name or number; a tensor is a network's only output.
 
     Returns:
         The logits, or ``None`` if there are none.
+
+    Raises:
+        ValueError: If there is no such head, or none is named and the first of a tuple has the shape of another.
 
     Example:
         >>> import torch
@@ -164,12 +184,16 @@ def logits_of(output: Any) -> Tensor | None:
     """
     if isinstance(output, Tensor):
         return output
+    if head is not None:
+        return head_of(output, head)
     if isinstance(output, Mapping):
         found = output.get("logits")
     elif hasattr(output, "logits"):
         found = output.logits
     else:
         found = first_tensor(output)
+        if found is not None and len(output) > 1:
+            check_one_head(output, found)
     return found if isinstance(found, Tensor) else None
 
 

@@ -51,12 +51,17 @@ class Call:
                 return value.ndim > 0 and value.shape[0] == 0
         return False
 
-    @property
-    def rows(self) -> int:
-        """How many samples the module was called with: the length of its first tensor, 1 without one."""
+    def rows(self, axis: int = 0) -> int:
+        """Return how many samples the module was called with: the length of its first tensor, 1 without one.
+
+        Args:
+            axis: The axis of the samples.
+        """
         for value in (*self.args, *self.kwargs.values()) if self.kwargs else self.args:
             if isinstance(value, Tensor):
-                return value.shape[0] if value.ndim else 1
+                return value.shape[axis] if value.ndim > axis else 1
+            if isinstance(value, list):  # of samples
+                return len(value)
         return 1
 
     @property

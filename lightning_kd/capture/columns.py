@@ -265,3 +265,8 @@ def unused_columns(batch: Any, networks: Iterable[nn.Module]) -> str | None:
 def is_own(method: Any) -> bool:
     """Whether a method of a door is the one that comes with it, not one that a user has written."""
     return str(getattr(inspect.unwrap(method), "__module__", "")).startswith("lightning_kd.")
+
+
+def gives_as_is(door: Any) -> bool:
+    """Whether a door gives the teacher what the student is called with, without an option or a method of the user's."""
+    return is_own(door.teacher_inputs) and getattr(door, "teacher_view", None) is None

@@ -15,6 +15,7 @@ from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
 from lightning_kd.capture.private import is_compiled_in_place, remove_forward_hooks, version_of
 
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Calls = Literal["one", "first", "last", "each"]
 """Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
 
@@ -199,6 +200,12 @@ class Capture:
     def copy_changed(self, call: Call) -> None:
         """Record copies from now on of those layers' values that were changed in place later in this call."""
         self._store.copied.update(call.changed_layers())
+
+    def copy_before_dropout(self) -> None:
+        """Record copies from now on if a dropout of the module works in place, which it does in training alone."""
+        parts = original(self.module).modules()
+        if any(isinstance(part, _DROPOUTS) and part.inplace and part.p > 0 for part in parts):
+            self._store.copied.update(self.layers)
 
     def check_ran(self, call: Call) -> None:
         """Check that every layer ran once in the recorded call, and returned a tensor.

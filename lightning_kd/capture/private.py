@@ -47,6 +47,12 @@ def version_of(tensor: Tensor) -> int:
     return UNKNOWN if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks run when a module is called, of its forward or of its backward pass."""
+    hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)
+    return any(hooks)
+
+
 def is_compiled_in_place(module: nn.Module) -> bool:
     """Whether ``module.compile()`` was called, which leaves a trace in ``_compiled_call_impl`` only."""
     return module._compiled_call_impl is not None

@@ -164,7 +164,7 @@ def _score_batch(
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
     hooks = run.step.hooks
     call = student_call(pl_module, run.student, batch)
-    logits = hooks.logits_of(run.step.ask(batch, call).output)
+    logits = run.step.reading.teacher_logits(run.step.ask(batch, call))
     if logits is None:
         raise ValueError("Curriculum: the teacher's output has no logits; override logits_of.")
     target = None

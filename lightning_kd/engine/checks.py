@@ -12,8 +12,17 @@ from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 
 
-def check_has_logits(name: str, loss: DistillationLoss, step: StepTensors) -> None:
-    """Raise a ``ValueError`` with the remedy if a step lacks logits that a loss reads."""
+def check_has_logits(
+    name: str, loss: DistillationLoss, step: StepTensors, heads: Mapping[str, str] | None = None
+) -> None:
+    """Raise a ``ValueError`` with the remedy if a step lacks logits that a loss reads.
+
+    Args:
+        name: Name of the part.
+        loss: The loss.
+        step: What the step offers.
+        heads: What the output of each role has instead, in words.
+    """
     reads_students = not loss.student_layers or loss.needs_student_logits
     for role, reads, logits in (
         ("student", reads_students, step.student_logits),
@@ -21,7 +30,8 @@ def check_has_logits(name: str, loss: DistillationLoss, step: StepTensors) -> No
     ):
         if reads and logits is None:
             raise ValueError(
-                f"Part {name!r} reads the {role}'s logits, but its output has none; override logits_of(output)."
+                f"Part {name!r} reads the {role}'s logits, but its output has none{(heads or {}).get(role, '')}; "
+                "override logits_of(output)."
             )
 
 

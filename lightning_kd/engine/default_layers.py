@@ -16,7 +16,8 @@ _KINDS = {
 def choose_layers(loss: DistillationLoss, student: Ran, teacher: Ran) -> str:
     """Name the layers of a loss that was constructed without names, as its ``reads`` asks for.
 
-    - ``"embedding"``: what the last weights before the output read.
+    - ``"embedding"``: what the last weights before the output read; ``Embeddings`` knows the networks whose output is
+      the embedding.
     - ``"map"``: the last stage.
     - ``"maps"``: the last output of the stage of every resolution; of a network that has one resolution, the last block
       of each quarter of its depth.

@@ -5,8 +5,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lightning_kd.capture.axes import Axes
+from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.layout import View, batch_axis
 from lightning_kd.losses.base import DistillationLoss, Shape
 
@@ -30,6 +32,8 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
     """
     names = {"student": loss.student_layers, "teacher": loss.teacher_layers}
     views: Views = {role: {} for role in names}
+    if loss.reads_raw:
+        return views
     for role, layers in names.items():
         for name in (one for one in layers if one in known[role]):
             view = _view(loss, role, name, known[role][name])
@@ -45,6 +49,27 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
         for of in views.values():
             of |= {name: replace(view, pooled=True) for name, view in of.items() if view.text}
     return views
+
+
+def axes_of_outputs(role: str, features: Mapping[str, Tensor]) -> dict[str, Axes]:
+    """Return the axes of those outputs that losses read as layers: embeddings (B, D), or maps (B, C, H, W).
+
+    Args:
+        role: Whose outputs.
+        features: The values of the layers, among them outputs.
+
+    Raises:
+        ValueError: If an output has another number of axes, whose meaning cannot be known.
+    """
+    found = {name: tuple(value.shape) for name, value in features.items() if is_output(name)}
+    for name, shape in found.items():
+        if len(shape) not in (2, 4):
+            raise ValueError(
+                f"A loss reads the {role}'s output {name!r} of shape {shape}, which is neither embeddings (B, D) nor "
+                "maps (B, C, H, W). Name the layer that returns it, student=... and teacher=..., whose axes can be "
+                "found; or override logits_of(output) to return one vector for each sample."
+            )
+    return {name: Axes(shape, channels=1) for name, shape in found.items()}
 
 
 def tokens_in(shape: Shape, view: View) -> int:

@@ -9,27 +9,31 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.axes import Axes, Followed, batch_of, find_axes, following, one_more_sample
-from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
+from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
 from lightning_kd.engine.checks import (
     check_first_values,
-    check_has_logits,
     check_not_lazy,
     check_not_shared,
     check_parts_not_lazy,
     has_lazy,
 )
 from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.embedding_output import Embeddings
+from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.labels import check_classes
-from lightning_kd.engine.layouts import plain_views, settle_views, tokens_in, viewed_shape, views_from
+from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
+from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
+from lightning_kd.engine.masks import check_mask
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
-from lightning_kd.teachers.base import NO_LESSON, Lesson
+from lightning_kd.teachers.base import Lesson
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
@@ -41,10 +45,13 @@ class SetUp:
 
     Args:
         step: The training step, whose losses are set up.
+        task: Who knows what the task's own loss tells.
     """
 
-    def __init__(self, step: TrainingStep) -> None:
+    def __init__(self, step: TrainingStep, task: KnownTask) -> None:
         self.step = step
+        self.embeddings = Embeddings(step, task)
+        """Which losses read the network's output as the embedding."""
         self.shapes: Shapes | None = None
         """Shapes of the layers and logits that the losses read, by role and name; ``None`` before they are built."""
         self.inputs: dict[str, Any] | None = None
@@ -99,17 +106,21 @@ class SetUp:
             self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
+        self._show_networks()
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
         shapes, known, mask = self._measure(batch, call_student, module)
         if self.shapes is None:
             self._settle_views(known, mask)
-        self._check_mask(mask, shapes)
+        self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
+        check_mask(self.step.objective.leaves, mask, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:
             self._check_same_sizes(shapes)
+        logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
+        self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
@@ -242,6 +253,22 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
+    def _logits_of_both(
+        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
+    ) -> tuple[Tensor | None, Tensor | None]:
+        logits_of = self.step.hooks.logits_of
+        with self._rehearsing(module), self.step.capture.recording():
+            call_student(batch)
+            (call,) = self.step.capture.counting_calls()
+            lesson = self._first_lesson(batch, call)
+            return logits_of(call.output), logits_of(lesson.output)
+
+    def _show_networks(self) -> None:
+        """Show the losses the networks."""
+        teacher = None if self.step.teacher is None else self.step.teacher.module
+        for loss in self.step.objective.components:
+            loss.see_networks(original(self.step.student), None if teacher is None else original(teacher))
+
     def _show_layers(self) -> None:
         """Show the losses the layers that they read.
 
@@ -259,8 +286,8 @@ class SetUp:
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.module is None else original(step.teacher.module)
         for loss in step.objective.components:
-            student_layers = {name: student.get_submodule(name) for name in loss.student_layers}
-            names = () if teacher is None else loss.teacher_layers
+            student_layers = {n: student.get_submodule(n) for n in loss.student_layers if not is_output(n)}
+            names = [] if teacher is None else [n for n in loss.teacher_layers if not is_output(n)]
             loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
 
     def _measure(
@@ -274,18 +301,19 @@ class SetUp:
         capture, teacher = self.step.capture, self.step.teacher
         network = None if teacher is None else teacher.module
         with self._rehearsing(module):
-            with capture.recording(), following(self.step.student) as student_runs:
+            with capture.recording(), following(self.step.student) as student_runs, SigmoidWatch() as watch:
                 call_student(batch)
                 (call,) = capture.counting_calls()
                 self.inputs = remember_call(call.args, call.kwargs)
                 capture.check_ran(call)
                 capture.copy_changed(call)
+                capture.copy_before_dropout()
                 with following(network) if network is not None else nullcontext() as teacher_runs:
                     lesson = self._first_lesson(batch, call)
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
-                read = self._read(batch)
-                self._check_first(call, lesson, read)
+                read = read_if_known(self.step.hooks, batch)
+                tensors = self._check_first(call, lesson, watch, read)
             self.step.settle_positions(batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
@@ -293,13 +321,17 @@ class SetUp:
                 if teacher_runs is None or not isinstance(lesson, Call)
                 else self._axes(teacher, lesson, teacher_runs, "teacher", read),
             }
-            shapes = {"student": self._shapes_of(call), "teacher": self._shapes_of(lesson)}
+            for role, features in (("student", tensors.student_features), ("teacher", tensors.teacher_features)):
+                known[role] |= axes_of_outputs(role, features)
+            shapes = {"student": shapes_read(self.step, "student", call, tensors)}
+            shapes["teacher"] = shapes_read(self.step, "teacher", lesson, tensors)
+            self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
             return shapes, known, read.mask
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
         losses = self.step.objective.components
-        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers")}
+        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers") if not is_output(name)}
         samples = batch_of(call.args, call.kwargs, read.target)
         if not layers or samples is None:
             return {}
@@ -314,12 +346,6 @@ class SetUp:
         image = first if first is not None and first.ndim == 4 and axis == 0 else None
         return find_axes(layers, runs, more, size, image)
 
-    def _read(self, batch: Any) -> Batch:
-        try:
-            return self.step.hooks.unpack_batch(batch)
-        except Exception:  # under the callback a batch may have any form, as long as no loss needs it
-            return Batch()
-
     def _settle_views(self, known: Known, mask: Tensor | None) -> None:
         for name, loss in self.step.objective.leaves:
             try:
@@ -328,29 +354,6 @@ class SetUp:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
 
-    def _check_mask(self, mask: Tensor | None, shapes: Shapes) -> None:
-        """Learn whether a mask concerns the losses, and check that it fits, and that they can leave out padding."""
-        leaves = self.step.objective.leaves
-        self.step.takes_mask = any(loss.reads_text for _, loss in leaves)
-        if mask is None or mask.ndim == 1:
-            return
-        for name, loss in leaves:
-            text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
-            for role, layer, view in text:
-                shape = shapes[role][layer]
-                if tokens_in(shape, view) != mask.shape[1]:
-                    raise ValueError(
-                        f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s "
-                        f"layer {layer!r} has {shape}, so the mask does not say which of its tokens are padding. "
-                        "Override unpack_batch to return Batch(..., mask=...) with the mask of that layer, or "
-                        "mask=None."
-                    )
-            if text and loss.masking is None:
-                raise ValueError(
-                    f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
-                    "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
-                )
-
     def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
         step = self.step
         step.detach()
@@ -358,13 +361,15 @@ class SetUp:
         with self._rehearsing(module), step.capture.recording(), Trace(step.student) as trace:
             call_student(batch)
             (call,) = step.capture.counting_calls()
-            student_layers = trace.before(step.hooks.logits_of(call.output))
+            output = step.hooks.logits_of(call.output)
+            student_layers = trace.before(output)
             teacher_layers = self._trace_teacher(batch, call)
         step.detach()
+        outputs = self.embeddings.that_are_outputs(output)
         for name, loss in step.objective.leaves:
-            if loss.needs_layers:
-                chosen = choose_layers(loss, student_layers, teacher_layers)
-                rank_zero_info(f"Part {name!r} reads {chosen}.")
+            if name in outputs or loss.needs_layers:
+                told = outputs.get(name) or choose_layers(loss, student_layers, teacher_layers)
+                rank_zero_info(f"Part {name!r} reads {told}.")
         step.watch()
 
     def _trace_teacher(self, batch: Any, call: Call) -> Ran:
@@ -373,7 +378,7 @@ class SetUp:
             return Ran()
         with Trace(teacher.module) as trace:
             lesson = self._first_lesson(batch, call)
-            return trace.before(self.step.hooks.logits_of(lesson.output))
+            return trace.before(self.step.hooks.output_options.as_returned(lesson.output, self.step.hooks.logits_of))
 
     @contextmanager
     def _rehearsing(self, module: nn.Module) -> Iterator[None]:
@@ -403,17 +408,18 @@ class SetUp:
             raise ValueError(
                 f"The teacher {name} cannot be called with what the student "
                 f"was called with, {describe_call(call)}: {type(error).__name__}: {error}. Override "
-                "teacher_inputs(batch, args, kwargs) to return the teacher's own (args, kwargs); if its weights are of "
-                "another format than the student's, pass teacher_dtype."
+                "teacher_inputs(batch, args, kwargs) to return the teacher's own (args, kwargs), or pass "
+                "teacher_inputs=, such as Resize(224) or Keys(rename={...}); if its weights are of another format than "
+                "the student's, pass teacher_dtype."
             ) from error
 
-    def _check_first(self, call: Call, lesson: Lesson, read: Batch) -> None:
+    def _check_first(self, call: Call, lesson: Lesson, watch: SigmoidWatch, read: Batch) -> StepTensors:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
-        for name, loss in self.step.objective.leaves:
-            check_has_logits(name, loss, tensors)
+        look_at_outputs(self.step, call, lesson, tensors, watch)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
         check_first_values(tensors, self.step.objective.components)
+        return tensors
 
     def _viewed(self, loss: DistillationLoss, role: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of a role's layers and logits as a loss reads them."""
@@ -430,11 +436,6 @@ class SetUp:
                             f"The {role}'s {layer or 'logits'!r} has shape {found[layer]}, but its losses were built "
                             f"for {shape}; fit with the models and data that the checkpoint was made with."
                         )
-
-    def _shapes_of(self, lesson: Lesson) -> dict[str, Shape]:
-        shapes = {name: tuple(tensor.shape) for name, tensor in lesson.features.items()}
-        logits = None if lesson is NO_LESSON else self.step.hooks.logits_of(lesson.output)
-        return shapes if logits is None else {**shapes, LOGITS: tuple(logits.shape)}
 
 
 def _as_stored(lesson: Lesson) -> dict[str, Axes]:

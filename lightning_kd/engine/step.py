@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,18 +12,22 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.classes import class_order, in_order
-from lightning_kd.capture.columns import Inputs, is_label, is_own, of_teacher
+from lightning_kd.capture.classes import class_order
+from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teacher
+from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
+from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
 from lightning_kd.engine.objective import Goal, Objective
+from lightning_kd.engine.reading import Reading
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.tensors import add_up
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
 
 _NO_BATCH = Batch()
+_AS_THEY_ARE = nullcontext()
 _COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
 _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
@@ -64,8 +69,12 @@ class TrainingStep:
         self.calls = calls
         self.looked_for_frozen = False
         self.told_left_out = False
+        self.heads: FusedHeads | None = None
+        """The output layers of both networks, where no logits stand whole; set-up finds out."""
         self.takes_mask = False
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
+        self.batch_axis = 0
+        """The axis of the samples in the student's input; 1 where sequences have their positions first."""
         self.positions = Positions(student, "student", may_change=calls is None)
         self.teacher_positions: Positions | None = None
         self.class_order: Tensor | None = None
@@ -98,7 +107,9 @@ class TrainingStep:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
         losses = self.objective.components
-        layers = [name for loss in losses for name in loss.student_layers]
+        layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
+        self.reading = Reading(self.hooks, losses)
+        self.reading.class_order = self.class_order
         with_call = self.calls is not None
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
         self.capture.completed = self.positions
@@ -106,7 +117,7 @@ class TrainingStep:
             network, known = self.teacher.called, self.teacher_positions
             if network is not None and (known is None or known.network is not network):
                 self.teacher_positions = Positions(network, "teacher", may_change=True)
-            self.teacher.watch(name for loss in losses for name in loss.teacher_layers)
+            self.teacher.watch(name for loss in losses for name in loss.teacher_layers if not is_output(name))
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
@@ -126,8 +137,15 @@ class TrainingStep:
         self.student = self.capture.module = self.positions.network = student
         self.attach()
 
+    def thin(self) -> AbstractContextManager[None]:
+        """Have both networks compute the logits of one position only, where the losses need no others."""
+        return _AS_THEY_ARE if self.heads is None else self.heads.thin()
+
     def detach(self) -> None:
         """Take the hooks off student and teacher."""
+        if self.heads is not None:
+            self.heads.detach()
+            self.heads = None
         self.capture.detach()
         if self.teacher is not None:
             self.teacher.detach()
@@ -164,7 +182,8 @@ class TrainingStep:
         """Check a recorded call of the student, ask the teacher, and return what the losses read."""
         if call.called:
             self.capture.check_ran(call)
-            self.capture.check_unchanged(call, with_output=self.objective.reads_logits)
+            with_output = self.objective.reads_logits or self.reading.has_layers
+            self.capture.check_unchanged(call, with_output=with_output)
             self.capture.check_gradients(call)
         lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
@@ -219,41 +238,47 @@ class TrainingStep:
         """Say once which of the student's inputs the teacher does not take."""
         given = [name for name, value in call.kwargs.items() if isinstance(value, Tensor) and name not in kwargs]
         names = [name for name in given if not is_label(name)]
-        if names and is_own(self.hooks.teacher_inputs) and not self.told_left_out:
+        if names and gives_as_is(self.hooks) and not self.told_left_out:
             self.told_left_out = True
             rank_zero_info(f"The teacher does not take {names}, which the student is called with, and goes without.")
 
-    def teacher_logits(self, lesson: Lesson) -> Tensor | None:
-        """Return the teacher's logits, with the classes in the student's order."""
-        logits = None if lesson is NO_LESSON else self.hooks.logits_of(lesson.output)
-        return logits if logits is None or self.class_order is None else in_order(logits, self.class_order)
-
     def _settle_classes(self) -> None:
         """Learn in which order the teacher has the student's classes, where both name them."""
-        network = None if self.teacher is None else self.teacher.called
-        if network is None or not any(loss.needs_teacher_logits for loss in self.objective.components):
+        network, options = None if self.teacher is None else self.teacher.called, self.hooks.output_options
+        chosen = options.teacher_classes is not None or options.student_classes is not None  # the user has said it
+        if network is None or chosen or not self.reading.needs_logits["teacher"]:
             return
         order = class_order(self.student, network)
         if order is not None and self.class_order is None:
             rank_zero_info("The teacher has the student's classes in another order; its logits are aligned by name.")
-        self.class_order = None if order is None else torch.tensor(order)
+        self.class_order = self.reading.class_order = None if order is None else torch.tensor(order)
 
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
-        student_logits = logits_of(call.output) if call.called else None
+        reading, training = self.reading, self.student.training
+        student_logits = reading.student_logits(call, training=training)
         tensors = StepTensors(
             student_logits=student_logits,
-            teacher_logits=self.teacher_logits(lesson),
-            student_features=call.features,
-            teacher_features=lesson.features,
+            teacher_logits=reading.teacher_logits(lesson),
+            student_features=reading.features("student", call),
+            teacher_features=reading.features("teacher", lesson),
             target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
             teacher_ready=self.teacher_ready,
+            hidden=self._hidden(),
+            heads=None if self.heads is None else self.heads.heads,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
+            compared_logits=self.hooks.output_options.compared(student_logits),
+            head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
+
+    def _hidden(self) -> tuple[Tensor, Tensor] | None:
+        if self.heads is None or self.heads.student.value is None or self.heads.teacher.value is None:
+            return None
+        return self.heads.student.value, self.heads.teacher.value
 
     def where_not_finite(self, terms: Terms, call: Call) -> str:
         """Return a sentence that names what is not finite in a step: input, layers, logits; for an error."""
@@ -293,13 +318,16 @@ def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
     def chosen(rows: Tensor | None) -> Tensor | None:
         return None if rows is None else rows[mask]
 
-    call = tensors.call
+    call, head_of = tensors.call, tensors.head_of
     return replace(
         tensors,
         student_logits=chosen(tensors.student_logits),
+        compared_logits=chosen(tensors.compared_logits),
+        head_of=None if head_of is None else lambda role, head: chosen(head_of(role, head)),
         teacher_logits=chosen(tensors.teacher_logits),
         target=chosen(tensors.target),
         index=chosen(tensors.index),
+        hidden=None if tensors.hidden is None else (tensors.hidden[0][mask], tensors.hidden[1][mask]),
         call=None if call is None else lambda network: chosen(call(network)),
     )
 

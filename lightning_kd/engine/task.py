@@ -1,18 +1,14 @@
 """The task's own loss, also of batches in which no sample has a label."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.networks import original
-from lightning_kd.capture.padding import has_left_pads
+from lightning_kd.distributed.gather import is_distributed, mean_over_processes
 from lightning_kd.engine.labels import as_class_ids, words_for_labels
-from lightning_kd.metrics.task import IGNORE_INDEX
+from lightning_kd.engine.model_loss import ModelLoss
 
 
 def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None) -> Tensor:
@@ -55,85 +51,47 @@ def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     return value.mul(labelled)
 
 
-def check_task_loss(task_loss: "nn.Module | str | None") -> None:
-    """Raise a ``ValueError`` unless a task's loss is a module, ``"model"`` or none."""
-    if isinstance(task_loss, str) and task_loss != "model":
-        raise ValueError(f"DistillationModule: expected task_loss to be a module or 'model', got {task_loss!r}.")
+def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | None:
+    """Return what a mean of the task's loss is over, where that is not the rows: its labels, each with its weight.
 
-
-def check_target(read: Batch) -> None:
-    """Raise a ``ValueError`` if a batch has no target."""
-    if read.target is None:
-        raise ValueError(
-            "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, or drop task_loss."
-        )
-
-
-class ModelLoss:
-    """The task's loss that a student computes itself, of the labels that it is called with.
-
-    Args:
-        student: The student.
+    Example:
+        >>> labels_of(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))
+        tensor(2)
+        >>> labels_of(nn.CrossEntropyLoss(weight=torch.tensor([0.5, 3.0])), torch.tensor([0, -100, 1]))
+        tensor(3.5000)
     """
-
-    def __init__(self, student: nn.Module) -> None:
-        self.student = student
-        self._told = False
-        self._looks = 20
-
-    def __call__(self, output: Any, read: Batch) -> Tensor:
-        """Return the loss in a student's output.
-
-        Raises:
-            ValueError: If there is none.
-        """
-        loss = own_loss(output)
-        if loss is None:
-            raise ValueError(
-                f"task_loss='model' takes the loss that the student computes itself, but the output of "
-                f"{type(original(self.student)).__name__} holds none. Give batches with the labels that its forward "
-                "takes, or a task_loss such as CrossEntropyLoss()."
-            )
-        if not self._told and (loss.is_cpu or self._looks > 0):  # elsewhere a look waits for the device
-            self._looks -= 1
-            self._tell(read)
-        return loss if loss.ndim == 0 else loss.mean()
-
-    def _tell(self, read: Batch) -> None:
-        """Say once that the first token after padding on the left is predicted from the padding."""
-        mask, labels = read.kwargs.get("attention_mask"), read.target
-        if not self.is_shifted or not isinstance(labels, Tensor) or not has_left_pads(mask):
-            return
-        assert isinstance(mask, Tensor), "it has padding"
-        if labels.shape == mask.shape and bool(((mask[:, 1:] > mask[:, :-1]) & (labels[:, 1:] != IGNORE_INDEX)).any()):
-            self._told = True
-            rank_zero_warn(
-                "The student's own loss (task_loss='model') also counts the first token of a row that is padded on the "
-                "left, which it predicts from the padding. Label that token -100, or pad on the right."
-            )
-
-    @property
-    def is_shifted(self) -> bool:
-        """Whether the student predicts the next token, so that its loss reads the labels of one position later."""
-        return getattr(original(self.student), "loss_type", None) == "ForCausalLM"
-
-    def count(self, target: Any) -> int:
-        """Return what the mean in the loss is over."""
-        if not isinstance(target, Tensor) or target.ndim == 0:
-            return 1
-        if target.is_floating_point() or target.ndim < 2:
-            return len(target)
-        return int(((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum())
+    if isinstance(task_loss, ModelLoss):
+        return task_loss.labels(target)
+    if not isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss) or task_loss.reduction != "mean":
+        return None
+    if not isinstance(target, Tensor) or target.is_floating_point():
+        return None
+    labelled = target != task_loss.ignore_index
+    weights = task_loss.weight
+    if weights is None:
+        return labelled.sum()
+    return weights[torch.where(labelled, target, 0).long()].mul(labelled).sum()
 
 
-def own_loss(output: Any) -> Tensor | None:
-    """Return the loss in a model's output, ``None`` if it holds none."""
-    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
-    return loss if isinstance(loss, Tensor) else None
+def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target: Any) -> tuple[Tensor, Tensor | None]:
+    """Turn a task's mean over this process's labels into its share of the mean over the labels of all processes.
+
+    See ``DistillationLoss.of_all``. Every process must call this once in a step.
+
+    Returns:
+        The share, and over how much the mean is, on average over the processes; ``None`` if it is over the rows.
+    """
+    count = labels_of(task_loss, target)
+    if count is None or not is_distributed():
+        return task, count
+    average = mean_over_processes(count.to(torch.promote_types(task.dtype, torch.float32)))
+    return task * (count / torch.where(average > 0, average, 1.0)).to(task.dtype), average
 
 
 def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:
-    """Return what a mean of the task's loss is over: the labels, where the loss leaves some out, else the rows.
+    """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
+
+    Class weights are not looked at, since Lightning 2.6 counts a logged value by a whole number.
 
     Example:
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))

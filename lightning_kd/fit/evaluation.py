@@ -11,8 +11,10 @@ from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.labels import as_class_ids, check_classes
+from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.engine.task import ModelLoss, count_of_labels
+from lightning_kd.engine.task import count_of_labels
 from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
@@ -84,15 +86,19 @@ class Evaluation:
             with_student: Whether to log the student's accuracy too.
         """
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
-        logits_of = self.step.hooks.logits_of
-        teacher_logits = self.step.teacher_logits(lesson)
-        logits = logits_of(call.output)
+        teacher_logits = self.step.reading.teacher_logits(lesson)
+        logits = self.step.reading.student_logits(call, training=False)
         target = as_class_ids(read.target, logits)
         if loader not in self.comparisons:
             check_classes(self.step.objective.leaves, target, logits)
             self.comparisons[loader] = Comparison(self.task.task)
             self.given[loader] = GivenMetrics(self.metrics)
         comparison, given = self.comparisons[loader], self.given[loader]
+        if logits is None and (heads := has_heads(call.output)) and prefix not in self._told:
+            self._told.add(prefix)
+            rank_zero_warn(
+                f"{prefix}/agreement is left out: which of the student's outputs is meant is not known{heads}."
+            )
         comparison.update(logits, teacher_logits, target, read.mask)
         given.update(logits, teacher_logits, target)
         if module.trainer.barebones:
@@ -128,8 +134,7 @@ class Evaluation:
         if empty:  # weighs nothing, but the mean of nothing is NaN
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if not module.trainer.barebones:
-            counted = ModelLoss(self.step.student) if task_loss == "model" else task_loss
-            count = count_of_labels(counted, target)
+            count = count_of_labels(ModelLoss(self.step.student).unless(task_loss), target)
             module.log(f"{prefix}/loss", scalar("task", task), batch_size=count, sync_dist=True)
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:

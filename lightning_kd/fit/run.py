@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import is_own, unused_columns
+from lightning_kd.capture.columns import gives_as_is, is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.networks import device_of, is_compiled, original
@@ -22,10 +22,11 @@ from lightning_kd.capture.rows import leaves_of
 from lightning_kd.distributed.sharding import check_clips, mesh_of
 from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
+from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.objective import Objective
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
-from lightning_kd.engine.task import ModelLoss
+from lightning_kd.engine.window import TokenWindow
 from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
@@ -40,7 +41,6 @@ from lightning_kd.fit.resume.state import ResumeState
 from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
 from lightning_kd.fit.task_watch import TaskWatch
-from lightning_kd.losses.logits.base import IGNORE_INDEX, count_labels
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
@@ -77,15 +77,16 @@ class DistillationRun:
     ) -> None:
         self.objective = Objective(losses, task_weight)
         self.step = TrainingStep(student, teacher, self.objective, hooks, calls)
-        self.setup = SetUp(self.step)
+        self.task = TaskWatch(self.objective)
+        self.setup = SetUp(self.step, self.task)
         self.clock = Clock(self.step)
         self.lines = Lines(self.objective)
-        self.task = TaskWatch(self.objective)
         self.own_loss = ModelLoss(student)
         self.evaluation = Evaluation(self.step, self.task)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
+        self.window = TokenWindow()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
@@ -175,6 +176,7 @@ class DistillationRun:
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()
+        self.window.begin()
         if self.clock.source is not None:
             self.clock.source.begin(self.objective.losses, trainer)
 
@@ -234,6 +236,7 @@ class DistillationRun:
         read: Callable[[], Batch],
         calls: Sequence[Call],
         task: Tensor | None,
+        of_task: Tensor | None = None,
     ) -> Tensor:
         """Return the whole loss of a recorded step and count its parts.
 
@@ -243,7 +246,10 @@ class DistillationRun:
             read: Returns the batch taken apart, the same at every call.
             calls: The student's recorded calls that count.
             task: The unweighted task term, ``None`` without one.
+            of_task: Over how many labels the task term is a mean, ``None`` if it is one over samples.
         """
+        if self.setup.embeddings.taken:
+            self.setup.embeddings.check()
         empty = all(call.empty for call in calls)
         if empty:
             self._warn_of_empty(module)
@@ -253,7 +259,9 @@ class DistillationRun:
         if not self.clock.tuning:
             self.gradients.remember(goal, terms.tensors)
             try:
-                self.lines.add(terms, sum(call.rows for call in calls), self._counts(terms))
+                self.lines.add(
+                    terms, sum(call.rows(self.step.batch_axis) for call in calls), self._counts(terms, of_task)
+                )
             except FloatingPointError as error:
                 self.gradients.look(module, self.log.bad_step)
                 said = with_state_of_weights(error, module)
@@ -261,11 +269,14 @@ class DistillationRun:
                     raise FloatingPointError(said) from None
                 where = self.step.where_not_finite(terms, calls[-1])
                 raise FloatingPointError(f"{said} {where}") from None
+        counts = [of_task] if "task" in terms.parts else []
+        total = self.window.weigh(terms.total, goal, module, counts)
         varies = self.clock.source is not None or bool(self.objective.stages)
-        return self.unused.keep(terms.total, module, [call.output for call in calls], empty=empty, varies=varies)
+        return self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Leave unused parameters alone, look at the gradients, and write a line if one is due."""
+        self.window.finish(module)
         self.unused.before_optimizer_step(module, in_stage=self.clock.goal.in_stage)
         if not self.clock.tuning:
             self.gradients.before_optimizer_step(module, optimizer, self.lines.steps)
@@ -310,7 +321,7 @@ class DistillationRun:
     def _tell_unused_columns(self, batch: Any) -> None:
         """Say once which columns no network takes, unless the user reads batches; a step of their own may use them."""
         hooks, teacher = self.step.hooks, self.teacher
-        if self._told_columns or not (is_own(hooks.unpack_batch) and is_own(hooks.teacher_inputs)):
+        if self._told_columns or not (is_own(hooks.unpack_batch) and gives_as_is(hooks)):
             return
         self._told_columns = True
         networks = [self.student, *([teacher.module] if teacher is not None and teacher.module is not None else [])]
@@ -322,17 +333,15 @@ class DistillationRun:
         if told is not None:
             (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
 
-    def _counts(self, terms: Terms) -> dict[str, Tensor] | None:
-        """Return over how many labels those parts are means that are means over labels."""
-        target = None if terms.tensors is None else terms.tensors.target
-        if not isinstance(target, Tensor) or target.is_floating_point():
-            return None
-        over_labels = [(name, loss) for name, loss in self.objective.named.items() if loss.means_over_labels]
-        return {
-            name: count_labels(target, {getattr(loss, "ignore_index", IGNORE_INDEX), loss.task_ignore_index})
-            for name, loss in over_labels
-            if name in terms.parts
-        } or None
+    def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
+        """Return over how many labels or tokens those parts are means that are means over such."""
+        counts = {
+            part: loss.counted
+            for name, loss in self.objective.named.items()
+            for part in terms.parts
+            if loss.counted is not None and part.split("/")[0] == name
+        }
+        return counts if of_task is None else {"task": of_task, **counts}
 
     @contextmanager
     def _gradients_told_first(self, module: LightningModule) -> Iterator[None]:

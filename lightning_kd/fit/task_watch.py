@@ -32,6 +32,11 @@ class TaskWatch:
         of_losses = Task(kinds.pop() if len(kinds) == 1 else None)
         return first_known([self._told, self._seen, of_losses])
 
+    @property
+    def of_loss(self) -> Task:
+        """What the task's own loss tells, and what its calls have shown."""
+        return first_known([self._told, self._seen])
+
     def tell(self, task: Task) -> None:
         """Take what the task's own loss tells."""
         self._told = task

@@ -2,7 +2,8 @@
 
 May import ``capture``, ``distributed``, ``projectors``, ``schedules`` and ``configurable``.
 Begin with ``logits/kd.py``.
-``logits`` compares outputs, ``features`` layers, ``samples`` the samples of a batch with one another.
+``logits`` compares outputs, ``features`` layers, ``samples`` the samples of a batch with one another, ``tokens`` what
+language models and transformers compute of each token.
 To add a loss, follow the four steps in ``README.md`` here.
 """
 
@@ -36,3 +37,9 @@ from lightning_kd.losses.samples.ickd import ICKDLoss as ICKDLoss
 from lightning_kd.losses.samples.pkt import PKTLoss as PKTLoss
 from lightning_kd.losses.samples.rkd import RKDLoss as RKDLoss
 from lightning_kd.losses.samples.sp import SPLoss as SPLoss
+from lightning_kd.losses.tokens.attention import AttentionMatrixLoss as AttentionMatrixLoss
+from lightning_kd.losses.tokens.hidden import HiddenStateLoss as HiddenStateLoss
+from lightning_kd.losses.tokens.qkv import QKVRelationLoss as QKVRelationLoss
+from lightning_kd.losses.tokens.sparse import SparseLogits as SparseLogits
+from lightning_kd.losses.tokens.token_kd import TokenKDLoss as TokenKDLoss
+from lightning_kd.losses.tokens.uld import ULDLoss as ULDLoss

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
-from lightning_kd.distributed.gather import gather, mean_over_processes, pad_to_longest
+from lightning_kd.distributed.gather import gather, is_distributed, mean_over_processes, pad_to_longest
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
@@ -22,6 +24,8 @@ Masking = Literal["pack", "zero", "mean", "rescale"]
 Reads = Literal["logits", "embedding", "map", "maps", "pre_activation_maps"]
 LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
+COMPARED = "<compared logits>"
+"""The same of the student's logits that are compared with the teacher's, if these are not all."""
 
 
 @dataclass(slots=True)
@@ -37,7 +41,12 @@ class StepTensors:
         index: Row of each sample in the data set, ``None`` if the batch has none.
         mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
+        hidden: What the output layers of student and teacher were given, where logits do not stand whole.
+        heads: The output layers, for losses of tokens.
         call: Calls another network with what the student was called with, and returns its logits.
+        compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
+        head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
+            in which student and teacher are compared.
     """
 
     student_logits: Tensor | None = None
@@ -48,7 +57,11 @@ class StepTensors:
     index: Tensor | None = None
     mask: Tensor | None = None
     teacher_ready: bool = True
+    hidden: tuple[Tensor, Tensor] | None = None
+    heads: Any = None
     call: Callable[[nn.Module], Tensor | None] | None = None
+    compared_logits: Tensor | None = None
+    head_of: Callable[[str, Head], Tensor | None] | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None
@@ -65,6 +78,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     Args:
         student: Dotted name of the student layer to read, or a list of them; by default those that ``reads`` asks for.
+            ``"<output>"`` is the network's output, ``"<output.NAME>"`` one of several.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         layout: Order of the layers' axes, one of ``LAYOUTS``, or that of each layer by its name; by default it is
             found at set-up.
@@ -90,6 +104,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """How padded tokens are left out: the valid ones are packed into rows ``(M, C)``; the others are set to zero; the
     mean of the valid ones is taken; or the others are set to zero and the mean is taken over the valid ones. ``None``
     if the loss cannot leave them out. May depend on the options."""
+    reads_raw: ClassVar[bool] = False
+    """The layers are read as they are: the loss knows what their axes mean, and leaves out padding itself."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
     needs_target: bool = False
@@ -109,8 +125,11 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     output_kind: OutputKind = None
     """What the loss takes the outputs for, which tells a task whose own loss does not; ``None`` if for nothing."""
     means_over_labels: ClassVar[bool] = False
-    """The loss is a mean over the labels of all processes: ``forward`` calls ``of_all_labels`` once, and so takes part
-    in one exchange of a number; an empty batch does so too."""
+    """The loss is a mean over the labels of all processes: ``forward`` calls :meth:`of_all` once, and so takes part in
+    one exchange of a number; an empty batch does so too."""
+    counted: Tensor | None = None
+    """Over how many labels or tokens the last step's value is a mean, on average over the processes; ``None`` if it is
+    no such mean."""
     task_ignore_index: int = -100
     """The id by which the task's own loss marks what has no label; set at set-up."""
     replicated_buffers: ClassVar[tuple[str, ...]] = ()
@@ -184,7 +203,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     @property
     def reads_text(self) -> bool:
         """Whether a layer holds tokens of which a mask may say which are padding."""
-        return any(view.text for of in self.views.values() for view in of.values())
+        return self.reads_raw or any(view.text for of in self.views.values() for view in of.values())
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
@@ -227,6 +246,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             targets: Class id of every row, ``None`` if the data set has none.
         """
 
+    def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Look at the networks themselves, for a loss that goes by their kind. Called at every set-up.
+
+        A loss must not change a network, and must not keep a reference to it.
+
+        Args:
+            student: The student.
+            teacher: The teacher, ``None`` if no network answers.
+        """
+
     def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
         """Read the layers themselves, for a loss that needs more than their outputs. Called before :meth:`build`.
 
@@ -257,7 +286,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             if self._teacher_layers:
                 args.append(self.read_layers("teacher", step))
         else:
-            args = [step.student_logits, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
+            compared = step.student_logits if step.compared_logits is None else step.compared_logits
+            args = [compared, step.teacher_logits] if self.needs_teacher_logits else [step.student_logits]
         extra: dict[str, Tensor | None] = {}
         if self.needs_target:
             extra["target"] = step.target
@@ -274,16 +304,51 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
         # without samples must call it too.
         if not self.replicated_buffers and is_empty(args[0]):
-            if self.means_over_labels:
-                mean_over_processes(zero_of(args[0]).detach())
-            return zero_of(args[0])
+            zero = zero_of(args[0])
+            if self.means_over_labels or self.means_over_tokens:
+                self.of_all(zero, zero.detach())
+            return zero
         value = self(*args, **extra)
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
         if padded and self.masking == "rescale":
             assert step.mask is not None
-            return value * (step.mask.numel() / step.mask.sum().clamp_min(1))
-        return value
+            value = value * (step.mask.numel() / step.mask.sum().clamp_min(1))
+        return self.of_all(value, self._tokens(step)) if self.means_over_tokens else value
+
+    @property
+    def means_over_tokens(self) -> bool:
+        """Whether the loss is a mean over the valid tokens of texts, of all processes."""
+        return self.masking in ("pack", "rescale") and self.reads_text
+
+    def _tokens(self, step: StepTensors) -> Tensor:
+        """Return the number of valid tokens of a step; without a mask, of all positions of the first layer of texts."""
+        if step.mask is not None and step.mask.ndim == 2:
+            return step.mask.sum()
+        views = self.views["student"]
+        first = next((name for name in self._student_layers if name in views and views[name].text), None)
+        value = step.student_features[first or self._student_layers[0]]
+        return torch.tensor(value.shape[:2].numel(), device=value.device)
+
+    def of_all(self, mean: Tensor, count: Tensor) -> Tensor:
+        r"""Turn this process's mean over what it counts into its share of the mean over what all processes count.
+
+        .. math::
+            L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
+
+        for process :math:`p` of :math:`W`, with :math:`N_p` labels or tokens and the mean :math:`\bar L_p` over these.
+        DDP averages the gradients over the processes, which gives the gradient of the mean over all. Each process must
+        call this once in a step, also with an empty batch.
+
+        Args:
+            mean: Mean over what this process counts, 0 without any.
+            count: How many these are.
+        """
+        if not is_distributed():
+            self.counted = count
+            return mean
+        self.counted = average = mean_over_processes(count.to(torch.promote_types(mean.dtype, torch.float32)))
+        return mean * (count / torch.where(average > 0, average, 1.0)).to(mean.dtype)
 
     def read_layers(self, role: Literal["student", "teacher"], step: StepTensors) -> Tensor | list[Tensor]:
         """Return the values of a role's layers, each in the order that the loss reads, without padding."""

@@ -26,11 +26,12 @@ class DistillationStrategyType(IntEnum):
     """Which knowledge of the teacher the student is to take over.
 
     - ``RESPONSE_BASED``: the class probabilities (KD). Start here: it needs no layer names and works for any pair of
-      classifiers. It says nothing about the layers in between. Temperature 2 to 8.
+      classifiers, and as ``TokenKDLoss`` for language models. It says nothing about the layers in between.
+      Temperature 2 to 8.
     - ``FEATURE_BASED``: the values of chosen layers (FitNets). For pairs of different architecture or task. Needs pairs
       of layers and a projector where their widths differ.
-    - ``ATTENTION_BASED``: where the teacher looks (attention maps). For convolutional networks of one family; the
-      attention matrices of transformers are not served yet. Has no parameters of its own.
+    - ``ATTENTION_BASED``: where the teacher looks (attention maps). For convolutional networks of one family; for
+      transformers see ``AttentionMatrixLoss`` and ``QKVRelationLoss``. Has no parameters of its own.
     - ``RELATION_BASED``: distances and angles between the samples of a batch (RKD). For embeddings and retrieval. The
       widths may differ; the cost grows with the square of the batch.
     - ``CONTRASTIVE_BASED``: which sample a representation belongs to (CRD). Strong, and needs no labels; needs many
@@ -52,7 +53,7 @@ class DistillationStrategyType(IntEnum):
 
     Example:
         >>> DistillationStrategyType.RESPONSE_BASED.create(temperature=2.0)
-        KDLoss(temperature=2.0, standardize=False, binary=False, weight=1.0)
+        KDLoss(temperature=2.0, standardize=False, binary=False, head=None, teacher_head=None, weight=1.0)
     """
 
     RESPONSE_BASED = 0

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import logits_of
 from lightning_kd.capture.columns import takes
+from lightning_kd.capture.outputs import kind_of_probabilities
 
 Average = Literal["probabilities", "logits"]
 
@@ -44,6 +45,7 @@ class Ensemble(nn.Module):
             raise ValueError(f"Ensemble: expected average 'probabilities' or 'logits', got {average!r}.")
         self.members = nn.ModuleList(members)
         self.average: Average = average
+        self._looked = False
 
     @property
     def called_alike(self) -> list[nn.Module]:
@@ -54,7 +56,8 @@ class Ensemble(nn.Module):
         """Call every member with these inputs and return the mean as logits, at least in float32.
 
         Raises:
-            ValueError: If a member returns no logits, or their shapes differ.
+            ValueError: If a member returns no logits, or their shapes differ; in the first call, if one returns
+                probabilities in their place.
         """
         answers = [
             self._logits(i, member(*args, **({name: kwargs[name] for name in kwargs if name in takes(member)})))
@@ -66,6 +69,9 @@ class Ensemble(nn.Module):
                 f"Ensemble: expected logits of one shape from all members, got {shapes}; "
                 "use models of the same classes and resolution."
             )
+        if not self._looked and not torch.compiler.is_compiling():
+            self._looked = True
+            self._check_scores(answers)
         total = answers[0]
         if self.average == "logits":
             for answer in answers[1:]:
@@ -75,6 +81,15 @@ class Ensemble(nn.Module):
         for answer in answers[1:]:
             total = torch.logaddexp(total, F.log_softmax(answer, dim=-1))
         return total - math.log(len(answers))
+
+    def _check_scores(self, answers: Sequence[Tensor]) -> None:
+        for index, answer in enumerate(answers):
+            if kind_of_probabilities(answer) == "probabilities":
+                raise ValueError(
+                    f"Ensemble: expected logits, but member {index} ({type(self.members[index]).__name__}) returns "
+                    "probabilities: each row adds up to 1. Give a member that ends before its softmax, or with "
+                    "log_softmax."
+                )
 
     def extra_repr(self) -> str:
         """Show what is averaged."""

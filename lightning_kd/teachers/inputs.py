@@ -1,24 +1,45 @@
 """Another view of the batch for the teacher, of ready parts that can be written in a configuration."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, Self, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, TypeAlias, final
 
 import torch.nn.functional as F
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
-from lightning_kd.configurable import Configurable
+from lightning_kd.configurable import Configurable, describe, restore
 from lightning_kd.teachers.normalisation import statistics_of
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class TeacherInputs(Configurable, ABC):
-    """Makes the teacher's inputs of the student's; call it in ``teacher_inputs(batch, args, kwargs)``."""
+    """Makes the teacher's inputs of the student's; give it to a door as ``teacher_inputs=``.
+
+    Or call it where you override ``teacher_inputs(batch, args, kwargs)``.
+    """
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can be called, or has to see the networks first."""
+        return True
+
+    def see_networks(self, student: object, teacher: object) -> None:
+        """Read what it needs of the networks; called before the first call if it is not ready.
+
+        Args:
+            student: The student.
+            teacher: The teacher, ``None`` if it is no network.
+        """
 
     @abstractmethod
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return the teacher's (args, kwargs), given the student's, which stay as they are."""
+
+
+TeacherView: TypeAlias = TeacherInputs | Callable[[tuple[Any, ...], dict[str, Any]], Inputs]
+"""A ready part, or a function of your own on (args, kwargs)."""
 
 
 @final
@@ -31,6 +52,16 @@ class Chain(TeacherInputs):
 
     def __init__(self, parts: Sequence[TeacherInputs]) -> None:
         self.parts = list(parts)
+
+    @property
+    def ready(self) -> bool:
+        """Whether all of its parts are ready."""
+        return all(part.ready for part in self.parts)
+
+    def see_networks(self, student: object, teacher: object) -> None:
+        """Show the networks to its parts."""
+        for part in self.parts:
+            part.see_networks(student, teacher)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the last part makes of what those before it made."""
@@ -48,15 +79,18 @@ class Renormalize(TeacherInputs):
 
     for every floating tensor :math:`(B, C, H, W)` among the inputs with as many channels as there are numbers.
 
+    Numbers that are left out are read from the networks at set-up, where these tell them: timm's models do, by their
+    ``pretrained_cfg``; torchvision's models do not, but their weights do, see :meth:`between`.
+
     Args:
-        mean: Mean of each channel that the student's images were normalised with.
-        std: Standard deviation of each channel.
-        to_mean: The teacher's mean.
-        to_std: The teacher's standard deviation.
+        mean: Mean of each channel that the student's images were normalised with; by default what the student says.
+        std: Standard deviation of each channel; by default what the student says.
+        to_mean: The teacher's mean; by default what the teacher says.
+        to_std: The teacher's standard deviation; by default what the teacher says.
 
     Raises:
-        ValueError: If the numbers of channels differ, or a deviation is not positive; in a call, if no input is an
-            image.
+        ValueError: If a side gives only one of the two, the numbers of channels differ, or a deviation is not positive;
+            at set-up, if a network does not tell; in a call, if no input is an image.
 
     Example:
         >>> import torch
@@ -67,15 +101,48 @@ class Renormalize(TeacherInputs):
     """
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], to_mean: Sequence[float], to_std: Sequence[float]
+        self,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        to_mean: Sequence[float] | None = None,
+        to_std: Sequence[float] | None = None,
     ) -> None:
-        self.mean, self.std, self.to_mean, self.to_std = ([float(v) for v in x] for x in (mean, std, to_mean, to_std))
-        sizes = {len(x) for x in (self.mean, self.std, self.to_mean, self.to_std)}
-        if len(sizes) > 1 or min(self.std + self.to_std) <= 0:
+        self.mean, self.std, self.to_mean, self.to_std = (
+            None if numbers is None else [float(value) for value in numbers] for numbers in (mean, std, to_mean, to_std)
+        )
+        if (mean is None) != (std is None) or (to_mean is None) != (to_std is None):
+            raise ValueError("Renormalize: expected mean and std together, and to_mean and to_std, or neither.")
+        self._numbers: list[list[float]] | None = None
+        if self.mean and self.std and self.to_mean and self.to_std:
+            self._numbers = self._checked([self.mean, self.std, self.to_mean, self.to_std])
+
+    @staticmethod
+    def _checked(numbers: Sequence[Sequence[float]]) -> list[list[float]]:
+        mean, std, to_mean, to_std = ([float(value) for value in one] for one in numbers)
+        if len({len(one) for one in numbers}) > 1 or min(std + to_std) <= 0:
             raise ValueError(
                 f"Renormalize: expected as many means as deviations > 0 on both sides, got mean {mean}, std {std}, "
                 f"to_mean {to_mean} and to_std {to_std}."
             )
+        return [mean, std, to_mean, to_std]
+
+    @property
+    def ready(self) -> bool:
+        """Whether the numbers of both sides are known."""
+        return self._numbers is not None
+
+    def see_networks(self, student: object, teacher: object) -> None:
+        """Read the numbers that were left out, and say which they are."""
+        if self.ready:
+            return
+        own = _statistics(student) if self.mean is None or self.std is None else (self.mean, self.std)
+        its = _statistics(teacher) if self.to_mean is None or self.to_std is None else (self.to_mean, self.to_std)
+        self._numbers = self._checked([*own, *its])
+        mean, std, to_mean, to_std = self._numbers
+        rank_zero_info(
+            f"Renormalize: the student's images have mean {mean} and deviation {std}, the teacher's {to_mean} and "
+            f"{to_std}."
+        )
 
     @classmethod
     def between(cls, student: object, teacher: object) -> Self:
@@ -98,11 +165,15 @@ class Renormalize(TeacherInputs):
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return the inputs with every image normalised anew."""
-        return _map_images(self, args, kwargs, self._renormalized, len(self.mean))
+        if self._numbers is None:
+            raise ValueError("Renormalize: expected mean, std, to_mean and to_std, since it has seen no networks.")
+        return _map_images(self, args, kwargs, self._renormalized, len(self._numbers[0]))
 
     def _renormalized(self, image: Tensor) -> Tensor:
-        scale = [a / b for a, b in zip(self.std, self.to_std, strict=True)]
-        shift = [(a - b) / c for a, b, c in zip(self.mean, self.to_mean, self.to_std, strict=True)]
+        assert self._numbers is not None, "checked in the call"
+        mean, std, to_mean, to_std = self._numbers
+        scale = [a / b for a, b in zip(std, to_std, strict=True)]
+        shift = [(a - b) / c for a, b, c in zip(mean, to_mean, to_std, strict=True)]
         factor, offset = (image.new_tensor(x).reshape(-1, 1, 1) for x in (scale, shift))
         return image * factor + offset
 
@@ -204,7 +275,42 @@ def _statistics(of: Any) -> tuple[Sequence[float], Sequence[float]]:
     told = statistics_of(of)
     if told is None:
         raise ValueError(
-            f"Renormalize: {type(of).__name__} does not tell its mean and std; give a timm model, torchvision weights "
-            "such as ResNet50_Weights.DEFAULT, an image processor, or (mean, std)."
+            f"Renormalize: {type(of).__name__} does not tell its mean and std; write Renormalize(mean=[...], std=[...],"
+            " to_mean=[...], to_std=[...]), or Renormalize.between(...) of a timm model, torchvision weights such as "
+            "ResNet50_Weights.DEFAULT, an image processor, or (mean, std)."
         )
     return told
+
+
+def as_view(given: TeacherView | Mapping[str, Any] | str | None) -> TeacherView | None:
+    """Return what makes the teacher's inputs: a part, a function, or the part that a checkpoint describes.
+
+    Raises:
+        TypeError: If it cannot be called.
+        ValueError: If a checkpoint was made with a function, which it cannot hold.
+    """
+    if isinstance(given, str):
+        raise ValueError(
+            f"The checkpoint was made with teacher_inputs={given}, a function that it does not hold; pass it again: "
+            "teacher_inputs=..."
+        )
+    if isinstance(given, Mapping):
+        made = restore(given, TeacherInputs)
+        assert isinstance(made, TeacherInputs), "restore checks it"
+        return made
+    if given is not None and not callable(given):
+        raise TypeError(
+            f"Expected teacher_inputs to be a part such as Renormalize, Resize, Keys or Chain([...]), or a function "
+            f"that returns the teacher's (args, kwargs), got {type(given).__name__}."
+        )
+    return given
+
+
+def described(view: TeacherView) -> dict[str, object] | str:
+    """Return a part as plain data, and the name of a function."""
+    try:
+        if isinstance(view, TeacherInputs):
+            return describe(view)
+    except TypeError:  # a part of the user's with arguments that are no plain data
+        pass
+    return getattr(view, "__qualname__", type(view).__name__)

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_kd import DistillationCallback
 from lightning_kd.capture.hooks import Capture
-from lightning_kd.losses import HintLoss, KDLoss, OFDLoss
+from lightning_kd.losses import HintLoss, KDLoss, OFDLoss, RKDLoss
 from tests import support
 
 DOORS = ["module", "callback"]
@@ -266,3 +266,28 @@ class Whitening(Net):
 def test_an_input_that_is_changed_in_place_is_refused(door, role, student, teacher):
     with pytest.raises(RuntimeError, match=says(f"The {role} changed its input in place", "x = x.clone()")):
         fitted(door, student(), [HintLoss("norm", "norm")], guide=teacher())
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("named", [True, False])
+def test_a_dropout_that_works_in_place_in_training_alone_changes_nothing_that_is_read(door, named):
+    """As the classifiers of torchvision's EfficientNet and MobileNet have it."""
+
+    class Headed(nn.Module):
+        def __init__(self, inplace):
+            super().__init__()
+            self.body = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
+            self.classifier = nn.Sequential(nn.Dropout(0.5, inplace=inplace), nn.Linear(6, support.CLASSES))
+
+        def forward(self, x):
+            return self.classifier(self.body(x))
+
+    ends = []
+    for inplace in (False, True):
+        student, guide = (support.seeded(partial(Headed, inplace), seed) for seed in (3, 7))
+        loss = RKDLoss("body", "body") if named else RKDLoss()
+        made, callbacks = support.through(door, student, guide=guide, losses=[loss])
+        torch.manual_seed(5)
+        support.fit(made, callbacks=callbacks, max_epochs=1)
+        ends.append(student)
+    support.assert_same_weights(*ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_kd import DistillationModule, DistillationStrategyType
+from lightning_kd import DistillationCallback, DistillationModule, DistillationStrategyType
 from lightning_kd.commands.fit import run
 from lightning_kd.teachers import BornAgain, from_checkpoint
 
@@ -195,3 +195,75 @@ def test_the_python_example_is_the_yaml_example(tmp_path, monkeypatch):
     )
     for name, value in cli.model.state_dict().items():
         assert torch.equal(value, module.state_dict()[name]), name
+
+
+OUTPUTS = """\
+model:
+  logits: null
+  teacher_outputs: logits
+  teacher_classes: [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]
+  teacher_inputs:
+    class_path: lightning_kd.teachers.Chain
+    init_args:
+      parts:
+        - class_path: lightning_kd.teachers.Renormalize
+          init_args: {mean: [0.5], std: [0.5], to_mean: [0.5], to_std: [0.5]}
+        - class_path: lightning_kd.teachers.Resize
+          init_args: {size: 8}
+"""
+
+
+def test_how_outputs_are_read_is_written_as_yaml_and_comes_back_from_the_checkpoint(tmp_path):
+    (tmp_path / "outputs.yaml").write_text(OUTPUTS)
+    plain = fit("response", tmp_path).trainer.callback_metrics
+    cli = fit("response", tmp_path, f"--config={tmp_path}/outputs.yaml")
+    values = cli.trainer.callback_metrics
+    assert values["val/teacher_accuracy"] < 0.85 < plain["val/teacher_accuracy"]  # two classes of ten are exchanged
+    assert [type(part).__name__ for part in cli.model.teacher_view.parts] == ["Renormalize", "Resize"]
+    cli.trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = DistillationModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert loaded.output_options.plain() == {"teacher_outputs": "logits", "teacher_classes": [*range(8), 9, 8]}
+    assert loaded.teacher_view.options() == cli.model.teacher_view.options()
+
+
+def test_an_option_of_outputs_is_set_on_the_command_line(tmp_path):
+    keys = "--model.teacher_inputs=lightning_kd.teachers.Resize"
+    cli = fit(
+        "response", tmp_path, "--model.teacher_classes=[1,0,2,3,4,5,6,7,8,9]", keys, "--model.teacher_inputs.size=8"
+    )
+    assert cli.model.output_options.teacher_classes[:2] == [1, 0]
+    assert cli.model.teacher_view.size == 8
+
+
+def test_the_callback_takes_the_same_options_from_yaml(tmp_path, monkeypatch):
+    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    (tmp_path / "callback.yaml").write_text(
+        "trainer:\n"
+        "  accelerator: cpu\n"
+        "  logger: false\n"
+        "  callbacks:\n"
+        "    - class_path: lightning_kd.DistillationCallback\n"
+        "      init_args:\n"
+        "        teacher: {class_path: torch.nn.Linear, init_args: {in_features: 32, out_features: 5}}\n"
+        "        losses: [{class_path: lightning_kd.losses.KDLoss, init_args: {head: 1, teacher_head: aux}}]\n"
+        "        logits: main\n"
+        "        teacher_logits: 2\n"
+        "        teacher_outputs: probabilities\n"
+        "        teacher_classes: [4, 2]\n"
+        "        student_classes: [1, 0]\n"
+        "        teacher_inputs: {class_path: lightning_kd.teachers.Keys, init_args: {drop: [mask]}}\n"
+    )
+    monkeypatch.setattr(sys, "argv", ["fit.py", f"--config={tmp_path}/callback.yaml"])
+    cli = LightningCLI(BoringModel, run=False, save_config_callback=None, seed_everything_default=False)
+    (callback,) = [one for one in cli.trainer.callbacks if isinstance(one, DistillationCallback)]
+    assert callback.output_options.plain() == {
+        "logits": "main",
+        "teacher_logits": 2,
+        "teacher_outputs": "probabilities",
+        "teacher_classes": [4, 2],
+        "student_classes": [1, 0],
+    }
+    assert callback.teacher_view.drop == ["mask"]
+    assert (callback.losses["kd"].head, callback.losses["kd"].teacher_head) == (1, "aux")

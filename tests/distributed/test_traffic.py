@@ -43,4 +43,5 @@ def test_a_step_sends_the_gradients_of_student_and_losses_once(scenario, sent):
 def test_losses_that_compare_samples_send_what_they_compare(scenario, gathered, sent):
     batches = sent[scenario]["batches"][1:]  # the first one fixes the normalisers of CRD
     assert [batch["gathered"] for batch in batches] == [gathered] * 5
-    assert [batch["reduced"] for batch in batches] == [batch["gradients"] for batch in batches]
+    labels = NUMBER  # over how many of them the task's mean is
+    assert [batch["reduced"] for batch in batches] == [batch["gradients"] + labels for batch in batches]

@@ -22,6 +22,9 @@ NAN, INF = float("nan"), float("inf")
 RIGHT = {
     ("DISTLoss", "student_logits", -INF),  # a class of probability 0, which it takes like any other
     ("DISTLoss", "teacher_logits", -INF),
+    ("TokenKDLoss", "teacher_logits", -INF),
+    ("ULDLoss", "student_logits", -INF),
+    ("ULDLoss", "teacher_logits", -INF),
     ("VIDLoss", "student_features", -INF),  # the projector ends in a ReLU
 }
 """Where minus infinity has a meaning."""

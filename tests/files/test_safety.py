@@ -364,7 +364,8 @@ def test_a_checkpoint_does_not_change_what_the_command_line_builds(tmp_path, str
     content["hyper_parameters"]["task_loss"] = {"class_path": f"{strange_module}.Net"}
     content["hyper_parameters"]["optimizer"]["init_args"]["lr"] = 99.0
     torch.save(content, tmp_path / "bad.ckpt")
-    again = run(["fit", *options(tmp_path), f"--ckpt_path={tmp_path}/bad.ckpt", "--model.task_weight=0.25"])
+    with pytest.warns(UserWarning, match=r"task_weight was 0\.1, is 0\.25"):
+        again = run(["fit", *options(tmp_path), f"--ckpt_path={tmp_path}/bad.ckpt", "--model.task_weight=0.25"])
     assert type(again.model.task_loss) is torch.nn.CrossEntropyLoss
     assert again.model.task_weight == 0.25
     assert again.model.configure_optimizers()["optimizer"].defaults["lr"] == 0.05

@@ -61,6 +61,48 @@ def test_a_mean_over_labels_counts_labels(batch_size, mark):
         dkd, task = dkd_loss(mine, its, y, ignore_index=mark), F.cross_entropy(mine, y, ignore_index=mark)
     assert found["train/dkd"] == pytest.approx(dkd.item(), rel=1e-5)
     assert found["val/loss"] == pytest.approx(task.item(), rel=1e-5)
+    assert found["train/task"] == pytest.approx(task.item(), rel=1e-5)
+
+
+def test_class_weights_count_as_the_loss_counts_them():
+    x, y = data(37)
+    weights = torch.tensor([0.1, 1.0, 2.0, 5.0])
+    made = still([KDLoss()], nn.CrossEntropyLoss(weight=weights))
+    found = epoch(made, x, y, 10)
+    with torch.no_grad():
+        task = F.cross_entropy(made.student(x), y, weight=weights)
+    assert found["train/task"] == pytest.approx(task.item(), rel=1e-5)
+
+
+class PositionsFirst(nn.Module):
+    """An LSTM on (L, B, C), as torch has it by default."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, width), nn.Linear(width, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0][-1])
+
+
+@pytest.mark.parametrize("batch_size", [11, 8, 3])
+def test_the_rows_of_sequences_with_positions_first_are_samples(batch_size):
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(5, 11, 6, generator=generator), torch.arange(11) % 4
+    x[:, -1] *= 20
+    student, teacher = (support.seeded(lambda: PositionsFirst(8), seed) for seed in (1, 2))
+    made = DistillationModule(
+        student,
+        teacher,
+        [KDLoss()],
+        task_loss=nn.CrossEntropyLoss(),
+        optimizer=partial(torch.optim.SGD, lr=0.0),
+    )
+    batches = [(x[:, i : i + batch_size], y[i : i + batch_size]) for i in range(0, 11, batch_size)]
+    metrics = support.fit(made, train=support.batches(*batches), val=support.batches(*batches), max_epochs=1)
+    with torch.no_grad():
+        expected = kd_loss(made.student(x), made.teacher(x), temperature=4.0).item()
+    assert float(metrics.callback_metrics["train/kd"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_steps_of_equal_size_give_their_plain_mean_to_the_last_bit():

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor
 
 from lightning_kd import functional as f
+from lightning_kd.losses.tokens.divergences import Divergence
 from tests.losses.case import Case, random
 from tests.losses.cases import HELPERS
 from tests.losses.test_conformance import _component, _gradients, _value, exported_functions, of
 
 Formula = Callable[[Tensor, Tensor], Tensor]
 MAP, ROWS, LOGITS = (4, 3, 4, 4), (6, 5), (6, 5)
+TOKENS, HEADS = (6, 5), (4, 2, 3, 3)
 
 
 def ids(x: Tensor) -> Tensor:
@@ -23,6 +26,10 @@ def ids(x: Tensor) -> Tensor:
 def banks(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     contrast = torch.arange(len(x) * 4).reshape(len(x), 4) % 9
     return random(9, 5, seed=7).to(x.dtype), random(9, 5, seed=8).to(x.dtype), contrast
+
+
+def by_divergence(name: Divergence) -> Formula:
+    return lambda s, t: f.token_kd_loss(s, t, divergence=name)
 
 
 FORMULAS: dict[str, tuple[tuple[int, ...], Formula]] = {
@@ -65,6 +72,16 @@ FORMULAS: dict[str, tuple[tuple[int, ...], Formula]] = {
     "pkt_loss": (ROWS, f.pkt_loss),
     "rkd_loss": (ROWS, f.rkd_loss),
     "similarity_preserving_loss": (ROWS, f.similarity_preserving_loss),
+    **{f"token_kd_loss, {name}": (TOKENS, by_divergence(name)) for name in get_args(Divergence)},
+    "uld_loss": (TOKENS, lambda s, t: f.uld_loss(s, t, ids(s), ids(s))),
+    "hidden_state_loss": (ROWS, f.hidden_state_loss),
+    "hidden_state_loss, cosine": (ROWS, lambda s, t: f.hidden_state_loss(s, t, kind="cosine")),
+    "attention_matrix_loss": (HEADS, f.attention_matrix_loss),
+    "attention_matrix_loss of scores": (HEADS, lambda s, t: f.attention_matrix_loss(s, t, kind="scores_kl")),
+    "qkv_relation_loss": (
+        (4, 3, 4),
+        lambda s, t: f.qkv_relation_loss([s] * 3, [t] * 3, relation_heads=2, relations={"QQ": 1.0, "KV": 2.0}),
+    ),
 }
 LONE = {"fsp_matrix", "hybrid_loss"}
 """Functions that compare no student with a teacher themselves."""

@@ -99,3 +99,11 @@ def test_a_member_without_logits_is_named():
     ensemble = Ensemble([nn.Identity(), Answer({"hidden": torch.zeros(1)})])
     with pytest.raises(ValueError, match=r"member 1 \(Answer\) returned a dict without logits"):
         ensemble(torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_a_member_that_ends_in_softmax_is_refused(average):
+    scores = torch.tensor([[1.0, -3.0], [0.5, 2.0]])
+    with pytest.raises(ValueError, match=r"member 1 \(Answer\) returns probabilities: each row adds up to 1"):
+        Ensemble([Answer(scores), Answer(scores.softmax(1))], average)(None)
+    Ensemble([Answer(scores), Answer(scores.log_softmax(1))], average)(None)

@@ -58,3 +58,25 @@ def test_what_is_not_there_is_named():
         Renormalize([0], [1], [0.5], [2])((torch.zeros(1, 3, 2, 2),), {})
     with pytest.raises(ValueError, match="Renormalize: expected as many means as deviations"):
         Renormalize([0, 0], [1], [0.5], [2])
+
+
+def test_numbers_that_are_left_out_are_read_from_the_networks():
+    student = SimpleNamespace(pretrained_cfg={"mean": (0.5,), "std": (0.25,)})
+    teacher = SimpleNamespace(default_cfg={"mean": (0.25,), "std": (0.5,)})
+    view = Chain([Renormalize()])
+    assert not view.ready
+    with pytest.raises(ValueError, match="Renormalize: expected mean, std, to_mean and to_std, since"):
+        view((torch.ones(1, 1, 2, 2),), {})
+    view.see_networks(student, teacher)
+    assert view.ready
+    (image,), _ = view((torch.ones(1, 1, 2, 2),), {})
+    assert image.unique().tolist() == [(1 * 0.25 + 0.5 - 0.25) / 0.5]
+    assert describe(view) == describe(Chain([Renormalize()]))  # a checkpoint makes it read them again
+    half = Renormalize([0.0], [1.0])
+    half.see_networks(torch.nn.Linear(1, 1), teacher)
+    (image,), _ = half((torch.ones(1, 1, 2, 2),), {})
+    assert image.unique().tolist() == [1.5]
+    with pytest.raises(ValueError, match="Linear does not tell its mean and std; write Renormalize"):
+        Renormalize([0.0], [1.0]).see_networks(student, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="Renormalize: expected mean and std together"):
+        Renormalize([0.5])

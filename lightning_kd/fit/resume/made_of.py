@@ -63,6 +63,10 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
     for key, value in saved.get("task", {}).items():
         if key in now["task"] and now["task"][key] != value:
             found.append(f"{key} was {_shown(value)}, is {_shown(now['task'][key])}")
+    if "outputs" in saved:
+        old, new = saved["outputs"], now["outputs"]
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        found += [f"{name} was {_shown(old.get(name))}, is {_shown(new.get(name))}" for name in names]
     found += _teachers(saved.get("teacher", {}), now["teacher"])
     return found, others
 

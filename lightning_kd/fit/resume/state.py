@@ -127,7 +127,8 @@ class ResumeState:
 
     def _made_of(self) -> dict[str, Any]:
         step = self.setup.step
-        return made_of(step.objective, step.teacher, self.as_it_was.number, getattr(step.hooks, "task_loss", None))
+        account = made_of(step.objective, step.teacher, self.as_it_was.number, getattr(step.hooks, "task_loss", None))
+        return {**account, "outputs": step.hooks.plain_output_options()}
 
     def _compare(self, checkpoint: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         """Say in what the checkpoint differs from this fit.

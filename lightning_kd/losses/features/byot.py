@@ -11,8 +11,8 @@ from lightning_kd.losses.base import LOGITS, DistillationLoss, Layers, Layout, S
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import (
     IGNORE_INDEX,
+    count_labels,
     cross_entropy_of_labelled,
-    of_all_labels,
     with_one_mark,
 )
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
@@ -187,7 +187,7 @@ class BYOTLoss(DistillationLoss):
         own = [cross_entropy_of_labelled(upcast(scores), target) for scores in of_label] if is_distributed() else []
         if own:  # the means over this process's labels make way for its share of the means over all labels
             mean = add_up(own)
-            losses.append((1.0 - self.alpha) * (of_all_labels(mean, target) - mean))
+            losses.append((1.0 - self.alpha) * (self.of_all(mean, count_labels(target, (IGNORE_INDEX,))) - mean))
         return add_up(losses)
 
 

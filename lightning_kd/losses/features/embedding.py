@@ -74,13 +74,15 @@ def embedding_loss(student: Tensor, teacher: Tensor, *, kind: Kind = "cosine", n
 class EmbeddingLoss(LayerPairLoss):
     """Make the student's embedding of each sample that of the teacher.
 
-    For sentence encoders, retrieval and metric learning. Without named layers it reads the last features before the
-    output; name the layer that returns the embedding. An embedding of another width
-    gets a trained projector, which is not exported with the student: the student's own embeddings then have the angles
-    of the teacher's only as far as a linear map keeps them.
+    For sentence encoders, retrieval and metric learning. Without named layers it reads the networks' output, unless a
+    loss or the task takes the output for scores; then it reads the last features before it, and set-up says which.
+    ``student="<output>", teacher="<output>"`` names the output, ``"<output.NAME>"`` one of several.
+
+    An embedding of another width gets a trained projector, which is not exported with the student: the student's own
+    embeddings then have the angles of the teacher's only as far as a linear map keeps them.
 
     Args:
-        student: Dotted name of the student layer to read; by default the last features before the output.
+        student: Dotted name of the student layer to read, or ``"<output>"``; by default what is said above.
         teacher: Dotted name of the teacher layer for the student layer.
         kind: Which distance.
         normalize: Bring embeddings to length one before the squared distance.
@@ -120,6 +122,7 @@ class EmbeddingLoss(LayerPairLoss):
 
     def build_pair(self, student: Shape, teacher: Shape) -> tuple[nn.Module]:
         """Make the projector of one pair: a copy of the given one, or the one that suits the widths."""
+        student, teacher = _without_positions(student), _without_positions(teacher)
         if len(student) != len(teacher) or len(student) not in (2, 3) or student[1:-1] != teacher[1:-1]:
             raise ValueError(
                 f"expected embeddings (B, D), or (B, N, D) of as many tokens, got student {student} and teacher "
@@ -134,7 +137,13 @@ class EmbeddingLoss(LayerPairLoss):
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, see ``embedding_loss``."""
+        student, teacher = (one.flatten(1) if one.ndim > 3 else one for one in (student, teacher))
         return embedding_loss(projector(student), teacher, kind=self.kind, normalize=self.normalize)
+
+
+def _without_positions(shape: Shape) -> Shape:
+    """Return (B, D) for what a pooling over all positions returns, (B, D, 1, 1)."""
+    return shape[:2] if len(shape) > 3 and set(shape[2:]) == {1} else shape
 
 
 def _check_kind(function: str, kind: str) -> None:

@@ -2,27 +2,70 @@
 
 from abc import ABC
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.distributed.gather import is_distributed, mean_over_processes
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
+from lightning_kd.capture.heads import Head
+from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.checks import check_same_shape
+from lightning_kd.schedules import Scalar
 
 IGNORE_INDEX = -100
 """The class id of a sample without a label, as in ``torch.nn.functional.cross_entropy``."""
 _REMEDY = "give both networks heads for the same classes and positions, or distil a layer with HintLoss"
+_CHOOSE = (
+    "give the module or the callback teacher_classes=[...], the teacher's class for each class of the student; if the "
+    "student has classes that the teacher does not know, student_classes=[...]; or distil a layer with HintLoss"
+)
 
 
 class LogitLoss(DistillationLoss, ABC):
-    """A loss that compares the logits of student and teacher, which score the same classes."""
+    """A loss that compares the logits of student and teacher, which score the same classes.
+
+    Args:
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads. A network that returns one tensor has no other.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
+        weight: Factor of this part in the total loss, >= 0.
+    """
 
     needs_teacher_logits = True
     takes_one_logit: ClassVar[bool] = True
     """A single logit, the log odds of a yes, says something to the loss."""
+
+    def __init__(self, *, head: Head = None, teacher_head: Head = None, weight: Scalar = 1.0) -> None:
+        super().__init__(weight=weight)
+        self.head = head
+        self.teacher_head = teacher_head
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """The head that is read of each role, if it is another than the task's."""
+        teacher = self.head if self.teacher_head is None else self.teacher_head
+        named: dict[str, Head] = {"student": self.head, "teacher": teacher}
+        return {role: head for role, head in named.items() if head is not None}
+
+    def logit_shapes(
+        self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]
+    ) -> tuple[Shape | None, Shape | None]:
+        """Return the shapes of the logits of both sides that are compared, ``None`` where they are not known."""
+        own, its = (head_key(self.heads[role]) if role in self.heads else LOGITS for role in ("student", "teacher"))
+        own = COMPARED if own == LOGITS and COMPARED in student_shapes else own
+        return student_shapes.get(own), teacher_shapes.get(its)
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Pick the logits of the heads out of a training step and return the unweighted scalar."""
+        heads = self.heads
+        if heads and step.head_of is not None:
+            read = {role: step.head_of(role, head) for role, head in heads.items()}
+            step = replace(step, teacher_logits=read["teacher"])
+            if "student" in read:
+                step = replace(step, student_logits=read["student"], compared_logits=None)
+        return super().evaluate(step)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score the same classes.
@@ -34,7 +77,7 @@ class LogitLoss(DistillationLoss, ABC):
         Raises:
             ValueError: If the class counts or the positions differ.
         """
-        student, teacher = student_shapes.get(LOGITS), teacher_shapes.get(LOGITS)
+        student, teacher = self.logit_shapes(student_shapes, teacher_shapes)
         if student is None or teacher is None:
             return
         self.check_shapes(student, teacher)
@@ -47,6 +90,11 @@ class LogitLoss(DistillationLoss, ABC):
     def check_shapes(self, student: Shape, teacher: Shape) -> None:
         """Raise a ``ValueError`` at set-up unless outputs of these shapes can be compared."""
         check_logit_shapes(type(self).__name__, student, teacher)
+
+
+def head_key(head: Head) -> str:
+    """Return the key under which :meth:`LogitLoss.build` finds the shape of one of several outputs."""
+    return f"<head {head!r}>"
 
 
 def check_logits(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -63,9 +111,10 @@ def check_logit_shapes(loss: str, student: Shape | None, teacher: Shape | None) 
         return
     check_class_axis(loss, student, teacher)
     if student[1:] != teacher[1:]:
+        remedy = _REMEDY if student[1] == teacher[1] else _CHOOSE
         raise ValueError(
             f"{loss}: {_class_counts(student, teacher)}, logits of shape student {student} and teacher {teacher}; "
-            f"{_REMEDY}."
+            f"{remedy}."
         )
 
 
@@ -76,7 +125,7 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
         got = " and ".join(f"{role} {shape}" for role, shape in shapes.items())
         raise ValueError(
             f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
-            "turn token logits (B, N, C) into (B * N, C)."
+            "for logits of tokens (B, N, C) use TokenKDLoss, or turn them into (B * N, C)."
         )
 
 
@@ -128,28 +177,6 @@ def with_one_mark(target: Tensor, mark: int, task_mark: int) -> Tensor:
         return target
     ids = target.long()
     return torch.where(ids == task_mark, mark, ids)
-
-
-def of_all_labels(mean: Tensor, target: Tensor, ignore_index: int = IGNORE_INDEX) -> Tensor:
-    r"""Turn this process's mean over its labels into its share of the mean over the labels of all processes.
-
-    .. math::
-        L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
-
-    for process :math:`p` of :math:`W`, with :math:`N_p` labels and the mean :math:`\bar L_p` over these. DDP averages
-    the gradients over the processes, which gives the gradient of the mean over all labels. Each process must call this
-    once in a step, also with an empty batch.
-
-    Args:
-        mean: Mean over this process's labels, 0 without any.
-        target: This process's class ids.
-        ignore_index: The id of what has no label.
-    """
-    if not is_distributed():
-        return mean
-    labels = count_labels(target, (ignore_index,))
-    average = mean_over_processes(labels.to(mean.dtype))
-    return mean * (labels / torch.where(average > 0, average, 1.0))
 
 
 def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits, check_several
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
@@ -91,6 +92,9 @@ class DISTLoss(LogitLoss):
         temperature: Softening of both distributions, > 0, no unit. Published recipes use 1.
         gather: Whether the loss compares the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, it compares each process's own, and the gradient is the mean of the processes'.
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
         weight: Factor of this part in the total loss, >= 0. A published recipe for ImageNet uses 2.
 
     Raises:
@@ -109,9 +113,11 @@ class DISTLoss(LogitLoss):
         temperature: Scalar = 1.0,
         *,
         gather: bool = True,
+        head: Head = None,
+        teacher_head: Head = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("DISTLoss", temperature=temperature)
         check_not_negative("DISTLoss", beta=beta, gamma=gamma)
         self.beta = beta

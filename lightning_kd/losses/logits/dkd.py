@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.logits.base import (
     IGNORE_INDEX,
@@ -13,8 +14,8 @@ from lightning_kd.losses.logits.base import (
     check_logits,
     check_several,
     class_ids,
+    count_labels,
     mean_over_labelled,
-    of_all_labels,
     with_one_mark,
 )
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
@@ -109,6 +110,9 @@ class DKDLoss(LogitLoss):
         beta: Factor of the part about the other classes, >= 0.
         temperature: Softening of both distributions, > 0, no unit. Published recipes use 4, on ImageNet 1.
         ignore_index: Class id of samples without a label, which are left out.
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 1 beside a task weight of 1.
 
     Raises:
@@ -127,9 +131,11 @@ class DKDLoss(LogitLoss):
         temperature: Scalar = 4.0,
         ignore_index: int = IGNORE_INDEX,
         *,
+        head: Head = None,
+        teacher_head: Head = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("DKDLoss", temperature=temperature)
         check_not_negative("DKDLoss", alpha=alpha, beta=beta)
         self.alpha = alpha
@@ -149,7 +155,7 @@ class DKDLoss(LogitLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
-        return of_all_labels(mean, target, self.ignore_index)
+        return self.of_all(mean, count_labels(target, (self.ignore_index,)))
 
 
 def _divergences(

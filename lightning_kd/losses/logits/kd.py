@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import LOGITS, OutputKind, Shape
+from lightning_kd.capture.heads import Head
+from lightning_kd.losses.base import OutputKind, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import IGNORE_INDEX, LogitLoss, check_logits, with_one_mark
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature, yes_and_no
@@ -104,6 +105,9 @@ class KDLoss(LogitLoss):
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
         binary: Whether the output is a single logit, the log odds of a yes. It must be said, since a single number may
             be a regression too, which is what ``RegressionKDLoss`` is for.
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 0.9 beside a task weight of 0.1.
 
     Raises:
@@ -118,9 +122,11 @@ class KDLoss(LogitLoss):
         standardize: bool = False,
         *,
         binary: bool = False,
+        head: Head = None,
+        teacher_head: Head = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         if isinstance(temperature, AdaptiveTemperature):
             self.needs_target = temperature.needs_target
         else:
@@ -143,7 +149,7 @@ class KDLoss(LogitLoss):
                 does not suit the number of logits.
         """
         super().build(student_shapes, teacher_shapes)
-        student = student_shapes.get(LOGITS)
+        student, _ = self.logit_shapes(student_shapes, teacher_shapes)
         if student is not None:
             self._check_number_of_logits(student)
         if self.standardize and student is not None:

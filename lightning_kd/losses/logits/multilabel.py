@@ -5,6 +5,7 @@ from typing import Literal, final
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.losses.base import Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.logits.base import LogitLoss, check_logits
@@ -78,6 +79,9 @@ class MultiLabelKDLoss(LogitLoss):
     Args:
         temperature: Softening of both probabilities, > 0, no unit; 1, the paper's, leaves them as they are.
         reduction: Whether the labels of a sample are added or averaged; the paper adds.
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
         weight: Factor of this part in the total loss, >= 0. The paper uses 10 beside a task weight of 1.
 
     Raises:
@@ -92,9 +96,11 @@ class MultiLabelKDLoss(LogitLoss):
         temperature: Scalar = 1.0,
         reduction: Reduction = "sum",
         *,
+        head: Head = None,
+        teacher_head: Head = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("MultiLabelKDLoss", temperature=temperature)
         _check_reduction("MultiLabelKDLoss", reduction)
         self.temperature = temperature

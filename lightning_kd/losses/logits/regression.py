@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_kd.capture.heads import Head
 from lightning_kd.losses.base import Shape
 from lightning_kd.losses.checks import check_not_negative, check_positive, check_same_shape
 from lightning_kd.losses.logits.base import LogitLoss
@@ -96,6 +97,9 @@ class RegressionKDLoss(LogitLoss):
         delta: Where Huber's distance becomes linear, > 0, in the unit of the numbers.
         margin: How much better than the teacher the student has to be in the bounded form, >= 0, in the unit of the
             squared numbers.
+        head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
+            reads.
+        teacher_head: Which of several outputs of the teacher, if it has another name there.
         weight: Factor of this part in the total loss, >= 0. The paper uses 0.5 for the bounded form beside a task
             weight of 1.
 
@@ -111,9 +115,11 @@ class RegressionKDLoss(LogitLoss):
         delta: float = 1.0,
         margin: float = 0.0,
         *,
+        head: Head = None,
+        teacher_head: Head = None,
         weight: Scalar = 1.0,
     ) -> None:
-        super().__init__(weight=weight)
+        super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         _check_options("RegressionKDLoss", kind, delta, margin)
         self.kind: Kind = kind
         self.delta = delta

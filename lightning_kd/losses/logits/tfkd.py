@@ -13,8 +13,8 @@ from lightning_kd.losses.logits.base import (
     IGNORE_INDEX,
     check_class_axis,
     class_ids,
+    count_labels,
     mean_over_labelled,
-    of_all_labels,
     with_one_mark,
 )
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
@@ -149,7 +149,7 @@ class TfKDLoss(DistillationLoss):
             temperature=self.now(self.temperature),
             ignore_index=self.ignore_index,
         )
-        return of_all_labels(mean, target, self.ignore_index)
+        return self.of_all(mean, count_labels(target, (self.ignore_index,)))
 
 
 def _divergences(student: Tensor, ids: Tensor, right: float, wrong: float) -> Tensor:

@@ -14,13 +14,14 @@ from tests.losses.case import Case
 from tests.losses.features import cases as features
 from tests.losses.logits import cases as logits
 from tests.losses.samples import cases as samples
+from tests.losses.tokens import cases as tokens
 
 
 def _files(name: str, path: list[str]) -> list[ModuleType]:
     return [import_module(f"{name}.{module.name}") for module in pkgutil.iter_modules(path)]
 
 
-_FILES = [file for kind in (logits, features, samples) for file in _files(kind.__name__, list(kind.__path__))]
+_FILES = [file for kind in (logits, features, samples, tokens) for file in _files(kind.__name__, list(kind.__path__))]
 _FILES += _files(__name__, list(__path__))
 CASES: tuple[Case, ...] = tuple(case for file in _FILES for case in file.CASES)
 HELPERS: frozenset[str] = frozenset(name for file in _FILES for name in getattr(file, "HELPERS", ()))

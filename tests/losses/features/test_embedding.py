@@ -27,3 +27,10 @@ def test_an_embedding_of_zeros_has_an_ordinary_gradient():
     student = torch.zeros(2, 4, requires_grad=True)
     embedding_loss(student, torch.ones(2, 4)).backward()
     assert 0 < student.grad.norm() < 2
+
+
+def test_what_a_pooling_over_all_positions_returns_is_an_embedding():
+    student, teacher = random(6, 4, seed=1), random(6, 4, seed=2)
+    loss = EmbeddingLoss("a", "b")
+    loss.build({"a": (2, 4, 1, 1)}, {"b": (2, 4)})
+    torch.testing.assert_close(loss(student[:, :, None, None], teacher), embedding_loss(student, teacher))

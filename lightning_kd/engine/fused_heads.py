@@ -1,0 +1,182 @@
+"""Whether the losses of a run can work on hidden states and output layers, so that logits never stand whole."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_kd.capture.head_input import HeadInput
+from lightning_kd.capture.networks import original
+from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.tokens.heads import Head, Tail
+from lightning_kd.losses.tokens.token_kd import TokenKDLoss
+from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.frozen import FrozenTeacher
+
+if TYPE_CHECKING:
+    from lightning_kd.engine.step import TrainingStep
+
+_SMALL = 4096
+"""Vocabularies below are not worth it, unless the user asks for it."""
+_TOLERANCE = 1e-4
+
+
+class CannotFuseError(Exception):
+    """Why the output layers cannot be taken into the loss."""
+
+
+@dataclass(slots=True)
+class FusedHeads:
+    """The output layers of both networks, and what they are given in a step.
+
+    Args:
+        student: Records the student's hidden states.
+        teacher: Records the teacher's.
+        heads: The output layers with what comes after them, the student's first.
+    """
+
+    student: HeadInput
+    teacher: HeadInput
+    heads: tuple[Head, Head]
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the vocabulary is large enough to be worth it."""
+        weight = getattr(self.heads[0].module, "weight", None)
+        return not isinstance(weight, Tensor) or weight.shape[0] >= _SMALL
+
+    @contextmanager
+    def thin(self) -> Iterator[None]:
+        """Have both networks compute the logits of one position only, and record what their heads are given."""
+        self.student.start(thin=True)
+        self.teacher.start(thin=True)
+        try:
+            yield
+        finally:
+            self.student.stop()
+            self.teacher.stop()
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        self.student.detach()
+        self.teacher.detach()
+
+
+def settle_heads(
+    step: "TrainingStep", logits: Shape, call: Callable[[], tuple[Tensor | None, Tensor | None]]
+) -> FusedHeads | None:
+    """Take the output layers into the losses of tokens, where nobody else reads whole logits.
+
+    Args:
+        step: The training step.
+        logits: Shape of the student's logits.
+        call: Calls both networks on a small batch and returns their logits.
+
+    Raises:
+        ValueError: If a loss asks for it, and it cannot be.
+    """
+    losses = step.objective.components
+    tokens = [loss for loss in losses if isinstance(loss, TokenKDLoss) and loss.fused is not False]
+    asked = any(loss.fused for loss in tokens)
+    if not tokens or not (asked or len(logits) == 3):
+        return None
+    found = None
+    try:
+        _check_readers(losses, step)
+        found = find_heads(step.student, step.teacher)
+        if asked or found.is_large:
+            check_heads(found, call)
+            return found
+    except CannotFuseError as error:
+        if asked:
+            raise ValueError(f"TokenKDLoss(fused=True) cannot be here: {error}.") from error
+        if logits[-1] >= _SMALL:
+            rank_zero_info(f"TokenKDLoss works on whole logits: {error}.")
+    if found is not None:
+        found.detach()
+    return None
+
+
+def _check_readers(losses: Sequence[DistillationLoss], step: "TrainingStep") -> None:
+    """Raise a ``CannotFuseError`` if anybody reads whole logits."""
+    if step.calls is not None:
+        raise CannotFuseError("under DistillationCallback the module's own step reads whole logits")
+    if getattr(step.hooks, "task_loss", None) is not None:
+        raise CannotFuseError(
+            "task_loss reads whole logits; give TokenKDLoss(cross_entropy=...) in its place, which needs none"
+        )
+    for loss in losses:
+        if not loss.student_layers or loss.needs_student_logits:
+            if not isinstance(loss, TokenKDLoss):
+                raise CannotFuseError(f"{type(loss).__name__} reads whole logits")
+            if loss.fused is False or loss.vocab != "same":
+                raise CannotFuseError(f"a TokenKDLoss(fused={loss.fused}, vocab={loss.vocab!r}) reads whole logits")
+
+
+def find_heads(student: nn.Module, teacher: Teacher | None) -> FusedHeads:
+    """Find the output layers, and put hooks on them.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+
+    Raises:
+        CannotFuseError: If a network does not name its output layer.
+    """
+    if not isinstance(teacher, FrozenTeacher):
+        raise CannotFuseError("the teacher is no network that is called in the step")
+    ours, theirs = (_head_of(original(network)) for network in (student, teacher.module))
+    return FusedHeads(HeadInput(ours.module), HeadInput(theirs.module), (ours, theirs))
+
+
+def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tensor | None]]) -> None:
+    """Check on a small batch that head and hidden states give the logits, and that one position can be computed alone.
+
+    Args:
+        found: The output layers, with hooks.
+        call: Calls both networks and returns their logits.
+
+    Raises:
+        CannotFuseError: If they do not, or the network does not run so; says which.
+    """
+    sides = (("student", found.student, found.heads[0]), ("teacher", found.teacher, found.heads[1]))
+    for _, recorded, _ in sides:
+        recorded.start(thin=False)
+    try:
+        whole = call()
+        hidden = [recorded.value for _, recorded, _ in sides]
+        for (role, recorded, head), logits, given in zip(sides, whole, hidden, strict=True):
+            if logits is None or given is None or logits.ndim != 3 or recorded.calls != 1:
+                raise CannotFuseError(f"the {role} does not call its output layer once, on (B, T, H)")
+            with torch.no_grad():
+                again, _ = head.tail(head.module(given))
+            if again.shape != logits.shape or not torch.allclose(again, logits, _TOLERANCE, _TOLERANCE):
+                raise CannotFuseError(f"the {role}'s output is another than that of its output layer")
+        with found.thin():
+            try:
+                thin = call()
+            except Exception as error:
+                raise CannotFuseError(f"one position alone cannot be computed ({type(error).__name__})") from error
+            for (role, recorded, _), logits, given in zip(sides, thin, hidden, strict=True):
+                same = recorded.value is not None and given is not None and recorded.value.shape == given.shape
+                if logits is None or logits.ndim != 3 or logits.shape[1] != 1 or not same:
+                    raise CannotFuseError(f"the {role} does more with its logits than to return them")
+    finally:
+        for _, recorded, _ in sides:
+            recorded.stop()
+
+
+def _head_of(network: nn.Module) -> Head:
+    """Return the output layer that a network names, with what comes after it in the models of Hugging Face."""
+    layer: Any = getattr(network, "get_output_embeddings", lambda: None)()
+    if not isinstance(layer, nn.Module):
+        raise CannotFuseError(f"{type(network).__name__} has no get_output_embeddings() that names its output layer")
+    config = getattr(network, "config", None)
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    bias = getattr(network, "final_logits_bias", None)
+    return Head(layer, Tail(scale, None if cap is None else float(cap), bias if isinstance(bias, Tensor) else None))

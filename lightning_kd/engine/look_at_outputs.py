@@ -1,0 +1,216 @@
+"""What is looked at in the outputs of the first samples: heads, classes, and whether scores are probabilities."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.heads import Head, heads_of
+from lightning_kd.capture.outputs import kind_of_probabilities
+from lightning_kd.engine.checks import check_has_logits
+from lightning_kd.engine.reading import has_heads
+from lightning_kd.engine.step import TrainingStep
+from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.logits.base import LogitLoss, head_key
+from lightning_kd.metrics.task import Task
+from lightning_kd.teachers.base import NO_LESSON, Lesson
+
+_SIGMOIDS = {torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit}
+_TRUST = "If these are logits all the same, say teacher_outputs='logits'"
+
+
+class KnownTask(Protocol):
+    """Who knows what the task's own loss tells."""
+
+    @property
+    def of_loss(self) -> Task:
+        """What the task's loss tells, and what its calls have shown."""
+
+
+class SigmoidWatch(TorchFunctionMode):
+    """Remembers what a sigmoid has returned inside the block: its values alone do not tell it from logits.
+
+    Example:
+        >>> with SigmoidWatch() as watch:
+        ...     odds = torch.sigmoid(torch.zeros(2, 3))
+        >>> watch.made(odds.flatten()), watch.made(torch.zeros(2, 3))
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._returned: list[Tensor] = []  # kept, for an address is used again when its tensor is gone
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation, and remember what it returned if it is a sigmoid."""
+        made = func(*args, **(kwargs or {}))
+        if func in _SIGMOIDS and isinstance(made, Tensor):
+            self._returned.append(made.detach())
+        return made
+
+    def made(self, value: Tensor) -> bool:
+        """Whether a value, or another view of it, is what a sigmoid returned."""
+        if value.is_meta:
+            return False
+        place = value.untyped_storage().data_ptr()
+        return any(one.untyped_storage().data_ptr() == place and one.numel() == value.numel() for one in self._returned)
+
+
+def look_at_outputs(step: TrainingStep, call: Call, lesson: Lesson, tensors: StepTensors, watch: SigmoidWatch) -> None:
+    """Check that the outputs on the first samples have what the losses read, and are what they are taken for.
+
+    Args:
+        step: The training step.
+        call: The student's recorded call.
+        lesson: The teacher's answer.
+        tensors: What the losses read of both.
+        watch: What saw both networks.
+
+    Raises:
+        ValueError: If logits are missing, the classes that were named do not fit, or scores are probabilities; the
+            message names the remedy.
+    """
+    outputs = {"student": call.output, "teacher": None if lesson is NO_LESSON else lesson.output}
+    leaves = step.objective.leaves
+    for name, loss in leaves:
+        check_has_logits(name, loss, tensors, {role: has_heads(output) for role, output in outputs.items()})
+    _tell_which_is_read(step, outputs, tensors)
+    _check_classes(step, tensors)
+    for name, loss in leaves:
+        for role, head in _heads_read(loss).items():
+            raw = _raw(step, role, outputs[role], head)
+            if raw is not None:
+                _check_scale(name, loss, role, raw, watch.made(raw), step.hooks.output_options.teacher_outputs)
+
+
+def shapes_read(step: TrainingStep, role: str, lesson: Lesson, tensors: StepTensors) -> dict[str, Shape]:
+    """Return the shapes of what the losses read of a role: its layers, its logits, and other heads by their keys."""
+    features = tensors.student_features if role == "student" else tensors.teacher_features
+    shapes = {name: tuple(value.shape) for name, value in features.items()}
+    logits = tensors.student_logits if role == "student" else tensors.teacher_logits
+    values: dict[str, Tensor | None] = {LOGITS: logits}
+    if role == "student":
+        values[COMPARED] = tensors.compared_logits
+    if tensors.head_of is not None:
+        heads = [loss.heads.get(role) for loss in step.objective.components if isinstance(loss, LogitLoss)]
+        values |= {head_key(head): tensors.head_of(role, head) for head in heads if head is not None}
+    return shapes | {key: tuple(value.shape) for key, value in values.items() if value is not None}
+
+
+def _heads_read(loss: DistillationLoss) -> dict[str, Head]:
+    """Return the head that a loss reads of each role whose logits it reads."""
+    read: dict[str, Head] = {}
+    if (loss.reads == "logits" and not loss.student_layers) or loss.needs_student_logits:
+        read["student"] = None
+    if loss.needs_teacher_logits:
+        read["teacher"] = None
+    return read | loss.heads if isinstance(loss, LogitLoss) else read
+
+
+def _raw(step: TrainingStep, role: str, output: Any, head: Head) -> Tensor | None:
+    """Return a head as its network returned it."""
+    if output is None:
+        return None
+    hooks = step.hooks
+    if role == "teacher" or head is not None:
+        return hooks.output_options.as_returned(output, hooks.logits_of, head)
+    return hooks.logits_of(output)
+
+
+def _tell_which_is_read(step: TrainingStep, outputs: dict[str, Any], tensors: StepTensors) -> None:
+    """Say which of several tensors of a tuple is taken for the logits, unless it was named."""
+    if not step.objective.reads_logits:
+        return
+    named = step.hooks.output_options
+    for role, logits in (("student", tensors.student_logits), ("teacher", tensors.teacher_logits)):
+        heads = heads_of(outputs[role])
+        head = named.logits if role == "student" or named.teacher_logits is None else named.teacher_logits
+        if head is None and logits is not None and isinstance(outputs[role], tuple | list) and len(heads) > 1:
+            shapes = {name: tuple(value.shape) for name, value in heads.items()}
+            if not hasattr(outputs[role], "logits"):
+                rank_zero_info(f"The {role} returns {shapes}, of which the first is read as logits; or say logits=1.")
+
+
+def _check_classes(step: TrainingStep, tensors: StepTensors) -> None:
+    options = step.hooks.output_options
+    if options.teacher_classes is None and options.student_classes is None:
+        return
+    readers = [(name, loss) for name, loss in step.objective.leaves if loss.needs_teacher_logits]
+    if options.student_classes is not None:
+        for name, loss in readers:
+            if loss.needs_target:
+                raise ValueError(
+                    f"Part {name!r} reads the label of each sample, which may be of a class that student_classes "
+                    "leaves out; use KDLoss, which needs no labels."
+                )
+    own = tensors.student_logits if tensors.compared_logits is None else tensors.compared_logits
+    chosen = options.teacher_classes
+    if chosen is not None and own is not None and own.ndim > 1 and len(chosen) != own.shape[1]:
+        raise ValueError(
+            f"teacher_classes names {len(chosen)} classes, but the student has {own.shape[1]} that are compared; name "
+            "the teacher's class for each of these, in the student's order, or choose among the student's by "
+            "student_classes=[...]."
+        )
+
+
+def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_sigmoid: bool, said: str | None) -> None:
+    """Raise a ``ValueError`` if what a loss reads as logits are probabilities, or the other way round."""
+    found = kind_of_probabilities(raw)
+    if role == "teacher" and said is not None:
+        _check_said(said, found, raw)
+        return
+    several = raw.ndim > 1 and raw.shape[1] > 1
+    if loss.output_kind == "classes":
+        # the logarithm of a softmax is a set of logits too: a constant in a row changes nothing at any temperature
+        kind = "probabilities" if found == "probabilities" else "label_probabilities" if of_sigmoid else None
+    elif loss.output_kind == "multilabel":
+        kind = found if several and found is not None else "label_probabilities" if of_sigmoid else None
+    else:
+        return
+    if kind is None:
+        return
+    what = {
+        "probabilities": "are probabilities of classes (each row adds up to 1)",
+        "log_probabilities": "are logarithms of probabilities of classes (each row adds up to 1)",
+        "label_probabilities": "come out of a sigmoid",
+    }[kind]
+    remedy = (
+        f"Say teacher_outputs={kind!r}. {_TRUST}."
+        if role == "teacher"
+        else "Let the student end with the layer before, and give the task a loss that takes logits: CrossEntropyLoss, "
+        "or BCEWithLogitsLoss for labels; or override logits_of."
+    )
+    wrong_loss = loss.output_kind == "multilabel" and kind != "label_probabilities"
+    if wrong_loss:
+        remedy = "Use KDLoss, which is for classes that exclude one another, or give a network of labels."
+    raise ValueError(
+        f"Part {part!r} ({type(loss).__name__}) reads logits, but the {role}'s outputs {tuple(raw.shape)} {what}. "
+        f"{remedy}"
+    )
+
+
+def _check_said(said: str, found: str | None, raw: Tensor) -> None:
+    """Raise a ``ValueError`` if a teacher's outputs are not what ``teacher_outputs`` says."""
+    if said == "logits" or raw.is_meta or not raw.numel():
+        return
+    several = raw.ndim > 1 and raw.shape[1] > 1
+    values = raw.detach().double()
+    slack = 2e-2 if raw.dtype in (torch.float16, torch.bfloat16) else 1e-3
+    if said == "log_probabilities":
+        fits = found == said or (bool((values <= slack).all()) and not several)
+        should = "below 0 and add up to 1 after exp"
+    elif said == "probabilities" and several:
+        fits, should = found == said, "not below 0 and add up to 1"
+    else:
+        fits, should = bool(((values >= -slack) & (values <= 1 + slack)).all()), "between 0 and 1"
+    if not fits:
+        raise ValueError(
+            f"teacher_outputs={said!r}, but the teacher's outputs {tuple(raw.shape)} on the first samples are not: each"
+            f" row should be {should}. Leave teacher_outputs out for logits."
+        )

@@ -1,0 +1,105 @@
+"""The task's loss that a student computes itself."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.networks import original
+from lightning_kd.capture.padding import has_left_pads
+from lightning_kd.metrics.task import IGNORE_INDEX
+
+_OVER_LABELS = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification")
+"""Losses of transformers that are means over all labels of a batch, by the name that a model gives its loss."""
+
+
+def check_task_loss(task_loss: nn.Module | str | None, *, alone: bool) -> None:
+    """Raise a ``ValueError`` unless a task's loss is a module, ``"model"`` or none; it cannot be none alone."""
+    if alone and task_loss is None:
+        raise ValueError("There is nothing to train with: pass teacher and losses, or task_loss, or both.")
+    if isinstance(task_loss, str) and task_loss != "model":
+        raise ValueError(f"DistillationModule: expected task_loss to be a module or 'model', got {task_loss!r}.")
+
+
+def check_target(read: Batch) -> None:
+    """Raise a ``ValueError`` if a batch has no target."""
+    if read.target is None:
+        raise ValueError(
+            "task_loss needs a target, but the batch has none; give (x, y), override unpack_batch, or drop task_loss."
+        )
+
+
+class ModelLoss:
+    """The task's loss that a student computes itself, of the labels that it is called with.
+
+    Args:
+        student: The student.
+    """
+
+    def __init__(self, student: nn.Module) -> None:
+        self.student = student
+        self._told = False
+        self._looks = 20
+
+    def __call__(self, output: Any, read: Batch) -> Tensor:
+        """Return the loss in a student's output.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        loss = own_loss(output)
+        if loss is None:
+            raise ValueError(
+                f"task_loss='model' takes the loss that the student computes itself, but the output of "
+                f"{type(original(self.student)).__name__} holds none. Give batches with the labels that its forward "
+                "takes, or a task_loss such as CrossEntropyLoss()."
+            )
+        if not self._told and (loss.is_cpu or self._looks > 0):  # elsewhere a look waits for the device
+            self._looks -= 1
+            self._tell(read)
+        return loss if loss.ndim == 0 else loss.mean()
+
+    def unless(self, task_loss: nn.Module | str | None) -> "nn.Module | ModelLoss | None":
+        """Return the loss that ``task_loss`` stands for: this one, or the module that was given."""
+        return self if isinstance(task_loss, str) else task_loss
+
+    def _tell(self, read: Batch) -> None:
+        """Say once that the first token after padding on the left is predicted from the padding."""
+        mask, labels = read.kwargs.get("attention_mask"), read.target
+        if not self.is_shifted or not isinstance(labels, Tensor) or not has_left_pads(mask):
+            return
+        assert isinstance(mask, Tensor), "it has padding"
+        if labels.shape == mask.shape and bool(((mask[:, 1:] > mask[:, :-1]) & (labels[:, 1:] != IGNORE_INDEX)).any()):
+            self._told = True
+            rank_zero_warn(
+                "The student's own loss (task_loss='model') also counts the first token of a row that is padded on the "
+                "left, which it predicts from the padding. Label that token -100, or pad on the right."
+            )
+
+    @property
+    def is_shifted(self) -> bool:
+        """Whether the student predicts the next token, so that its loss reads the labels of one position later."""
+        return getattr(original(self.student), "loss_type", None) == "ForCausalLM"
+
+    def labels(self, target: Any) -> Tensor | None:
+        """Return how many labels the mean in the loss is over, ``None`` if that is not known or it is over rows."""
+        loss_type = getattr(original(self.student), "loss_type", None)
+        if loss_type not in _OVER_LABELS or not isinstance(target, Tensor) or target.ndim < 2:
+            return None
+        return ((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum()
+
+    def count(self, target: Any) -> int:
+        """Return what the mean in the loss is over."""
+        if not isinstance(target, Tensor) or target.ndim == 0:
+            return 1
+        if target.is_floating_point() or target.ndim < 2:
+            return len(target)
+        return int(((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum())
+
+
+def own_loss(output: Any) -> Tensor | None:
+    """Return the loss in a model's output, ``None`` if it holds none."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    return loss if isinstance(loss, Tensor) else None

@@ -1,0 +1,118 @@
+"""What is read of the outputs of student and teacher: the task's logits, those that are compared, and heads."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor
+
+from lightning_kd.capture.batch import Hooks
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.classes import in_order
+from lightning_kd.capture.heads import Head, SeveralHeadsError, head_in, head_of, heads_of, is_output
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.teachers.base import NO_LESSON, Lesson
+
+
+class Reading:
+    """Reads outputs as the door was told to.
+
+    Args:
+        hooks: The door, with its options.
+        losses: The losses, which name layers and heads.
+    """
+
+    def __init__(self, hooks: Hooks, losses: Iterable[DistillationLoss]) -> None:
+        self.hooks = hooks
+        losses = list(losses)
+        self.layers = {
+            role: sorted({n for loss in losses for n in getattr(loss, f"{role}_layers") if is_output(n)})
+            for role in ("student", "teacher")
+        }
+        """The outputs that losses read as layers, by role."""
+        self.has_layers = any(self.layers.values())
+        self.has_heads = any(getattr(loss, "heads", None) for loss in losses)
+        """Whether a loss compares another output than the one that the task reads."""
+        self.needs_logits = {
+            "student": any(loss.needs_student_logits or not loss.student_layers for loss in losses),
+            "teacher": any(loss.needs_teacher_logits for loss in losses),
+        }
+        """Whether a loss reads the logits of a role; if not, those that are not known are not missed."""
+        self.class_order: Tensor | None = None
+        """Where the teacher has each class of the student, ``None`` if both have the same order."""
+
+    def student_logits(self, call: Call, *, training: bool) -> Tensor | None:
+        """Return the student's logits that the task reads, ``None`` if it has none or was not called."""
+        if not call.called:
+            return None
+        head = self.hooks.output_options.logits
+        if head is not None:
+            _check_has_heads(call.output, head, training)
+        return self.hooks.logits_of(call.output) if self.needs_logits["student"] else self.known_logits(call.output)
+
+    def known_logits(self, output: Any) -> Tensor | None:
+        """Return the logits in an output of the student, ``None`` if it is not known which they are."""
+        with suppress(SeveralHeadsError):
+            return self.hooks.logits_of(output)
+        return None
+
+    def teacher_logits(self, lesson: Lesson) -> Tensor | None:
+        """Return the teacher's logits in the form in which they are compared with the student's."""
+        if lesson is NO_LESSON:
+            return None
+        try:
+            return self._of_teacher(lesson)
+        except SeveralHeadsError:
+            if self.needs_logits["teacher"]:
+                raise
+            return None
+
+    def head(self, call: Call, lesson: Lesson, training: bool, role: str, head: Head) -> Tensor | None:
+        """Return one of several outputs of a role, in the form in which student and teacher are compared."""
+        options = self.hooks.output_options
+        if role == "teacher":
+            return None if lesson is NO_LESSON else self._of_teacher(lesson, head)
+        if not call.called or head is None:
+            return self.student_logits(call, training=training)
+        _check_has_heads(call.output, head, training)
+        logits = head_of(call.output, head)
+        compared = options.compared(logits)
+        return logits if compared is None else compared
+
+    def features(self, role: str, lesson: Lesson) -> dict[str, Tensor]:
+        """Return the layers of a role, with its outputs where a loss reads these as layers."""
+        names = self.layers[role]
+        if not names or lesson is NO_LESSON or (role == "student" and isinstance(lesson, Call) and not lesson.called):
+            return lesson.features
+        return lesson.features | {name: self._output(role, lesson.output, name) for name in names}
+
+    def _of_teacher(self, lesson: Lesson, head: Head = None) -> Tensor | None:
+        """Return the teacher's logits of a head, with the classes in the student's order."""
+        logits = self.hooks.output_options.of_teacher(lesson.output, self.hooks.logits_of, head)
+        return logits if logits is None or self.class_order is None else in_order(logits, self.class_order)
+
+    def _output(self, role: str, output: Any, name: str) -> Tensor:
+        options, head = self.hooks.output_options, head_in(name)
+        if head is not None:
+            return head_of(output, head)
+        value = options.as_returned(output, self.hooks.logits_of) if role == "teacher" else self.hooks.logits_of(output)
+        if value is None:
+            raise ValueError(
+                f"A loss reads the {role}'s output, but which of its tensors is meant is not known{has_heads(output)}."
+            )
+        return value
+
+
+def has_heads(output: Any) -> str:
+    """Return the heads that an output has, and how to name one, in words; nothing if it has none."""
+    heads = list(heads_of(output))
+    return f" (it has {heads}; name one, such as logits={heads[0]!r})" if heads else ""
+
+
+def _check_has_heads(output: Any, head: Head, training: bool) -> None:
+    """Raise a ``ValueError`` if a head is named of a student that returns one tensor in training."""
+    if training and isinstance(output, Tensor):
+        raise ValueError(
+            f"The head {head!r} is named, but the student returned a single tensor of shape {tuple(output.shape)} in "
+            "training, so it has no heads; leave the name out."
+        )

@@ -1,0 +1,175 @@
+"""Universal logit distillation (ULD): token distillation between different vocabularies."""
+
+from collections.abc import Mapping
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_kd.losses.base import LOGITS, Shape, StepTensors
+from lightning_kd.losses.checks import check_positive
+from lightning_kd.losses.tensors import is_empty, zero_of
+from lightning_kd.losses.tokens.divergences import precise
+from lightning_kd.losses.tokens.mean import TokenMean
+from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, sum_of_counting
+from lightning_kd.schedules import Scalar
+
+
+def uld_loss(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    student_labels: Tensor,
+    teacher_labels: Tensor,
+    *,
+    temperature: float = 1.0,
+) -> Tensor:
+    r"""Distance of two sorted distributions over different vocabularies, as a mean over the tokens of answers (ULD).
+
+    .. math::
+        L = \frac{1}{B} \sum_b \frac{1}{n_b} \sum_{k=1}^{n_b} \sum_v \left| p^{\downarrow}_{bkv} -
+        q^{\downarrow}_{bkv} \right|
+
+    where :math:`p^{\downarrow}` and :math:`q^{\downarrow}` are the probabilities of teacher and student in descending
+    order, the shorter filled up with zeros, of the :math:`k`-th answer token, and :math:`n_b` is the number of tokens
+    of the shorter answer. Two vocabularies need not have a token in common.
+
+    The answer is where the labels are not -100. The logits before a token are those that predict it, as in the authors'
+    code; other codes read them at the token. An answer token at the very beginning has no logits, and is left out, as
+    are rows without an answer. Logits :math:`(N, V)` hold one token a row, which is predicted by them already.
+
+    Shape:
+        - student_logits: :math:`(B, T_S, V_S)`, or :math:`(N, V_S)`.
+        - teacher_logits: :math:`(B, T_T, V_T)`, or :math:`(N, V_T)`.
+        - student_labels, teacher_labels: :math:`(B, T_S)` and :math:`(B, T_T)`, or both :math:`(N)`.
+        - Output: scalar :math:`()`, >= 0.
+
+    Args:
+        student_logits: Unnormalised scores of the student's tokens, to train.
+        teacher_logits: Unnormalised scores of the teacher's tokens; no gradient reaches them.
+        student_labels: The student's token ids of the answer, -100 elsewhere.
+        teacher_labels: The teacher's token ids of the answer, -100 elsewhere.
+        temperature: Softening of both distributions, > 0, no unit.
+
+    Raises:
+        ValueError: If logits and labels do not match, or ``temperature`` is not positive.
+
+    Example:
+        >>> student, teacher = torch.zeros(1, 2, 2), torch.tensor([[[0.0, -99.0, 0.6931], [0.0, 0.0, 0.0]]])
+        >>> ids = torch.tensor([[-100, 1]])
+        >>> uld_loss(student, teacher, ids, ids)  # (.667, .333, 0) against (.5, .5, 0)
+        tensor(0.3333)
+
+    Reference:
+        Boizard et al., "Towards Cross-Tokenizer Distillation", 2024, arXiv:2402.12030.
+    """
+    check_positive("uld_loss", temperature=temperature)
+    total, sentences = _sum(student_logits, teacher_logits, student_labels, teacher_labels, temperature)
+    loss = total / sentences.clamp_min(1)
+    return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
+
+
+@final
+class ULDLoss(TokenMean):
+    """Make the sorted probabilities of the student's tokens those of the teacher's (ULD), for different vocabularies.
+
+    Both networks must be given the same text in their own tokens, with the answer's labels of each: override
+    ``unpack_batch`` and ``teacher_inputs``. Where the batch has the student's labels alone, the k-th token of the
+    student's answer is taken for the teacher's too. Prefer ``TokenKDLoss`` wherever the vocabularies agree.
+
+    Args:
+        temperature: Softening of both distributions, > 0, no unit.
+        weight: Factor of this part in the total loss, >= 0.
+
+    Raises:
+        ValueError: If ``temperature`` is not positive, or the weight is negative or not finite.
+    """
+
+    needs_teacher_logits = True
+    needs_target = True
+
+    def __init__(self, *, temperature: Scalar = 1.0, weight: Scalar = 1.0) -> None:
+        super().__init__(weight=weight)
+        check_positive("ULDLoss", temperature=temperature)
+        self.temperature = temperature
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that both networks score tokens.
+
+        Args:
+            student_shapes: Holds the shape of the student's logits.
+            teacher_shapes: Holds the shape of the teacher's logits.
+
+        Raises:
+            ValueError: If one of them does not.
+        """
+        student, teacher = student_shapes.get(LOGITS), teacher_shapes.get(LOGITS)
+        if student is not None and teacher is not None and (len(student) != len(teacher) or len(student) not in (2, 3)):
+            raise ValueError(
+                f"ULDLoss: expected logits (B, T, V) of both networks, got student {student} and teacher {teacher}."
+            )
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Return the unweighted loss of a step, see ``uld_loss``."""
+        if is_empty(step.student_logits):
+            self.divide_by(torch.zeros((), dtype=torch.long))
+            return zero_of(step.student_logits)
+        value: Tensor = self(step.student_logits, step.teacher_logits, target=step.target)
+        return value
+
+    def forward(
+        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, teacher_target: Tensor | None = None
+    ) -> Tensor:
+        """Compute the unweighted loss of a batch of logits, see ``uld_loss``."""
+        labels = target if teacher_target is None else teacher_target
+        total, sentences = _sum(student_logits, teacher_logits, target, labels, self.now(self.temperature))
+        loss = total / self.divide_by(sentences)
+        return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
+
+
+def _sum(
+    student: Tensor, teacher: Tensor, student_labels: Tensor, teacher_labels: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over rows of each one's mean, and the number of rows with an answer."""
+    _check(student, teacher, student_labels, teacher_labels)
+    ahead = 1  # the logits before a token predict it
+    if student.ndim == 2:  # each row is one token, whose logits predict it
+        ahead = 0
+        student, teacher = student.unsqueeze(1), teacher.unsqueeze(1)
+        student_labels, teacher_labels = student_labels.unsqueeze(1), teacher_labels.unsqueeze(1)
+    length = min(student.shape[1], teacher.shape[1])
+    ours, has_ours = _places(student_labels != IGNORE_INDEX, length, ahead)
+    theirs, has_theirs = _places(teacher_labels != IGNORE_INDEX, length, ahead)
+    exists = has_ours & has_theirs
+    tokens = exists.sum(1, keepdim=True)
+    of_row = choose(tokens.clamp_min(1).expand_as(exists).flatten(), exists, axes=0)
+    q = _sorted_probabilities(student, ours, exists, temperature)
+    p = _sorted_probabilities(teacher.detach(), theirs, exists, temperature).to(q.dtype)
+    width = max(q.shape[-1], p.shape[-1])
+    q, p = (F.pad(one, (0, width - one.shape[-1])) for one in (q, p))
+    distance = (q - p).abs().sum(-1)
+    return sum_of_counting(distance / of_row.clamp_min(1), exists), (tokens > 0).sum()
+
+
+def _places(answer: Tensor, length: int, ahead: int) -> tuple[Tensor, Tensor]:
+    """Return where the logits of the k-th answer token stand in each row (B, K), and whether they exist."""
+    order = (~answer).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
+    return (order - ahead).clamp_min(0), answer.gather(1, order) & (order >= ahead)
+
+
+def _sorted_probabilities(logits: Tensor, places: Tensor, exists: Tensor, temperature: float) -> Tensor:
+    """Return the probabilities at the places that exist, in descending order: (M, V)."""
+    rows = choose(logits.gather(1, places.unsqueeze(-1).expand(-1, -1, logits.shape[2])), exists)
+    probabilities = (precise(rows, temperature) / temperature).softmax(-1)
+    return probabilities.sort(-1, descending=True).values
+
+
+def _check(student: Tensor, teacher: Tensor, student_labels: Tensor, teacher_labels: Tensor) -> None:
+    got = (
+        f"logits of student {tuple(student.shape)} and teacher {tuple(teacher.shape)}, labels "
+        f"{tuple(student_labels.shape)} and {tuple(teacher_labels.shape)}"
+    )
+    if student.ndim != teacher.ndim or student.ndim not in (2, 3) or len(student) != len(teacher):
+        raise ValueError(f"uld_loss: expected logits (B, T, V) of the same batch, got {got}.")
+    if student_labels.shape != student.shape[:-1] or teacher_labels.shape != teacher.shape[:-1]:
+        raise ValueError(f"uld_loss: expected labels (B, T) of each network's own tokens, got {got}.")
