@@ -174,7 +174,7 @@ def test_task_loss_takes_every_kind_of_target(target):
         y = torch.where(torch.arange(8) < (4 if target == "some hidden" else 8), -100, y)
     module = support.module(losses=[KDLoss()], task_loss=nn.CrossEntropyLoss(label_smoothing=smoothing))
     with torch.no_grad():
-        task = module.train()._task(module(x), y)
+        task = module.train()._task(module(x), Batch(target=y))
     shown = y != -100 if "hidden" in target else slice(None)
     expected = (
         torch.tensor(0.0)
