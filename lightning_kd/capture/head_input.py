@@ -1,5 +1,7 @@
 """What the output layer of a network is given, recorded before the layer runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,6 +48,16 @@ class HeadInput:
         """End, and drop what was recorded."""
         self.records = self.thin = False
         self.value = None
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Leave calls in a block as they are, and what was recorded before them."""
+        before = self.records, self.thin, self.calls, self.value
+        self.records = self.thin = False
+        try:
+            yield
+        finally:
+            self.records, self.thin, self.calls, self.value = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HeadInput":
         """Give a copy of the network a hook that does nothing."""

@@ -4,7 +4,8 @@ No table says which network needs what: each is asked, by a call with a row as i
 other form. What it needs is then added, or refused with the remedy.
 """
 
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -65,12 +66,21 @@ class Positions:
         network: The network.
         role: ``"student"`` or ``"teacher"``, used in messages.
         may_change: Whether its calls can be changed; else the remedy is told.
+        whole: Has the network compute all of its logits, where a step computes those of one position only.
     """
 
-    def __init__(self, network: nn.Module, role: str, *, may_change: bool) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        role: str,
+        *,
+        may_change: bool,
+        whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self.network = network
         self.role = role
         self.may_change = may_change
+        self.whole = whole
         self.how: How = "as it is"
         """What rows with padding on the left need."""
         self.packed: dict[str, Any] | None = None
@@ -201,7 +211,7 @@ class Positions:
         }
         stops = [0, *(begins[row].nonzero().flatten() + 1).tolist(), given.shape[1]]
         mask = one.get("attention_mask")
-        with undisturbed(self.network):
+        with undisturbed(self.network), self.whole():
             parts = [
                 self._answer({n: v[:, a:b] if _is_along(n, v, one["position_ids"]) else v for n, v in one.items()})
                 for a, b in pairwise(stops)

@@ -60,6 +60,12 @@ class FusedHeads:
             self.student.stop()
             self.teacher.stop()
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Have both networks compute all logits in calls that are no part of the step."""
+        with self.student.pausing(), self.teacher.pausing():
+            yield
+
     def detach(self) -> None:
         """Take the hooks off."""
         self.student.detach()

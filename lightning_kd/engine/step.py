@@ -75,7 +75,7 @@ class TrainingStep:
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
         self.batch_axis = 0
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
-        self.positions = Positions(student, "student", may_change=calls is None)
+        self.positions = Positions(student, "student", may_change=calls is None, whole=self.whole)
         self.teacher_positions: Positions | None = None
         self.class_order: Tensor | None = None
         """Where the teacher has each class of the student, ``None`` if both have the same order."""
@@ -116,7 +116,7 @@ class TrainingStep:
         if self.teacher is not None:
             network, known = self.teacher.called, self.teacher_positions
             if network is not None and (known is None or known.network is not network):
-                self.teacher_positions = Positions(network, "teacher", may_change=True)
+                self.teacher_positions = Positions(network, "teacher", may_change=True, whole=self.whole)
             self.teacher.watch(name for loss in losses for name in loss.teacher_layers if not is_output(name))
 
     def attach(self) -> None:
@@ -140,6 +140,10 @@ class TrainingStep:
     def thin(self) -> AbstractContextManager[None]:
         """Have both networks compute the logits of one position only, where the losses need no others."""
         return _AS_THEY_ARE if self.heads is None else self.heads.thin()
+
+    def whole(self) -> AbstractContextManager[None]:
+        """Have both networks compute all logits in calls that are no part of the step."""
+        return _AS_THEY_ARE if self.heads is None else self.heads.whole()
 
     def detach(self) -> None:
         """Take the hooks off student and teacher."""

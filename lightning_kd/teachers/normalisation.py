@@ -43,8 +43,8 @@ def told_difference(student: nn.Module, teacher: nn.Module) -> str | None:
         return None
     return (
         f"The student's images are normalised by mean {mine[0]} and std {mine[1]}, the teacher's by mean {its[0]} and "
-        f"std {its[1]}, and both see the same batch. If it is normalised for the student, let teacher_inputs(batch, "
-        "args, kwargs) return lightning_kd.teachers.Renormalize.between(student, teacher)(args, kwargs)."
+        f"std {its[1]}, and both see the same batch. If it is normalised for the student, give "
+        "teacher_inputs=lightning_kd.teachers.Renormalize.between(student, teacher)."
     )
 
 
