@@ -65,7 +65,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         student_calls: Which calls of the student the losses compare: its only one (a step with several is refused), or
             of several the first, the last, or each, one after the other, whose mean is taken. What a training step
             calls under ``torch.no_grad()`` does not count.
-        teacher_dtype: Format that the teacher computes in; by default the student's.
+        teacher_dtype: Format that the teacher computes in; by default its own, or that of the Trainer's precision.
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
         metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.

@@ -71,7 +71,7 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
             attribute ``lr``, which takes the place of the optimizer's own.
         lr_scheduler: Makes the learning rate scheduler from the optimizer.
         lr_interval: Whether the scheduler steps every epoch or every optimizer step.
-        teacher_dtype: Format that the teacher computes in; by default the student's.
+        teacher_dtype: Format that the teacher computes in; by default its own, or that of the Trainer's precision.
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
         metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.

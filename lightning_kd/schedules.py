@@ -121,7 +121,7 @@ class LinearSchedule(_Ramp):
         start: Value at the beginning.
         end: Value after ``delay + length``.
         length: Number of epochs or steps that the change takes, >= 1.
-        unit: Whether to count epochs or optimizer steps.
+        unit: Whether to count epochs or optimizer steps, those of all optimizers together, as Lightning does.
         delay: Number of epochs or steps before the change begins, >= 0.
 
     Raises:
@@ -145,7 +145,7 @@ class CosineSchedule(_Ramp):
         start: Value at the beginning.
         end: Value after ``delay + length``.
         length: Number of epochs or steps that the change takes, >= 1.
-        unit: Whether to count epochs or optimizer steps.
+        unit: Whether to count epochs or optimizer steps, those of all optimizers together, as Lightning does.
         delay: Number of epochs or steps before the change begins, >= 0.
 
     Raises:
@@ -168,7 +168,7 @@ class StepSchedule(Schedule):
     Args:
         values: The values, one more than milestones.
         milestones: Epochs or steps at which the next value begins, ascending.
-        unit: Whether to count epochs or optimizer steps.
+        unit: Whether to count epochs or optimizer steps, those of all optimizers together, as Lightning does.
 
     Raises:
         ValueError: If the numbers of values and milestones do not match, or the milestones are not ascending whole
@@ -209,7 +209,7 @@ class WarmUpSchedule(Schedule):
     Args:
         value: Value once warm.
         length: Number of epochs or steps until then, >= 1. Published recipes of DKD and ReviewKD use 20 epochs.
-        unit: Whether to count epochs or optimizer steps.
+        unit: Whether to count epochs or optimizer steps, those of all optimizers together, as Lightning does.
 
     Raises:
         ValueError: If ``length`` is not positive.
