@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.distributed.gather import is_distributed, mean_over_processes
-from lightning_kd.engine.labels import as_class_ids, words_for_labels
+from lightning_kd.engine.labels import WordsForLabels, as_class_ids
 
 
 def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None) -> Tensor:
@@ -30,7 +30,7 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
         raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
     if not isinstance(target, Tensor):  # a loss of the user's own may take it
         return _of_other_target(task_loss, logits, target)
-    with words_for_labels("The task's own loss", target, logits):
+    with WordsForLabels("The task's own loss", target, logits):
         return _term(task_loss, logits, cast(Tensor, as_class_ids(target, logits)))
 
 
