@@ -1,7 +1,7 @@
 """Class ids as losses want them, and the words for those that are out of range."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -60,9 +60,10 @@ def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object
         )
 
 
-@contextmanager
-def words_for_labels(part: str, target: Tensor | None, logits: Tensor | None) -> Iterator[None]:
-    """Say which class ids are out of range if that is why the block fails; torch tells an index only.
+class WordsForLabels:
+    """Says which class ids are out of range if that is why the block fails; torch tells an index only.
+
+    A class of its own, since ``contextlib`` takes several times as long, and a step has a block for each part.
 
     Args:
         part: Which part of the loss is computed.
@@ -72,12 +73,23 @@ def words_for_labels(part: str, target: Tensor | None, logits: Tensor | None) ->
     Raises:
         ValueError: If class ids are out of range.
     """
-    try:
-        yield
-    except (IndexError, RuntimeError) as error:
-        told = str(error)
+
+    __slots__ = ("logits", "part", "target")
+
+    def __init__(self, part: str, target: Tensor | None, logits: Tensor | None) -> None:
+        self.part, self.target, self.logits = part, target, logits
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if isinstance(error, IndexError | RuntimeError):
+            self._say(error)
+
+    def _say(self, error: Exception) -> None:
+        told, target, logits = str(error), self.target, self.logits
         if target is None or logits is None or logits.ndim < 2 or target.is_floating_point():
-            raise
+            return
         classes = logits.shape[1]
         remedy = (
             f"Give ids from 0 to {classes - 1}, or -100 for samples without a label, or build the networks for more "
@@ -85,16 +97,15 @@ def words_for_labels(part: str, target: Tensor | None, logits: Tensor | None) ->
         )
         if "device-side assert" in told:  # after which nothing can be read from the device
             raise RuntimeError(
-                f"{part} failed on the device, mostly because a class id is out of range: {told.splitlines()[0]} The "
-                f"logits have {classes} classes. {remedy}"
+                f"{self.part} failed on the device, mostly because a class id is out of range: {told.splitlines()[0]} "
+                f"The logits have {classes} classes. {remedy}"
             ) from error
         if "out of bounds" not in told:
-            raise
+            return
         ids = target.unique().tolist()
         wrong = [i for i in ids if i != -100 and not 0 <= i < classes]
-        if not wrong:
-            raise
-        raise ValueError(
-            f"{part} reads class ids, and the batch holds {', '.join(map(str, wrong[:5]))}, but the logits have "
-            f"{classes} classes. {remedy}"
-        ) from error
+        if wrong:
+            raise ValueError(
+                f"{self.part} reads class ids, and the batch holds {', '.join(map(str, wrong[:5]))}, but the logits "
+                f"have {classes} classes. {remedy}"
+            ) from error

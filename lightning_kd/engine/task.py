@@ -7,8 +7,22 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.distributed.gather import is_distributed, mean_over_processes
-from lightning_kd.engine.labels import as_class_ids, words_for_labels
+from lightning_kd.engine.labels import WordsForLabels, as_class_ids
 from lightning_kd.engine.model_loss import ModelLoss
+
+_VALUE_BY_VALUE = (
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.HuberLoss,
+    nn.SmoothL1Loss,
+    nn.PoissonNLLLoss,
+    nn.BCELoss,
+    nn.BCEWithLogitsLoss,
+    nn.SoftMarginLoss,
+    nn.HingeEmbeddingLoss,
+    nn.KLDivLoss,
+)
+"""Torch's losses that compare each output with a value of its own, and most of which broadcast unequal shapes."""
 
 
 def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None) -> Tensor:
@@ -17,10 +31,12 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
     Args:
         task_loss: The task's loss on (logits, target). Its ``ignore_index``, if any, marks samples without a label.
         logits: The student's logits.
-        target: Class ids or soft targets.
+        target: Class ids, soft targets or values. Torch's own losses get values of shape (B,) for outputs (B, 1), and
+            the reverse, in the shape of the outputs, and class ids without an axis of length one for the classes.
 
     Raises:
-        ValueError: If there are no logits or no target, or a class id is out of range.
+        ValueError: If there are no logits or no target, a class id is out of range, or one of torch's own losses would
+            broadcast the target over the outputs.
 
     Example:
         >>> task_term(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([-100, -100]))
@@ -31,8 +47,33 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
         raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
     if not isinstance(target, Tensor):  # a loss of the user's own may take it
         return _of_other_target(task_loss, logits, target)
-    with words_for_labels("The task's own loss", target, logits):
+    target = _in_shape(task_loss, logits, target)
+    with WordsForLabels("The task's own loss", target, logits):
         return _term(task_loss, logits, cast(Tensor, as_class_ids(target, logits)))
+
+
+def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
+    """Return the target in the shape that a loss of torch's own wants; other losses get it as it is."""
+    if target.shape == logits.shape:
+        return target
+    if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
+        column = (*logits.shape[:1], 1, *logits.shape[2:])
+        is_column = logits.ndim > 1 and target.shape == column and not target.is_floating_point()
+        return target.squeeze(1) if is_column else target
+    if type(task_loss) not in _VALUE_BY_VALUE:
+        return target
+    shapes = {tuple(logits.shape), tuple(target.shape)}
+    if shapes == {(logits.numel(),), (logits.numel(), 1)}:
+        return target.reshape(logits.shape)
+    try:
+        torch.broadcast_shapes(logits.shape, target.shape)
+    except RuntimeError:  # of which the loss tells
+        return target
+    raise ValueError(
+        f"task_loss {type(task_loss).__name__} compares each output with a value of its own, but the outputs are of "
+        f"shape {tuple(logits.shape)} and the target is of shape {tuple(target.shape)}, which torch would broadcast. "
+        "Override unpack_batch to return a target of the outputs' shape."
+    )
 
 
 def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

@@ -92,7 +92,8 @@ class Evaluation:
         if loader not in self.comparisons:
             check_classes(self.step.objective.leaves, target, logits)
             self.comparisons[loader] = Comparison(self.task.task)
-            self.given[loader] = GivenMetrics(self.metrics)
+            # a loss of probabilities, such as BCELoss, is of this kind
+            self.given[loader] = GivenMetrics(self.metrics, probabilities=self.task.task.kind == "other")
         comparison, given = self.comparisons[loader], self.given[loader]
         if logits is None and (heads := has_heads(call.output)) and prefix not in self._told:
             self._told.add(prefix)

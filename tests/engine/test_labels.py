@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.data import Indexed
-from lightning_kd.engine.labels import check_classes, words_for_labels
+from lightning_kd.engine.labels import WordsForLabels, check_classes
 from lightning_kd.losses import CRDLoss, DKDLoss, KDLoss, MultiLabelKDLoss, MutualLearning, TfKDLoss
 from tests import support
 from tests.support import UserModule, assert_same_weights
@@ -81,7 +81,7 @@ def test_an_id_out_of_range_is_named(name, dtype, wrong, door):
 def test_a_device_that_has_failed_is_explained():
     with (
         pytest.raises(RuntimeError, match=r"(?s)mostly because a class id is out of range.*logits have 3 classes"),
-        words_for_labels("Part 'dkd'", torch.tensor([3]), torch.zeros(1, 3)),
+        WordsForLabels("Part 'dkd'", torch.tensor([3]), torch.zeros(1, 3)),
     ):
         raise RuntimeError("CUDA error: device-side assert triggered\nand so on")
 
@@ -90,7 +90,7 @@ def test_a_device_that_has_failed_is_explained():
 def test_other_errors_stay_as_they_are(text):
     with (
         pytest.raises(RuntimeError, match=f"^{text}$"),
-        words_for_labels("Part 'dkd'", torch.tensor([2]), torch.zeros(1, 3)),
+        WordsForLabels("Part 'dkd'", torch.tensor([2]), torch.zeros(1, 3)),
     ):
         raise RuntimeError(text)
 

@@ -11,6 +11,7 @@ from tests.losses.cases import HELPERS
 NO_IDS = torch.zeros(0, dtype=torch.long)
 EXTRA = {"target": NO_IDS, "log_scale": torch.ones(4), "margin": torch.zeros(4)}
 LEFT_OUT = {*HELPERS, "crd_loss", "mutual_learning_loss", "byot_loss", "hybrid_loss", "vid_loss"}
+LEFT_OUT |= {"qkv_relation_loss", "uld_loss"}
 """These take banks, lists or more; their own tests show empty batches."""
 FORMULAS = {
     name: function
@@ -39,3 +40,21 @@ def test_nothing_costs_nothing(name):
         assert leaf.grad is not None
         return
     raise AssertionError(error)
+
+
+def test_relations_of_no_sentences_cost_nothing():
+    student = [torch.zeros(0, 5, 8, requires_grad=True) for _ in range(3)]
+    value = functional.qkv_relation_loss(
+        student, [torch.zeros(0, 5, 8)] * 3, relation_heads=2, relations={"QQ": 1.0, "KK": 1.0, "VV": 1.0}
+    )
+    value.backward()
+    assert value.item() == 0.0
+    assert all(one.grad is not None for one in student)
+
+
+def test_no_sentences_of_two_vocabularies_cost_nothing():
+    student, ids = torch.zeros(0, 5, 8, requires_grad=True), torch.zeros(0, 5, dtype=torch.long)
+    value = functional.uld_loss(student, torch.zeros(0, 5, 9), ids, ids)
+    value.backward()
+    assert value.item() == 0.0
+    assert student.grad is not None

@@ -59,8 +59,10 @@ class LogitLoss(DistillationLoss, ABC):
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Pick the logits of the heads out of a training step and return the unweighted scalar."""
+        if self.head is None and self.teacher_head is None:
+            return super().evaluate(step)
         heads = self.heads
-        if heads and step.head_of is not None:
+        if step.head_of is not None:
             read = {role: step.head_of(role, head) for role, head in heads.items()}
             step = replace(step, teacher_logits=read["teacher"])
             if "student" in read:

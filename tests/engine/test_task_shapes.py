@@ -1,0 +1,67 @@
+"""Torch's own losses never broadcast a target over the outputs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_kd.engine.task import task_term
+
+LOSSES: list[nn.Module] = [
+    nn.MSELoss(),
+    nn.L1Loss(),
+    nn.HuberLoss(),
+    nn.SmoothL1Loss(),
+    nn.PoissonNLLLoss(),
+    nn.BCEWithLogitsLoss(),
+    nn.SoftMarginLoss(),
+]
+NAMES = [type(loss).__name__ for loss in LOSSES]
+
+
+def _values(*shape: int) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss", LOSSES, ids=NAMES)
+def test_a_column_and_a_row_are_compared_one_to_one(loss: nn.Module) -> None:
+    outputs, target = _values(6, 1) - 0.5, _values(6)
+    expected = torch.stack([loss(outputs[i, 0], target[i]) for i in range(6)]).mean()
+    torch.testing.assert_close(task_term(loss, outputs, target), expected)
+    torch.testing.assert_close(task_term(loss, outputs[:, 0], target[:, None]), expected)
+    assert torch.equal(task_term(loss, outputs, target[:, None]), loss(outputs, target[:, None]))
+
+
+def test_chances_too() -> None:
+    outputs, target = _values(6, 1), torch.tensor([0.0, 1.0, 1.0, 0.0, 0.0, 1.0])
+    assert torch.equal(task_term(nn.BCELoss(), outputs, target), nn.BCELoss()(outputs, target[:, None]))
+
+
+@pytest.mark.parametrize("loss", LOSSES[:5], ids=NAMES[:5])
+@pytest.mark.parametrize(("of_outputs", "of_target"), [((6, 3), (6, 1)), ((3, 3), (3,)), ((6, 1, 4), (6, 4))])
+def test_other_shapes_that_would_broadcast_are_refused(
+    loss: nn.Module, of_outputs: tuple[int, ...], of_target: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=type(loss).__name__) as told:
+        task_term(loss, _values(*of_outputs), _values(*of_target))
+    assert str(of_outputs) in str(told.value)
+    assert str(of_target) in str(told.value)
+
+
+def test_a_loss_of_the_users_own_gets_what_the_batch_holds() -> None:
+    class Own(nn.MSELoss):
+        def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002
+            assert target.shape == (6,)
+            return super().forward(input[:, 0], target)
+
+    outputs, target = _values(6, 1), _values(6)
+    assert torch.equal(task_term(Own(), outputs, target), nn.MSELoss()(outputs[:, 0], target))
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss()], ids=["CrossEntropyLoss", "NLLLoss"])
+@pytest.mark.parametrize("narrow", [torch.int64, torch.int32])
+def test_class_ids_lose_their_axis_of_one(loss: nn.Module, narrow: torch.dtype) -> None:
+    for axes in ((), (2, 2)):
+        outputs = _values(4, 3, *axes)
+        ids = torch.randint(0, 3, (4, 1, *axes), generator=torch.Generator().manual_seed(1))
+        assert torch.equal(task_term(loss, outputs, ids.to(narrow)), loss(outputs, ids[:, 0]))
