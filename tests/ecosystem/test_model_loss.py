@@ -113,8 +113,8 @@ def test_a_model_without_a_loss_is_told():
     module = support.module(task_loss="model")
     with pytest.raises(ValueError, match=r"the output of ConvNet holds none. Give batches with the labels"):
         support.fit(module)
-    with pytest.raises(ValueError, match="expected task_loss to be a module or 'model', got 'modle'"):
-        support.module(task_loss="modle")
+    with pytest.raises(ValueError, match="expected task_loss to be a module or 'model', got 'modl'"):
+        support.module(task_loss="modl")
 
 
 def test_in_yaml(tmp_path):
