@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import unit, upcast
+from lightning_kd.losses.tensors import unit, upcast_alike
 from lightning_kd.projectors import IdentityProjector, Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 
@@ -62,7 +62,7 @@ def embedding_loss(student: Tensor, teacher: Tensor, *, kind: Kind = "cosine", n
             f"embedding_loss: expected embeddings (B, D) or (B, N, D), got student {tuple(student.shape)} and teacher "
             f"{tuple(teacher.shape)}; use HintLoss for feature maps."
         )
-    student, teacher = upcast(student), upcast(teacher.detach())
+    student, teacher = upcast_alike(student, teacher.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
     if kind == "cosine":

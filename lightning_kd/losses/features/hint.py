@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, upcast
+from lightning_kd.losses.tensors import pool_to_smaller, upcast_alike
 from lightning_kd.projectors import Projector, check_template, default_projector
 from lightning_kd.schedules import Scalar
 
@@ -45,7 +45,7 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Reference:
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015, arXiv:1412.6550.
     """
-    student, teacher = upcast(student), upcast(teacher.detach())
+    student, teacher = upcast_alike(student, teacher.detach())
     if student.ndim == teacher.ndim == 4 and student.shape[:2] == teacher.shape[:2]:
         student, teacher = pool_to_smaller(student, teacher)
     check_same_shape(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_shape
-from lightning_kd.losses.tensors import add_up, upcast
+from lightning_kd.losses.tensors import add_up, upcast_alike
 from lightning_kd.schedules import Scalar
 
 _LEVELS = (4, 2, 1)
@@ -49,7 +49,7 @@ def hcl_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """
     check_maps("hcl_loss", tuple(student.shape), tuple(teacher.shape))
     check_same_shape("hcl_loss", student, teacher, "bring the student to the teacher's shape, as ReviewKDLoss does")
-    student, teacher = upcast(student), upcast(teacher.detach())
+    student, teacher = upcast_alike(student, teacher.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
     loss, weight, total = F.mse_loss(student, teacher), 1.0, 1.0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import pool_to_smaller, upcast
+from lightning_kd.losses.tensors import pool_to_smaller, upcast, upcast_alike
 from lightning_kd.projectors import width
 from lightning_kd.schedules import Scalar
 
@@ -61,7 +61,7 @@ def vid_loss(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: floa
         return upcast(prediction).sum() * 0.0
     others = [axis for axis in range(target.ndim) if axis != (2 if target.ndim == 3 else 1)]
     with torch.autocast(device_type=target.device.type, enabled=False):
-        squares = F.mse_loss(upcast(prediction), upcast(target.detach()), reduction="none").mean(others)
+        squares = F.mse_loss(*upcast_alike(prediction, target.detach()), reduction="none").mean(others)
         variance = F.softplus(upcast(log_scale)) + eps
         return 0.5 * (squares / variance + variance.log()).mean()
 

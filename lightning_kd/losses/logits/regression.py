@@ -10,7 +10,7 @@ from lightning_kd.capture.heads import Head
 from lightning_kd.losses.base import Shape
 from lightning_kd.losses.checks import check_not_negative, check_positive, check_same_shape
 from lightning_kd.losses.logits.base import LogitLoss
-from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tensors import upcast_alike
 from lightning_kd.schedules import Scalar
 
 Kind = Literal["mse", "huber", "bounded"]
@@ -72,7 +72,7 @@ def regression_kd_loss(
     """
     _check_options("regression_kd_loss", kind, delta, margin)
     check_same_shape("regression_kd_loss", student, teacher, _REMEDY)
-    student, teacher = upcast(student), upcast(teacher.detach())
+    student, teacher = upcast_alike(student, teacher.detach())
     if student.numel() == 0:
         return student.sum() * 0.0
     if kind == "mse":
