@@ -351,8 +351,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
                 task = output.get("loss") if isinstance(output, Mapping) else output
                 if not isinstance(task, Tensor):  # no step, or none that the Trainer takes
                     return output
-                calls = capture.counting_calls()
-                total = run.loss(pl_module, batch, read, calls, task)
+                total = run.loss(pl_module, batch, read, capture.counting_calls(), task)
             return {**output, "loss": total} if isinstance(output, Mapping) else total
 
         return training_step
@@ -386,11 +385,10 @@ class DistillationCallback(ReadsOutputs, FitHooks):
 
     def _wrap_state(self, pl_module: LightningModule) -> None:
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""
-        names = {part: name for name, part in pl_module.named_modules()}
         self._patches.add(
             pl_module.register_state_dict_post_hook(drop_losses),
             pl_module.register_load_state_dict_pre_hook(fill_losses),
-            pl_module.register_load_state_dict_pre_hook(functools.partial(_check_student, names[self.run.student])),
+            pl_module.register_load_state_dict_pre_hook(functools.partial(_check_student, self._student_name)),
         )
 
     def _place_teacher(self, trainer: Trainer) -> None:

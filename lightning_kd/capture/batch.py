@@ -104,7 +104,9 @@ def read_if_known(hooks: Hooks, batch: Any) -> Batch:
     """Take a batch apart, or return an empty one if its form is not known."""
     try:
         return hooks.unpack_batch(batch)
-    except Exception:  # under the callback a batch may have any form, as long as no loss needs it
+    except Exception:
+        # Under the callback a batch may have any form as long as no loss needs it. A loss that needs it takes the batch
+        # apart again in the first step, where the user sees the error.
         return Batch()
 
 

@@ -30,7 +30,7 @@ def fingerprint(module: nn.Module) -> dict[str, int]:
                 bits = whole.detach().view(_AS_INTEGERS[whole.element_size()])
                 # a sum in the numbers' own format is ten times faster; it wraps around, which changes nothing
                 value = bits.sum(dtype=bits.dtype if bits.element_size() >= 4 else torch.int64).long()
-            except (RuntimeError, NotImplementedError, KeyError, TypeError, ValueError):
+            except (RuntimeError, NotImplementedError, KeyError, TypeError, ValueError):  # no memory to be read
                 continue
             if not value.is_meta:
                 sums.setdefault(value.device, {})[name] = value

@@ -61,6 +61,29 @@ def mean_over_processes(tensor: Tensor) -> Tensor:
     return total / dist.get_world_size()
 
 
+def share_of_all(mean: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Turn this process's mean over what it counts into its share of the mean over what all processes count.
+
+    .. math::
+        L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
+
+    for process :math:`p` of :math:`W`, with :math:`N_p` labels or tokens and the mean :math:`\bar L_p` over these. DDP
+    averages the gradients over the processes, which gives the gradient of the mean over all. Each process must call
+    this once in a step, also with an empty batch.
+
+    Args:
+        mean: Mean over what this process counts, 0 without any.
+        count: How many these are.
+
+    Returns:
+        The share, and how many these are on average over the processes.
+    """
+    if not is_distributed():
+        return mean, count
+    average = mean_over_processes(count.to(torch.promote_types(mean.dtype, torch.float32)))
+    return mean * (count / torch.where(average > 0, average, 1.0)).to(mean.dtype), average
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

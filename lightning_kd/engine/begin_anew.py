@@ -123,6 +123,6 @@ def _changes(loss: DistillationLoss) -> int:
     return sum(version_of(weight) for part in given for weight in part.parameters(recurse=False))
 
 
-def fingerprint(targets: Tensor | None) -> int | None:
+def fingerprint_of_labels(targets: Tensor | None) -> int | None:
     """Return a number that differs for other class ids, or the same in another order; ``None`` without any."""
     return None if targets is None else zlib.crc32(targets.detach().cpu().long().numpy().tobytes())

@@ -88,6 +88,9 @@ class ModelLoss:
         loss_type = getattr(original(self.student), "loss_type", None)
         if loss_type not in _OVER_LABELS or not isinstance(target, Tensor) or target.ndim < 2:
             return None
+        return self._labelled(target)
+
+    def _labelled(self, target: Tensor) -> Tensor:
         return ((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum()
 
     def count(self, target: Any) -> int:
@@ -96,7 +99,7 @@ class ModelLoss:
             return 1
         if target.is_floating_point() or target.ndim < 2:
             return len(target)
-        return int(((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum())
+        return int(self._labelled(target))
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -15,7 +15,7 @@ from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Ran, Trace
-from lightning_kd.engine.begin_anew import Owner, claim, fingerprint
+from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
     check_first_values,
     check_not_lazy,
@@ -146,7 +146,7 @@ class SetUp:
             ValueError: If the losses come from a checkpoint, and remember other data.
         """
         self.claim()
-        labels = fingerprint(targets)
+        labels = fingerprint_of_labels(targets)
         if self.shapes is None:
             remembering = [loss for loss in self.step.objective.components if loss.needs_index]
         else:

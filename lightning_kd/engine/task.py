@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.distributed.gather import is_distributed, mean_over_processes
+from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import WordsForLabels, as_class_ids
 from lightning_kd.engine.model_loss import ModelLoss
 
@@ -117,16 +117,13 @@ def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | 
 def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target: Any) -> tuple[Tensor, Tensor | None]:
     """Turn a task's mean over this process's labels into its share of the mean over the labels of all processes.
 
-    See ``DistillationLoss.of_all``. Every process must call this once in a step.
+    See ``share_of_all``. Every process must call this once in a step.
 
     Returns:
         The share, and over how much the mean is, on average over the processes; ``None`` if it is over the rows.
     """
     count = labels_of(task_loss, target)
-    if count is None or not is_distributed():
-        return task, count
-    average = mean_over_processes(count.to(torch.promote_types(task.dtype, torch.float32)))
-    return task * (count / torch.where(average > 0, average, 1.0)).to(task.dtype), average
+    return (task, None) if count is None else share_of_all(task, count)
 
 
 def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.heads import Head
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
-from lightning_kd.distributed.gather import gather, is_distributed, mean_over_processes, pad_to_longest
+from lightning_kd.distributed.gather import gather, pad_to_longest, share_of_all
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
@@ -105,7 +105,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     mean of the valid ones is taken; or the others are set to zero and the mean is taken over the valid ones. ``None``
     if the loss cannot leave them out. May depend on the options."""
     reads_raw: ClassVar[bool] = False
-    """The layers are read as they are: the loss knows what their axes mean, and leaves out padding itself."""
+    """The layers are read as they are: the loss knows what their axes mean, and leaves out padding itself, by the
+    ``mask`` that its ``forward`` gets."""
     pairs_layers: ClassVar[bool] = True
     """Each student layer is compared with a teacher layer."""
     needs_target: bool = False
@@ -295,7 +296,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["index"] = step.index
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
-        padded = step.mask is not None and step.mask.ndim == 2 and self.reads_text
+        mask = step.mask if step.mask is not None and step.mask.ndim == 2 else None
+        if self.reads_raw:
+            extra["mask"] = mask
+        padded = mask is not None and self.reads_text
         if self.relational and self.gather:
             if padded and self.masking == "zero":  # batches are padded to other lengths elsewhere
                 args = [_padded(arg) for arg in args]
@@ -312,8 +316,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         if not isinstance(value, Tensor):
             raise TypeError(f"{type(self).__name__}: forward must return a tensor, got {type(value).__name__}.")
         if padded and self.masking == "rescale":
-            assert step.mask is not None
-            value = value * (step.mask.numel() / step.mask.sum().clamp_min(1))
+            assert mask is not None
+            value = value * (mask.numel() / mask.sum().clamp_min(1))
         return self.of_all(value, self._tokens(step)) if self.means_over_tokens else value
 
     @property
@@ -331,24 +335,14 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         return torch.tensor(value.shape[:2].numel(), device=value.device)
 
     def of_all(self, mean: Tensor, count: Tensor) -> Tensor:
-        r"""Turn this process's mean over what it counts into its share of the mean over what all processes count.
-
-        .. math::
-            L_p = \frac{W}{\sum_q N_q} N_p \bar L_p
-
-        for process :math:`p` of :math:`W`, with :math:`N_p` labels or tokens and the mean :math:`\bar L_p` over these.
-        DDP averages the gradients over the processes, which gives the gradient of the mean over all. Each process must
-        call this once in a step, also with an empty batch.
+        """Return this process's share of the mean over all processes, and note the count; see ``share_of_all``.
 
         Args:
-            mean: Mean over what this process counts, 0 without any.
+            mean: Mean over the labels or tokens of this process, 0 without any.
             count: How many these are.
         """
-        if not is_distributed():
-            self.counted = count
-            return mean
-        self.counted = average = mean_over_processes(count.to(torch.promote_types(mean.dtype, torch.float32)))
-        return mean * (count / torch.where(average > 0, average, 1.0)).to(mean.dtype)
+        share, self.counted = share_of_all(mean, count)
+        return share
 
     def read_layers(self, role: Literal["student", "teacher"], step: StepTensors) -> Tensor | list[Tensor]:
         """Return the values of a role's layers, each in the order that the loss reads, without padding."""

@@ -567,6 +567,7 @@ def test_function_and_component_describe_an_option_alike(case: Case) -> None:
     assert case.function is not None
     formula, component = inspect.signature(case.function).parameters, inspect.signature(case.loss).parameters
     for name in (formula.keys() & component.keys()) - {"student", "teacher"}:
-        if component[name].default != "auto":  # what a component finds out, a function must be told
+        # a component can look at the networks and choose; a function gets tensors alone, so it has another default
+        if component[name].default != "auto":
             assert formula[name].default == component[name].default
             assert _described(case.function)[name] == _described(case.loss)[name]

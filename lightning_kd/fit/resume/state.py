@@ -116,7 +116,8 @@ class ResumeState:
         self._processes = saved["processes"]
         self.evaluation.teacher_accuracy = saved["teacher_accuracy"]
         objective = self.setup.step.objective
-        if len(objective.stages) == len(saved["stages"]):  # else the losses are others, which has been told
+        # with other losses the stages are others too; the comparison below tells the user that the losses differ
+        if len(objective.stages) == len(saved["stages"]):
             for stage, (length, unit) in zip(objective.stages, saved["stages"], strict=True):
                 stage.length, stage.unit = length, unit
         objective.forget_goals()

@@ -7,9 +7,9 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers, Shape, StepTensors
+from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.pairs import LayerPairLoss
-from lightning_kd.losses.tensors import add_up, is_empty, pair_up, upcast, zero_of
+from lightning_kd.losses.tensors import add_up, pair_up, upcast
 from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
@@ -147,15 +147,6 @@ class AttentionMatrixLoss(LayerPairLoss):
             pair = f"AttentionMatrixLoss, student layer {student!r} and teacher layer {teacher!r}"
             ours, theirs = student_shapes[student], teacher_shapes[teacher]
             _check_shapes(pair, ours, (*ours[:1], *theirs[1:]), self.heads)
-
-    def evaluate(self, step: StepTensors) -> Tensor:
-        """Return the unweighted loss of a step, without padded tokens."""
-        ours, theirs = self.read_layers("student", step), self.read_layers("teacher", step)
-        if is_empty(ours):
-            return zero_of(ours)
-        mask = step.mask if step.mask is not None and step.mask.ndim == 2 else None
-        value: Tensor = self(ours, theirs, mask)
-        return value
 
     def forward(
         self, student: Tensor | list[Tensor], teacher: Tensor | list[Tensor], mask: Tensor | None = None

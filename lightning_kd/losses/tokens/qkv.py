@@ -7,8 +7,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape, StepTensors
-from lightning_kd.losses.tensors import is_empty, upcast, zero_of
+from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.losses.tensors import upcast
 from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
@@ -147,15 +147,6 @@ class QKVRelationLoss(DistillationLoss):
         ours = [student_shapes[name] for name in self.student_layers]
         theirs = [(*ours[0][:1], *teacher_shapes[name][1:]) for name in self.teacher_layers]
         _check_shapes("QKVRelationLoss", ours, theirs, self.relation_heads, self.relations)
-
-    def evaluate(self, step: StepTensors) -> Tensor:
-        """Return the unweighted loss of a step, without padded tokens."""
-        ours, theirs = self.read_layers("student", step), self.read_layers("teacher", step)
-        if is_empty(ours):
-            return zero_of(ours)
-        mask = step.mask if step.mask is not None and step.mask.ndim == 2 else None
-        value: Tensor = self(ours, theirs, mask)
-        return value
 
     def forward(self, student: list[Tensor], teacher: list[Tensor], mask: Tensor | None = None) -> Tensor:
         """Compute the unweighted loss of queries, keys and values, see ``qkv_relation_loss``."""
