@@ -3,6 +3,7 @@
 What needs a GPU is left out where there is none.
 """
 
+import logging
 import os
 from importlib.util import find_spec
 
@@ -25,6 +26,12 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
+
+
+@pytest.fixture(autouse=True)
+def _told_at_info():
+    """Examples that a test runs quiet Lightning's logger for the whole process; later tests read what it tells."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
 
 
 @pytest.fixture(autouse=True)
