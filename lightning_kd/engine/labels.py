@@ -1,7 +1,6 @@
 """Class ids as losses want them, and the words for those that are out of range."""
 
 from collections.abc import Iterable
-from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -60,12 +59,13 @@ def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object
         )
 
 
-class WordsForLabels:
-    """Says which class ids are out of range if that is why the block fails; torch tells an index only.
+def say_of_labels(error: Exception, part: str, target: object, logits: Tensor | None) -> None:
+    """Say which class ids are out of range if that is why a loss has failed; torch tells an index only.
 
-    A class of its own, since ``contextlib`` takes several times as long, and a step has a block for each part.
+    Called where the failure is caught, since a context manager would cost each part of each step something.
 
     Args:
+        error: What the loss has raised.
         part: Which part of the loss is computed.
         target: The target that it reads.
         logits: The student's logits.
@@ -73,39 +73,25 @@ class WordsForLabels:
     Raises:
         ValueError: If class ids are out of range.
     """
-
-    __slots__ = ("logits", "part", "target")
-
-    def __init__(self, part: str, target: Tensor | None, logits: Tensor | None) -> None:
-        self.part, self.target, self.logits = part, target, logits
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if isinstance(error, IndexError | RuntimeError):
-            self._say(error)
-
-    def _say(self, error: Exception) -> None:
-        told, target, logits = str(error), self.target, self.logits
-        if target is None or logits is None or logits.ndim < 2 or target.is_floating_point():
-            return
-        classes = logits.shape[1]
-        remedy = (
-            f"Give ids from 0 to {classes - 1}, or -100 for samples without a label, or build the networks for more "
-            "classes."
-        )
-        if "device-side assert" in told:  # after which nothing can be read from the device
-            raise RuntimeError(
-                f"{self.part} failed on the device, mostly because a class id is out of range: {told.splitlines()[0]} "
-                f"The logits have {classes} classes. {remedy}"
-            ) from error
-        if "out of bounds" not in told:
-            return
-        ids = target.unique().tolist()
-        wrong = [i for i in ids if i != -100 and not 0 <= i < classes]
-        if wrong:
-            raise ValueError(
-                f"{self.part} reads class ids, and the batch holds {', '.join(map(str, wrong[:5]))}, but the logits "
-                f"have {classes} classes. {remedy}"
-            ) from error
+    told = str(error)
+    if not isinstance(target, Tensor) or logits is None or logits.ndim < 2 or target.is_floating_point():
+        return
+    classes = logits.shape[1]
+    remedy = (
+        f"Give ids from 0 to {classes - 1}, or -100 for samples without a label, or build the networks for more "
+        "classes."
+    )
+    if "device-side assert" in told:  # after which nothing can be read from the device
+        raise RuntimeError(
+            f"{part} failed on the device, mostly because a class id is out of range: {told.splitlines()[0]} "
+            f"The logits have {classes} classes. {remedy}"
+        ) from error
+    if "out of bounds" not in told:
+        return
+    ids = target.unique().tolist()
+    wrong = [i for i in ids if i != -100 and not 0 <= i < classes]
+    if wrong:
+        raise ValueError(
+            f"{part} reads class ids, and the batch holds {', '.join(map(str, wrong[:5]))}, but the logits "
+            f"have {classes} classes. {remedy}"
+        ) from error

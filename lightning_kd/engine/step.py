@@ -19,7 +19,7 @@ from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
-from lightning_kd.engine.labels import WordsForLabels, as_class_ids
+from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.engine.reading import Reading
 from lightning_kd.losses.base import DistillationLoss, StepTensors
@@ -344,8 +344,10 @@ def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def _value(name: str, evaluate: Callable[[StepTensors], Tensor], tensors: StepTensors) -> Tensor:
     try:
-        with WordsForLabels(f"Part {name!r}", tensors.target, tensors.student_logits):
-            return scalar(name, evaluate(tensors))
+        return scalar(name, evaluate(tensors))
+    except (IndexError, RuntimeError) as error:
+        say_of_labels(error, f"Part {name!r}", tensors.target, tensors.student_logits)
+        raise
     except ValueError as error:
         if not str(error).startswith("Expected more than 1 value per channel"):
             raise

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.distributed.gather import share_of_all
-from lightning_kd.engine.labels import WordsForLabels, as_class_ids
+from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.model_loss import ModelLoss
 
 _VALUE_BY_VALUE = (
@@ -48,8 +48,11 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
     if not isinstance(target, Tensor):  # a loss of the user's own may take it
         return _of_other_target(task_loss, logits, target)
     target = _in_shape(task_loss, logits, target)
-    with WordsForLabels("The task's own loss", target, logits):
+    try:
         return _term(task_loss, logits, cast(Tensor, as_class_ids(target, logits)))
+    except (IndexError, RuntimeError) as error:
+        say_of_labels(error, "The task's own loss", target, logits)
+        raise
 
 
 def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

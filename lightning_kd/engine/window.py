@@ -24,6 +24,8 @@ class TokenWindow:
         self.first: Tensor | None = None
         self.tokens: Tensor | None = None
         self._told = False
+        self._goal: Goal | None = None
+        self._has_tokens = False
 
     def begin(self) -> None:
         """Forget a window that an earlier fit has broken off."""
@@ -39,7 +41,9 @@ class TokenWindow:
             of_task: Over how many labels the task's own loss is a mean, ``None`` if it is no such mean; empty if there
                 is no such loss.
         """
-        if not any(isinstance(loss, TokenMean) for _, loss in goal.active) or _micro_batches(module) == 1:
+        if goal is not self._goal:
+            self._goal, self._has_tokens = goal, any(isinstance(loss, TokenMean) for _, loss in goal.active)
+        if not self._has_tokens or _micro_batches(module) == 1:
             return total
         count = _common_count(goal, of_task)
         if count is None:

@@ -19,6 +19,8 @@ RUN_IS_MADE_OF = ("student", "teacher", "losses", "task_weight")
 EVALUATION_READS = ("task_loss", "metrics")
 """Attributes of a module that its evaluations read."""
 
+_WATCHED = frozenset({*RUN_IS_MADE_OF, *EVALUATION_READS})
+
 
 class ReplaceableParts(LightningModule):
     """A module whose parts may be assigned between two fits; the next fit takes them."""
@@ -34,12 +36,15 @@ class ReplaceableParts(LightningModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what the run is made of gives a new run, and is refused while a fit goes on."""
-        if name in RUN_IS_MADE_OF and "run" in self.__dict__:
+        if (value is None or type(value) is str) and name in self.__dict__ and name not in _WATCHED:
+            # Lightning 2.6 sets the name of each hook on the module, 44 times a step, for which torch takes 0.1 ms
+            object.__setattr__(self, name, value)
+        elif name in RUN_IS_MADE_OF and "run" in self.__dict__:
             self._replace_part(name, value)
-            return
-        super().__setattr__(name, value)
-        if name in EVALUATION_READS and "run" in self.__dict__:
-            self._tell_task()
+        else:
+            super().__setattr__(name, value)
+            if name in EVALUATION_READS and "run" in self.__dict__:
+                self._tell_task()
 
     def _replace_part(self, name: str, value: Any) -> None:
         before = self.run

@@ -335,13 +335,11 @@ class DistillationRun:
 
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""
-        counts = {
-            part: loss.counted
-            for name, loss in self.objective.named.items()
-            for part in terms.parts
-            if loss.counted is not None and part.split("/")[0] == name
-        }
-        return counts if of_task is None else {"task": of_task, **counts}
+        counts = {} if of_task is None else {"task": of_task}
+        for name, loss in self.objective.named.items():
+            if loss.counted is not None:
+                counts.update({part: loss.counted for part in terms.parts if part.split("/")[0] == name})
+        return counts
 
     @contextmanager
     def _gradients_told_first(self, module: LightningModule) -> Iterator[None]:

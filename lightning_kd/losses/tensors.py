@@ -143,12 +143,13 @@ def exact_if_small(value: Tensor, size: float, temperature: float | Tensor, exac
     """
     soft = not isinstance(temperature, Tensor) and temperature >= 10.0
     small = _SMALL_WHEN_SOFT if soft else _SMALL
+    looks = can_look(value)
+    if looks and value.detach().sum().item() / size >= small:
+        return value
     with torch.no_grad():
         mean = value.sum() / size
-        if can_look(value) and mean.item() >= small:
-            return value
         number = exact().clamp_min(0.0).to(value.dtype)
-        if not can_look(value):
+        if not looks:
             number = torch.where(mean < small, number, value)
     return number + (value - value.detach())
 

@@ -174,6 +174,9 @@ class FrozenTeacher(Teacher):
 
     def alone(self) -> AbstractContextManager[object]:
         """Hold the lock of the network, on whose layers the hooks of fits in several threads may hang."""
+        lock = _LOCKS.get(self.module)
+        if lock is not None:
+            return lock
         with _GUARD:
             return _LOCKS.setdefault(self.module, threading.RLock())
 

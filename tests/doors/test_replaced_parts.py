@@ -148,3 +148,23 @@ def test_what_is_no_loss_is_refused_at_once():
         made.losses = [HintLoss(student="feature", teacher="features")]
     with pytest.raises(ValueError, match=r"share"):
         made.teacher = made.student
+
+
+def test_attributes_of_a_users_own_are_set_as_torch_sets_them():
+    own = module(net(1), None, None, task_loss=nn.CrossEntropyLoss())
+    own.note, own.layer, own.scale = "first", nn.Linear(2, 2), nn.Parameter(torch.ones(1))
+    own.register_buffer("mean", torch.zeros(1))
+    own.note = None
+    own.layer = own.mean = None
+    with pytest.raises(TypeError, match="cannot assign 'str' as parameter 'scale'"):
+        own.scale = "wide"
+    assert own.note is None
+    assert {"layer.weight", "mean"}.isdisjoint(own.state_dict())
+    assert "scale" in own.state_dict()
+
+
+def test_a_task_loss_that_is_a_name_is_told_too():
+    own = module(net(1), None, None, task_loss=nn.MSELoss())
+    assert own.run.task.of_loss.kind == "regression"
+    own.task_loss = "model"
+    assert own.run.task.of_loss.kind is None
