@@ -42,6 +42,8 @@ class ReplaceableParts(LightningModule):
         elif name in RUN_IS_MADE_OF and "run" in self.__dict__:
             self._replace_part(name, value)
         else:
+            if name == "task_loss" and isinstance(value, str) and name not in self.__dict__ and hasattr(self, name):
+                delattr(self, name)  # torch refuses a name in the place of a module
             super().__setattr__(name, value)
             if name in EVALUATION_READS and "run" in self.__dict__:
                 self._tell_task()

@@ -168,3 +168,5 @@ def test_a_task_loss_that_is_a_name_is_told_too():
     assert own.run.task.of_loss.kind == "regression"
     own.task_loss = "model"
     assert own.run.task.of_loss.kind is None
+    own.task_loss = nn.MSELoss()
+    assert own.run.task.of_loss.kind == "regression"
