@@ -428,7 +428,7 @@ def test_all_that_is_no_padding_cannot_count_where_the_mask_is_of_other_tokens()
     class ForConditionalGeneration(torch.nn.Module):
         config = SimpleNamespace(is_encoder_decoder=True)
 
-    with pytest.raises(ValueError, match="tokens='mask' counts the tokens of attention_mask.*labels decide"):
+    with pytest.raises(ValueError, match=r"counts the tokens of attention_mask.*labels decide"):
         TokenKDLoss(tokens="mask", shift=False).see_networks(ForConditionalGeneration(), None)
 
 
