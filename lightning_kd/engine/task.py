@@ -61,6 +61,7 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
         column = (*logits.shape[:1], 1, *logits.shape[2:])
+        _check_class_axis(task_loss, logits, target)
         is_column = logits.ndim > 1 and target.shape == column and not target.is_floating_point()
         return target.squeeze(1) if is_column else target
     if type(task_loss) not in _VALUE_BY_VALUE:
@@ -77,6 +78,17 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         f"shape {tuple(logits.shape)} and the target is of shape {tuple(target.shape)}, which torch would broadcast. "
         "Override unpack_batch to return a target of the outputs' shape."
     )
+
+
+def _check_class_axis(task_loss: nn.Module, logits: Tensor, target: Tensor) -> None:
+    """Refuse logits of tokens (B, T, V), which torch would take for V positions of T classes."""
+    if logits.ndim == 3 and target.shape == logits.shape[:2] and target.shape[1] != logits.shape[2]:
+        raise ValueError(
+            f"task_loss {type(task_loss).__name__} reads the classes from the second axis, but logits "
+            f"{tuple(logits.shape)} with labels {tuple(target.shape)} are those of tokens. Give "
+            "TokenKDLoss(cross_entropy=1.0) in its place, task_loss='model' for the loss that a model of Hugging Face "
+            "computes itself, or a module of your own that knows which token a position predicts."
+        )
 
 
 def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:

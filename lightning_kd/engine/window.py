@@ -77,7 +77,13 @@ class TokenWindow:
 
 
 def _micro_batches(module: LightningModule) -> int:
-    return int(module.trainer.accumulate_grad_batches)
+    try:
+        return int(module.trainer.accumulate_grad_batches)
+    except (
+        RuntimeError,
+        AttributeError,
+    ):  # a loop of the user's own has no Trainer, and Fabric's stand-in no such option
+        return 1
 
 
 def _common_count(goal: Goal, of_task: Sequence[Tensor | None]) -> Tensor | None:

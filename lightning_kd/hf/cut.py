@@ -82,6 +82,7 @@ def student_from_teacher(teacher: M, layers: Layers) -> M:
     made = _config_of(config, stacks, keep)
     with isolated_random_state():
         student: M = type(network)(made)
+    _leave_out_absent(network, student)
     first = next(network.parameters())
     student.to(device=first.device, dtype=first.dtype)
     places = {stack.name: keep[stack.name] for stack in stacks}
@@ -187,6 +188,19 @@ def _config_of(config: Any, stacks: Sequence[Stack], keep: Mapping[str, list[int
     for name, value in changes.items():
         setattr(made, names.get(name, name), value)
     return made
+
+
+def _leave_out_absent(teacher: nn.Module, student: nn.Module) -> None:
+    """Drop what the teacher was made without, such as the pooler by ``add_pooling_layer=False``.
+
+    That is an argument of the class, not an entry of the configuration, so the student was made with it.
+    """
+    for name, _ in list(student.named_children()):
+        if getattr(teacher, name, student) is None:
+            setattr(student, name, None)
+    inner = getattr(teacher, "base_model_prefix", "")
+    if inner and isinstance(getattr(student, inner, None), nn.Module):
+        _leave_out_absent(getattr(teacher, inner), getattr(student, inner))
 
 
 def _copy_weights(teacher: nn.Module, student: nn.Module, places: Mapping[str, list[int]]) -> None:

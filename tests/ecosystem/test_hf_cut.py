@@ -121,6 +121,16 @@ def test_which_layers():
             kept_layers(wrong, 4, "model")
 
 
+def test_what_the_teacher_was_made_without_is_left_out():
+    torch.manual_seed(0)
+    teacher = hf.BertModel(hf.BertConfig(**TEXT), add_pooling_layer=False).eval()
+    student = student_from_teacher(teacher, [0, 3]).eval()
+    assert student.pooler is None
+    assert not [name for name in student.state_dict() if "pooler" in name]
+    teacher.encoder.layer = nn.ModuleList([teacher.encoder.layer[0], teacher.encoder.layer[3]])
+    assert torch.equal(student(**IDS).last_hidden_state, teacher(**IDS).last_hidden_state)
+
+
 def test_each_side_its_own():
     teacher, inputs = made("bart")
     student = student_from_teacher(teacher, layers={"decoder": [0, 2]})

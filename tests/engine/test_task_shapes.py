@@ -48,6 +48,14 @@ def test_other_shapes_that_would_broadcast_are_refused(
     assert str(of_target) in str(told.value)
 
 
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss()], ids=["CrossEntropyLoss", "NLLLoss"])
+def test_logits_of_tokens_are_refused_with_the_remedy(loss: nn.Module) -> None:
+    logits, labels = _values(4, 6, 50), torch.zeros(4, 6, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"\(4, 6, 50\) with labels \(4, 6\).*cross_entropy=1.0.*task_loss='model'"):
+        task_term(loss, logits, labels)
+    assert torch.equal(task_term(loss, logits.mT, labels), loss(logits.mT, labels))
+
+
 def test_a_loss_of_the_users_own_gets_what_the_batch_holds() -> None:
     class Own(nn.MSELoss):
         def forward(self, input: Tensor, target: Tensor) -> Tensor:  # noqa: A002

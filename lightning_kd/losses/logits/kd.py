@@ -19,7 +19,12 @@ _STD_EPS = 1e-7
 
 
 def kd_loss(
-    student_logits: Tensor, teacher_logits: Tensor, *, temperature: float | Tensor = 4.0, standardize: bool = False
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    temperature: float | Tensor = 4.0,
+    standardize: bool = False,
+    hard: bool = False,
 ) -> Tensor:
     r"""Divergence of the student's softened class probabilities from the teacher's (KD).
 
@@ -35,6 +40,9 @@ def kd_loss(
 
     A single logit :math:`z` is the log odds of a yes, so the two classes are :math:`(z, 0)`:
     :math:`p = (\sigma(z / T), 1 - \sigma(z / T))`.
+
+    With ``hard`` the teacher's decision takes the place of its probabilities: :math:`p^t` is 1 for the class of its
+    highest score, the first of several, so that the loss is the cross entropy with it; DeiT's is that of :math:`T = 1`.
 
     Follows the authors' form (KL, summed over classes, averaged over the batch). Logits of a sample that are all equal
     have no deviation; they standardise to 0 and pass on the gradient of a sample of deviation 1, where the authors'
@@ -52,6 +60,7 @@ def kd_loss(
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
+        hard: Compare with the class that the teacher decides for, in the place of its probabilities.
 
     Raises:
         ValueError: If the shapes differ or have no class axis, ``temperature`` is a number that is not positive or a
@@ -63,10 +72,13 @@ def kd_loss(
         tensor(0.4438)
         >>> kd_loss(student, -5 * teacher, temperature=2.0, standardize=True)  # the factor 5 is lost: z = (-.707, .707)
         tensor(0.2352)
+        >>> kd_loss(student, teacher, temperature=1.0, hard=True)  # ln 2
+        tensor(0.6931)
 
     Reference:
         Hinton, Vinyals & Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531.
         Sun et al., "Logit Standardization in Knowledge Distillation", CVPR 2024, arXiv:2403.01427 (``standardize``).
+        Touvron et al., "Training data-efficient image transformers", ICML 2021, arXiv:2012.12877 (``hard``).
     """
     check_logits("kd_loss", student_logits, teacher_logits)
     if isinstance(temperature, Tensor):
@@ -80,10 +92,10 @@ def kd_loss(
         student, teacher = yes_and_no(student), yes_and_no(teacher)
     samples = student.numel() // student.shape[1]
     divergence = exact_if_small(
-        _divergence(student, teacher, temperature, standardize),
+        _divergence(student, teacher, temperature, standardize, hard),
         samples,
         temperature,
-        lambda: _divergence(wide(student), wide(teacher), temperature, standardize),
+        lambda: _divergence(wide(student), wide(teacher), temperature, standardize, hard),
     )
     if isinstance(temperature, Tensor):
         return (divergence * temperature.square()).mean()
@@ -103,6 +115,7 @@ class KDLoss(LogitLoss):
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
+        hard: Compare with the class that the teacher decides for, in the place of its probabilities.
         binary: Whether the output is a single logit, the log odds of a yes. It must be said, since a single number may
             be a regression too, which is what ``RegressionKDLoss`` is for.
         head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
@@ -121,6 +134,7 @@ class KDLoss(LogitLoss):
         temperature: Scalar | AdaptiveTemperature = 4.0,
         standardize: bool = False,
         *,
+        hard: bool = False,
         binary: bool = False,
         head: Head = None,
         teacher_head: Head = None,
@@ -133,6 +147,7 @@ class KDLoss(LogitLoss):
             check_positive("KDLoss", temperature=temperature)
         self.temperature = temperature
         self.standardize = standardize
+        self.hard = hard
         self.binary = binary
         if binary:
             self.output_kind = "multilabel"  # of one label
@@ -164,7 +179,9 @@ class KDLoss(LogitLoss):
             temperature = self.temperature(teacher_logits, target)
         else:
             temperature = self.now(self.temperature)
-        return kd_loss(student_logits, teacher_logits, temperature=temperature, standardize=self.standardize)
+        return kd_loss(
+            student_logits, teacher_logits, temperature=temperature, standardize=self.standardize, hard=self.hard
+        )
 
     def _check_number_of_logits(self, student: Shape) -> None:
         if student[1] == 1 and not self.binary:
@@ -180,11 +197,14 @@ class KDLoss(LogitLoss):
             )
 
 
-def _divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor, standardize: bool) -> Tensor:
+def _divergence(student: Tensor, teacher: Tensor, temperature: float | Tensor, standardize: bool, hard: bool) -> Tensor:
     """Return the sum over all samples, or one number for each if each has a temperature."""
     if standardize:
         student, teacher = _standardize(student), _standardize(teacher)
     student = F.log_softmax(student / temperature, dim=1)
+    if hard:
+        entropy = -student.gather(1, teacher.argmax(dim=1, keepdim=True))
+        return entropy if isinstance(temperature, Tensor) else entropy.sum()
     teacher = F.log_softmax(teacher / temperature, dim=1)
     if isinstance(temperature, Tensor):
         return F.kl_div(student, teacher, reduction="none", log_target=True).sum(dim=1, keepdim=True)

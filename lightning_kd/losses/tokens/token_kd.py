@@ -28,6 +28,7 @@ from lightning_kd.losses.tokens.sparse import Missing, SparseLogits, check_spars
 from lightning_kd.schedules import Scalar
 
 Vocabulary = Literal["same", "truncate"]
+Tokens = Literal["labels", "mask"]
 
 
 def token_kd_loss(
@@ -166,6 +167,8 @@ class TokenKDLoss(TokenMean):
         ratio: Weight of the forward part of ``symmetric_kl``, 0 to 1.
         temperature_squared: Multiply by the square of the temperature, so that the gradient of a KL keeps its size.
         ignore_index: Label of a token that is no target.
+        tokens: Whether those tokens count that have a label and are no padding, or all that are no padding
+            (``"mask"``), whatever their labels: DistilBERT distils these, while its task is to fill in masked words.
         cross_entropy: Weight of the cross entropy with the labels, which is added to the divergence over the same
             tokens; then leave out the task's own loss.
         weight: Factor of this part in the total loss, >= 0.
@@ -190,6 +193,7 @@ class TokenKDLoss(TokenMean):
         ratio: Scalar = 0.5,
         temperature_squared: bool = False,
         ignore_index: int = -100,
+        tokens: Tokens = "labels",
         cross_entropy: Scalar = 0.0,
         weight: Scalar = 1.0,
     ) -> None:
@@ -203,6 +207,7 @@ class TokenKDLoss(TokenMean):
             raise ValueError(f"TokenKDLoss: expected memory to be one of {list(get_args(Memory))}, got {memory!r}.")
         if fused is False and memory != "save":
             raise ValueError(f"TokenKDLoss: memory={memory!r} has no effect with fused=False; leave one of them out.")
+        _check_tokens(tokens, ignore_index, cross_entropy)
         if shift not in (True, False, "auto"):
             raise ValueError(f"TokenKDLoss: expected shift to be True, False or 'auto', got {shift!r}.")
         self.divergence: Divergence = divergence
@@ -216,12 +221,18 @@ class TokenKDLoss(TokenMean):
         self.ratio = ratio
         self.temperature_squared = temperature_squared
         self.ignore_index = ignore_index
+        self.tokens: Tokens = tokens
         self.cross_entropy = cross_entropy
         self._order = Order(predicts_next=None if shift == "auto" else shift, known=shift != "auto")
 
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find out which token a position predicts, and whether the mask is that of the predicted tokens."""
         self._order = find_order(student, teacher, None if self.shift == "auto" else self.shift)
+        if self.tokens == "mask" and self._order.mask_is_of_input:
+            raise ValueError(
+                f"TokenKDLoss: tokens='mask' counts the tokens of attention_mask, which are those of the encoder of "
+                f"{type(student).__name__}, not those of its logits; leave the option out, so that the labels decide."
+            )
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score the same tokens.
@@ -296,6 +307,8 @@ class TokenKDLoss(TokenMean):
     ) -> tuple[bool, Tensor | None]:
         """Return whether a position predicts the token after it, and which positions count."""
         shift = len(positions) > 1 and self._order.check(logits)
+        if self.tokens == "mask":
+            target = None
         ignored = self.ignore_index if target is not None else IGNORE_INDEX
         counts = counting_positions(
             "TokenKDLoss", positions, labels=target, mask=mask, ignore_index=ignored, shift=shift, device=device
@@ -337,6 +350,18 @@ class TokenKDLoss(TokenMean):
                 "TokenKDLoss: cross_entropy needs labels, but the batch has none; give them, or leave the option out."
             )
         return target
+
+
+def _check_tokens(tokens: str, ignore_index: int, cross_entropy: Scalar) -> None:
+    if tokens not in get_args(Tokens):
+        raise ValueError(f"TokenKDLoss: expected tokens to be one of {list(get_args(Tokens))}, got {tokens!r}.")
+    if tokens == "mask" and ignore_index != IGNORE_INDEX:
+        raise ValueError(f"TokenKDLoss: ignore_index={ignore_index} has no effect with tokens='mask'.")
+    if tokens == "mask" and cross_entropy != 0.0:
+        raise ValueError(
+            "TokenKDLoss: cross_entropy is a mean over the tokens with a label, but tokens='mask' counts others too; "
+            "give the door a task_loss instead."
+        )
 
 
 def _cross_entropy(student: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:

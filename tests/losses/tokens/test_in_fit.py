@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -151,6 +152,19 @@ def test_the_cross_entropy_of_the_labels_is_a_part_of_the_loss() -> None:
     means = module.run.log.epoch_means
     assert means["token_kd"] == pytest.approx((kd + 0.5 * task).item(), rel=1e-6)
     assert means["token_kd/cross_entropy"] == pytest.approx(task.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("with_fabric", [False, True])
+def test_a_loop_of_the_users_own_needs_no_trainer(with_fabric: bool) -> None:
+    module = made([TokenKDLoss()])
+    module.prepare(BATCH)
+    optimizer = module.configure_optimizers()
+    model = module
+    if with_fabric:
+        model, optimizer = Fabric(accelerator="cpu", devices=1).setup(module, optimizer)
+    model.training_step(BATCH, 0).backward()
+    optimizer.step()
+    same(module.student.state_dict(), expected(BATCH))
 
 
 class UsersModule(support.UserModule):

@@ -1,6 +1,7 @@
 """Token distillation: the numbers of others' code, the laws of the divergences, and their edges."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -407,6 +408,28 @@ def test_a_longer_vocabulary_is_cut_off_if_asked() -> None:
     cut = TokenKDLoss(shift=False, vocab="truncate")
     cut.build({LOGITS: (2, 3, 4)}, {LOGITS: (2, 3, 6)})
     torch.testing.assert_close(cut(student, teacher), token_kd_loss(student, teacher[..., :4]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tokens": "all"}, "expected tokens to be one of"),
+        ({"tokens": "mask", "ignore_index": 0}, "ignore_index=0 has no effect with tokens='mask'"),
+        ({"tokens": "mask", "cross_entropy": 0.5}, "give the door a task_loss instead"),
+    ],
+    ids=str,
+)
+def test_an_option_of_the_tokens_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=f"TokenKDLoss: .*{words}"):
+        TokenKDLoss(**options)
+
+
+def test_all_that_is_no_padding_cannot_count_where_the_mask_is_of_other_tokens() -> None:
+    class ForConditionalGeneration(torch.nn.Module):
+        config = SimpleNamespace(is_encoder_decoder=True)
+
+    with pytest.raises(ValueError, match=r"counts the tokens of attention_mask.*labels decide"):
+        TokenKDLoss(tokens="mask", shift=False).see_networks(ForConditionalGeneration(), None)
 
 
 def test_an_order_that_is_not_known_is_asked_for() -> None:

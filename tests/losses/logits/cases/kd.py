@@ -79,7 +79,8 @@ KD_STANDARDIZED_MUTANTS = (
 
 def kd_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, KDLoss)
-    return kd_loss(*inputs.args, temperature=component.temperature, standardize=component.standardize)  # type: ignore[arg-type]
+    options = {name: getattr(component, name) for name in ("temperature", "standardize", "hard")}
+    return kd_loss(*inputs.args, **options)  # type: ignore[arg-type]
 
 
 KD = Case(
@@ -137,5 +138,43 @@ KD_BINARY = Case(
     (Mutant("softmax of a single logit", "if student.shape[1] == 1 and", "if False and"),),
     bad_builds=(((8, 10), (8, 10)),),
 )
+KD_HARD = Case(
+    "kd-hard",
+    KDLoss,
+    lambda: Inputs(random(4, 5, seed=9), random(4, 5, seed=10)),
+    {"temperature": 2.0, "hard": True},
+    kd_loss,
+    kd_by_function,
+    (
+        # T = 1: the decision is the second class, and the student gives it 1/4, in one of two samples; ln 1 is 0.
+        Reference(
+            {"temperature": 1.0, "hard": True},
+            Inputs(rows([LN3, 0.0], [0.0, -1e3]), rows([0.0, 0.1], [2.0, 1.0])),
+            math.log(4.0) / 2,
+        ),
+        # T = 2 from twice the logits: T^2 times as much. Of equal scores the first class is the decision.
+        Reference(
+            {"temperature": 2.0, "hard": True}, Inputs(rows([0.0, 2 * LN3]), rows([5.0, 5.0])), 4 * math.log(4.0)
+        ),
+        # Three positions of one sample, whose decisions are 0, 1, 1.
+        Reference(
+            {"temperature": 1.0, "hard": True},
+            Inputs(
+                rows([LN3, LN3, 0.0, 0.0, 0.0, 0.0]).reshape(1, 2, 1, 3),
+                rows([1.0, 0.0, 0.0, 0.0, 1.0, 1.0]).reshape(1, 2, 1, 3),
+            ),
+            (math.log(4 / 3) + math.log(4.0) + math.log(2.0)) / 3,
+        ),
+    ),
+    (
+        Mutant("the least likely class", "teacher.argmax(", "teacher.argmin("),
+        Mutant("the student's own decision", "teacher.argmax(", "student.argmax("),
+        Mutant("the wrong sign", "entropy = -student", "entropy = student"),
+        Mutant("classes on the last axis", "argmax(dim=1, keepdim=True)", "argmax(dim=-1, keepdim=True)"),
+        Mutant("ignore the option", "if hard:", "if not hard:"),
+        Mutant("the option is not passed on", "hard=self.hard", "hard=False"),
+    ),
+    match_options={"hard": False},
+)
 
-CASES = (KD, KD_MAPS, KD_STANDARDIZED, KD_BINARY)
+CASES = (KD, KD_MAPS, KD_STANDARDIZED, KD_BINARY, KD_HARD)

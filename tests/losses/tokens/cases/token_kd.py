@@ -90,12 +90,23 @@ REFERENCES = (
         ),
         math.log(4.0),
     ),
+    # a token without a label counts, one of padding does not: two of three, of which one has nothing to learn
+    Reference(
+        {"tokens": "mask", **ALIGNED},
+        Inputs(
+            torch.stack([rows(EVEN), rows([5.0, 1.0]), rows([9.0, 0.0])], 1),
+            torch.stack([rows(TEACHER), rows([5.0, 1.0]), rows([0.0, 9.0])], 1),
+            {"target": torch.tensor([[-100, 1, 1]]), "mask": torch.tensor([[1, 1, 0]])},
+        ),
+        QUARTERS / 2,
+    ),
     # the teacher's third token is cut off
     Reference({"vocab": "truncate"}, Inputs(rows(MIRROR), rows([*TEACHER, 50.0])), LN3 / 2),
 )
 MUTANTS = (
     Mutant("drop T^2", " * temperature**2", ""),
     Mutant("no labels", "labels=target", "labels=None"),
+    Mutant("labels in spite of the option", 'if self.tokens == "mask":', "if False:"),
     Mutant("no mask", "mask=mask, ignore_index", "ignore_index"),
     Mutant("always -100", "self.ignore_index if target is not None else IGNORE_INDEX", "IGNORE_INDEX"),
     Mutant("never shift", "shift = len(positions) > 1 and", "shift = False and"),
