@@ -1,5 +1,7 @@
 """Student against teacher on validation and test data."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
@@ -15,6 +17,8 @@ from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import count_of_labels
+from lightning_kd.fit.names import Names
+from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
@@ -33,11 +37,15 @@ class Evaluation:
     Args:
         step: The training step, which asks the teacher.
         task: What is known of the task.
+        names: Whose the names are that are logged.
     """
 
-    def __init__(self, step: TrainingStep, task: TaskWatch) -> None:
+    def __init__(self, step: TrainingStep, task: TaskWatch, names: Names) -> None:
         self.step = step
         self.task = task
+        self.names = names
+        self._waiting: list[tuple[str, Any, dict[str, Any]]] = []
+        """Name, value and options of what is logged when the batch ends."""
         self.metrics = name_metrics(None)
         """The user's metrics, which are computed beside ours."""
         self.given: dict[int, GivenMetrics] = {}
@@ -55,10 +63,35 @@ class Evaluation:
         self.metrics = name_metrics(metrics)
         self.task.tell(task)
 
-    def start(self) -> None:
+    def start(self, module: LightningModule) -> None:
         """Begin an evaluation anew, whatever became of the last one."""
         self.comparisons = {}
         self.given = {}
+        self._waiting = []
+        trainer = module.trainer
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        self.names.start_evaluation(several=len(batches) > 1)
+
+    def join(self, module: LightningModule, patches: Patches) -> None:
+        """Log the values of a batch after the module's own hook of its end, by when the user's names are known."""
+        for hook in ("on_validation_batch_end", "on_test_batch_end"):
+            theirs = getattr(module, hook)
+            both = partial(self._end_batch, module, theirs)
+            both.__wrapped__ = theirs  # type: ignore[attr-defined]  # Lightning 2.6 looks at the arguments by this name
+            patches.replace(module, hook, both)
+
+    def _end_batch(self, module: LightningModule, hook: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        result = hook(*args, **kwargs)
+        self._write(module, loader=args[3] if len(args) > 3 else 0)
+        return result
+
+    def _write(self, module: LightningModule, loader: int) -> None:
+        """Log what waits and whose name is not the user's."""
+        self.names.end_batch(module, loader)
+        waiting, self._waiting = self._waiting, []
+        for name, value, options in waiting:
+            if self.names.ours(module, self.names.of_loader(name, loader)):
+                self.names.log(module, name, value, **options)
 
     def compare(
         self,
@@ -115,7 +148,7 @@ class Evaluation:
             if not known:
                 # Lightning 2.6 finds a metric by the name of its attribute, which a metric outside the module lacks
                 shown = name in _ON_THE_BAR
-                module.log(f"{prefix}/{name}", metric, prog_bar=shown, metric_attribute=name)
+                self._waiting.append((f"{prefix}/{name}", metric, {"prog_bar": shown, "metric_attribute": name}))
         if not module.trainer.sanity_checking:
             self._say_what_is_left_out(comparison, prefix, with_student=with_student)
 
@@ -136,7 +169,8 @@ class Evaluation:
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if not module.trainer.barebones:
             count = count_of_labels(ModelLoss(self.step.student).unless(task_loss), target)
-            module.log(f"{prefix}/loss", scalar("task", task), batch_size=count, sync_dist=True)
+            options = {"batch_size": count, "sync_dist": True}
+            self._waiting.append((f"{prefix}/loss", scalar("task", task), options))
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:
         """Say once in a run which values are not logged, and why."""
@@ -147,6 +181,7 @@ class Evaluation:
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
+        self.names.end_evaluation()
         trainer, first = module.trainer, self.comparisons.get(0)
         self.results = {} if first is None else first.compute()
         unread = [name for name in self.results if first is not None and first.unread(name)]

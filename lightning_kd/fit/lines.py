@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_kd.engine.objective import Objective
+from lightning_kd.fit.names import Names
 from lightning_kd.fit.part_log import PartLog
 
 if TYPE_CHECKING:
@@ -19,10 +20,12 @@ class Lines:
 
     Args:
         objective: The losses, which know their weights.
+        names: Whose the names are.
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Objective, names: Names) -> None:
         self.objective = objective
+        self.names = names
         self.log = PartLog()
         self.steps = 0
         """Optimizer steps done; the Trainer's own count is slow to ask for."""
@@ -55,20 +58,26 @@ class Lines:
         means = self.log.flush()
         if not means or module.trainer.barebones:
             return
-        module.trainer.progress_bar_metrics["train/loss"] = means["loss"]
-        module.trainer.callback_metrics["train/loss"] = torch.tensor(means["loss"])
-        _write(module, means, module.global_step)
+        line = self._free(module, means)
+        if "train/loss" in line:
+            module.trainer.progress_bar_metrics["train/loss"] = line["train/loss"]
+            module.trainer.callback_metrics["train/loss"] = torch.tensor(line["train/loss"])
+        _write(module, line, module.global_step)
 
     def epoch_end(self, module: LightningModule) -> None:
-        """Write the steps since the last line, and give callbacks the means of the epoch, of all processes."""
+        """Write the steps since the last line, and give callbacks the means of the epoch, of all processes.
+
+        The Trainer's own collection would mix them with what the module logs under the same name as the epoch ends.
+        """
         left = self.log.flush()
-        means = {f"train/{name}": value for name, value in self._epoch_means(module).items()}
+        means = self._epoch_means(module)
         if not means or module.trainer.barebones:
             return
         if left:
-            _write(module, left, module.global_step - 1)
-        module.log("train/loss", means.pop("train/loss"), prog_bar=True, logger=False, sync_dist=False)
-        module.log_dict(means, logger=False, sync_dist=False)
+            _write(module, self._free(module, left), module.global_step - 1)
+        values = self._show(module, means)
+        if "train/loss" in values:
+            module.trainer.progress_bar_metrics["train/loss"] = values["train/loss"].item()
 
     def show_epoch_so_far(self, module: LightningModule) -> None:
         """Give callbacks the means of the epoch before a validation ends.
@@ -79,9 +88,19 @@ class Lines:
         trainer = module.trainer
         if trainer.state.fn != TrainerFn.FITTING or trainer.barebones:
             return
-        means = self._epoch_means(module)
-        values = torch.tensor(list(means.values()), device=module.device)
-        trainer.callback_metrics.update({f"train/{name}": value for name, value in zip(means, values, strict=True)})
+        self._show(module, self._epoch_means(module))
+
+    def _show(self, module: LightningModule, means: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        """Give callbacks the means whose names are free, and return them."""
+        free = self._free(module, means)
+        values = dict(zip(free, torch.tensor(list(free.values()), device=module.device), strict=True))
+        module.trainer.callback_metrics.update(values)
+        return values
+
+    def _free(self, module: LightningModule, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the means by whole name, without those under which the user logs."""
+        named = {f"train/{name}": value for name, value in means.items()}
+        return {name: value for name, value in named.items() if self.names.ours(module, name)}
 
     def _epoch_means(self, module: LightningModule) -> dict[str, float]:
         """Return the means of the epoch so far, over what the steps of all processes count."""
@@ -104,7 +123,6 @@ class Lines:
         ]
 
 
-def _write(module: LightningModule, means: Mapping[str, float], step: int) -> None:
-    line = {f"train/{name}": value for name, value in means.items()}
+def _write(module: LightningModule, line: Mapping[str, float], step: int) -> None:
     for logger in module.loggers:
         logger.log_metrics({**line, "epoch": module.current_epoch}, step=step)

@@ -34,6 +34,7 @@ from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.first_batch import rows_and_targets
 from lightning_kd.fit.gradients import GradientCheck, with_state_of_weights
 from lightning_kd.fit.lines import Lines
+from lightning_kd.fit.names import Names
 from lightning_kd.fit.neighbours import copy_again, keep_from_ddp, say_what_the_summary_leaves_out, warn_of_eval_mode
 from lightning_kd.fit.part_log import PartLog
 from lightning_kd.fit.patches import Patches
@@ -80,9 +81,10 @@ class DistillationRun:
         self.task = TaskWatch(self.objective)
         self.setup = SetUp(self.step, self.task)
         self.clock = Clock(self.step)
-        self.lines = Lines(self.objective)
+        self.names = Names()
+        self.lines = Lines(self.objective, self.names)
         self.own_loss = ModelLoss(student)
-        self.evaluation = Evaluation(self.step, self.task)
+        self.evaluation = Evaluation(self.step, self.task, self.names)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
@@ -137,6 +139,8 @@ class DistillationRun:
             ValueError: If student or teacher have no weights.
         """
         write_whole_checkpoints(trainer)
+        self.names.watch(trainer.lightning_module, self.patches)
+        self.evaluation.join(trainer.lightning_module, self.patches)
         source = find_source(trainer, self.clock.source, self.teacher, self.student)
         if source is not self.clock.source and source is not None:
             self.clock.source = source
@@ -298,7 +302,7 @@ class DistillationRun:
 
     def start_evaluation(self, module: LightningModule) -> None:
         """Begin to compare student and teacher, and give callbacks the means of the epoch so far."""
-        self.evaluation.start()
+        self.evaluation.start(module)
         with self._gradients_told_first(module):
             self.lines.show_epoch_so_far(module)
 
