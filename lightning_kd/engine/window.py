@@ -79,11 +79,8 @@ class TokenWindow:
 def _micro_batches(module: LightningModule) -> int:
     try:
         return int(module.trainer.accumulate_grad_batches)
-    except (
-        RuntimeError,
-        AttributeError,
-    ):  # a loop of the user's own has no Trainer, and Fabric's stand-in no such option
-        return 1
+    except (RuntimeError, AttributeError):
+        return 1  # a loop of the user's own has no Trainer, and Fabric's stand-in has no such option
 
 
 def _common_count(goal: Goal, of_task: Sequence[Tensor | None]) -> Tensor | None:
