@@ -17,6 +17,7 @@ from tests.support import processes
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_every_pair_of_ways_to_train_works():
     assert "wrong" not in processes.program("matrix", "--sample", limit=600).stdout
 

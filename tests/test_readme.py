@@ -138,6 +138,7 @@ def test_the_table_of_all_strategies_on_digits_has_them_all():
     assert names == ["no teacher", *(member.name for member in DistillationStrategyType)]
 
 
+@pytest.mark.slow
 def test_the_picture_is_what_its_script_draws(tmp_path):
     picture = re.search(r"!\[.+?\]\((.+?)\)", README).group(1)
     script = ROOT / "examples" / "digits" / "picture.py"

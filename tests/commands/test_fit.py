@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,11 @@ def test_losses_made_of_losses_and_of_networks_are_written_as_yaml(tmp_path):
     assert cli.model.losses["hybrid"].losses[0].temperature.end == 2
 
 
-@pytest.mark.parametrize("strategy", [None, *DistillationStrategyType])
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
+FIRST, *OTHERS = DistillationStrategyType
+
+
+@pytest.mark.parametrize("strategy", [None, FIRST, *map(SLOW, OTHERS)])
 def test_the_table_of_thirteen_fits_each_with_few_labels(strategy):
     script = runpy.run_path(str(EXAMPLES / "strategies.py"))
     threads, state = torch.get_num_threads(), torch.get_rng_state()

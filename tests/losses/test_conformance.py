@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -401,7 +402,7 @@ def test_the_gradient_is_the_slope(case: Case) -> None:
         assert isinstance(result, Tensor)
         return result
 
-    assert torch.autograd.gradcheck(value, (*inputs.learning, *parameters))
+    assert torch.autograd.gradcheck(value, (*inputs.learning, *parameters), fast_mode=True)  # along random directions
 
 
 # --- extremes --------------------------------------------------------------------------------------------------------
@@ -517,7 +518,17 @@ def _is_module(value: object) -> bool:
     return isinstance(value, torch.nn.Module)
 
 
-@of()
+def _first_of_each_loss(cases: Iterable[Case]) -> list[Any]:
+    """Leave the other cases of a loss to the slow tests, since each is compiled for about a second."""
+    seen: set[object] = set()
+    params = []
+    for case in cases:
+        params.append(pytest.param(case, marks=[pytest.mark.slow] if case.loss in seen else [], id=str(case)))
+        seen.add(case.loss)
+    return params
+
+
+@pytest.mark.parametrize("case", _first_of_each_loss(CASES))
 def test_compiles_without_a_graph_break(case: Case) -> None:
     component, inputs = _component(case)
     expected = _gradients(copy.deepcopy(component), inputs)

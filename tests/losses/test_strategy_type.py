@@ -59,7 +59,8 @@ def test_feature_creates_hint() -> None:
 def test_an_unknown_option_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
         TypeError,
-        match="KDLoss has no option 'alpha'; its options: temperature, standardize, binary, head, teacher_head, weight",
+        match="KDLoss has no option 'alpha'; its options: temperature, standardize, hard, binary, head, teacher_head, "
+        "weight",
     ):
         DistillationStrategyType.RESPONSE_BASED.create(alpha=0.5)
 
