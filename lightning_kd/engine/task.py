@@ -129,7 +129,7 @@ def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target:
 def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:
     """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
 
-    Class weights are not looked at, since Lightning 2.6 counts a logged value by a whole number.
+    Class weights are not looked at; ``labels_of`` adds them up.
 
     Example:
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))
