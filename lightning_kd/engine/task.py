@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import WordsForLabels, as_class_ids
 from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.losses.logits.base import without_column
 
 _VALUE_BY_VALUE = (
     nn.MSELoss,
@@ -57,9 +58,7 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     if target.shape == logits.shape:
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
-        column = (*logits.shape[:1], 1, *logits.shape[2:])
-        is_column = logits.ndim > 1 and target.shape == column and not target.is_floating_point()
-        return target.squeeze(1) if is_column else target
+        return without_column(target, logits)
     if type(task_loss) not in _VALUE_BY_VALUE:
         return target
     shapes = {tuple(logits.shape), tuple(target.shape)}
