@@ -37,7 +37,7 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
 
     Raises:
         ValueError: If there are no logits or no target, a class id is out of range, or one of torch's own losses would
-            broadcast the target over the outputs.
+            broadcast the target over the outputs, or read the classes on another axis.
 
     Example:
         >>> task_term(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([-100, -100]))
@@ -58,6 +58,7 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     if target.shape == logits.shape:
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
+        check_classes_on_axis_1(task_loss, logits, target)
         return without_column(target, logits)
     if type(task_loss) not in _VALUE_BY_VALUE:
         return target
@@ -73,6 +74,27 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         f"shape {tuple(logits.shape)} and the target is of shape {tuple(target.shape)}, which torch would broadcast. "
         "Override unpack_batch to return a target of the outputs' shape."
     )
+
+
+def check_classes_on_axis_1(task_loss: object, logits: object, target: object) -> None:
+    """Refuse a loss of torch's own that reads the classes on axis 1 for scores (B, T, V) of tokens.
+
+    Raises:
+        ValueError: If the target has an id for each position (B, T), and the scores have other positions.
+    """
+    if type(task_loss) not in (nn.CrossEntropyLoss, nn.NLLLoss) or not isinstance(logits, Tensor):
+        return
+    if logits.ndim != 3 or not isinstance(target, Tensor) or target.is_floating_point():
+        return
+    if target.shape == logits.shape[:2] and logits.shape[1] != logits.shape[2]:
+        name = type(task_loss).__name__
+        raise ValueError(
+            f"task_loss {name} reads the classes on axis 1, but the outputs are of shape {tuple(logits.shape)} and the "
+            f"target is of shape {tuple(target.shape)}, as of tokens with the classes last. Leave task_loss out and "
+            "write TokenKDLoss(cross_entropy=1.0), which adds it over the tokens, or task_loss='model' if the student "
+            "computes its own loss; or give a task_loss of your own whose forward calls "
+            "cross_entropy(logits.flatten(0, 1), target.flatten())."
+        )
 
 
 def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
