@@ -434,13 +434,13 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         return None if loss is None else self.run.task.during(lambda: task_term(loss, logits, target), lambda _: logits)
 
     def _evaluate(self, batch: Any, prefix: str, loader: int) -> None:
-        read, capture = self.unpack_batch(batch), self._capture()
+        read, capture, look = self.unpack_batch(batch), self._capture(), self.run.evaluation
         with capture.recording() as call:
             output = capture.call(*read.args, **read.kwargs)
             own = self.task_loss == "model" and own_loss(output) is not None
             task = self._task(output, read) if own or read.target is not None else None  # may tell what the task is
-            self.run.evaluation.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
-            self.run.evaluation.log_loss(self, task, self.task_loss, read.target, prefix=prefix, empty=call.empty)
+            look.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
+            look.log_loss(self, task, self.task_loss, read.target, prefix=prefix, loader=loader, empty=call.empty)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -9,8 +9,10 @@ from lightning_kd.capture.networks import original
 
 _REMEDY = (
     "Train both on the same classes; if they are the same in this order under other names, give both the same names "
-    "({where})."
+    "({where}); or say by number which are compared: {chosen}."
 )
+_SHOWN = 10
+"""How many numbers of classes a message writes out."""
 
 
 def class_names(network: nn.Module) -> list[str] | None:
@@ -61,9 +63,14 @@ def class_order(student: nn.Module, teacher: nn.Module) -> list[int] | None:
     if set(mine) != set(its):
         only = sorted(set(mine) - set(its))[:3], sorted(set(its) - set(mine))[:3]
         where = "student.config.id2label = teacher.config.id2label"
+        both = [name for name in mine if name in its]
+        chosen = "teacher_classes=[...], the teacher's class for each class of the student or of student_classes=[...]"
+        if 1 < len(both) <= _SHOWN:  # a single class has nothing to be compared with
+            numbers = [its.index(name) for name in both], [mine.index(name) for name in both]
+            chosen = f"teacher_classes={numbers[0]} with student_classes={numbers[1]}, which both have"
         raise ValueError(
             f"Student and teacher score other classes: the student alone has {only[0]}, the teacher alone {only[1]}. "
-            + _REMEDY.format(where=where)
+            + _REMEDY.format(where=where, chosen=chosen)
         )
     return [its.index(name) for name in mine]
 

@@ -13,8 +13,7 @@ from lightning_kd.capture.networks import first_tensor, original
 from lightning_kd.capture.operations import Key, Operations
 from lightning_kd.capture.private import version_of
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
-_NO_SOURCE = (*DROPOUTS, nn.Identity)
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,21 @@ class Seen:
 
     An activation that works in place returns the tensor of the layer before it, with a larger version.
     """
+    hands_on: bool = False
+    """Whether it returned the very tensor that it was given, as it was."""
 
     @property
     def key(self) -> Key:
         """What names the value at the moment when the layer returned it."""
         return id(self.value), self.version
+
+    @property
+    def drops(self) -> bool:
+        """Whether the layer hands its input on in eval mode alone: dropout, and the drop paths of other libraries."""
+        if isinstance(self.layer, DROPOUTS):
+            return True
+        bare = next(self.layer.children(), None) is None and next(self.layer.parameters(), None) is None
+        return self.hands_on and bare and not type(self.layer).__module__.startswith("torch.")
 
     @property
     def depth(self) -> int:
@@ -92,7 +101,9 @@ class Trace:
     def __enter__(self) -> "Trace":
         for name, layer in self._network.named_modules():
             if name:
-                self._stack.callback(layer.register_forward_hook(_Hook(name, self._seen)).remove)
+                hook = _Hook(name, self._seen)
+                self._stack.callback(layer.register_forward_pre_hook(hook.look).remove)
+                self._stack.callback(layer.register_forward_hook(hook).remove)
         self._followed = self._stack.enter_context(following(self._network))
         self._stack.enter_context(self._operations)
         return self
@@ -111,7 +122,9 @@ class Trace:
         runs = Counter(seen.name for seen in self._seen)
         output = set() if logits is None else self._operations.output_of(logits)[0]
         every = [seen for seen in self._seen if runs[seen.name] == 1 and seen.key not in output]
-        layers = list(outermost(seen for seen in every if not isinstance(seen.layer, _NO_SOURCE)).values())
+        layers = list(
+            outermost(seen for seen in every if not (seen.drops or isinstance(seen.layer, nn.Identity))).values()
+        )
         return Ran(self._network, layers, every, self._operations, self._followed, logits)
 
 
@@ -130,7 +143,15 @@ class _Hook:
         self.name = name
         self.seen = seen
 
+        self.given: tuple[int, int] | None = None
+
+    def look(self, layer: nn.Module, args: object) -> None:
+        """Remember what the layer is given."""
+        given = first_tensor(args)
+        self.given = None if given is None else (id(given), version_of(given))
+
     def __call__(self, layer: nn.Module, args: object, output: object) -> None:
         value = first_tensor(output)
         if value is not None and value.ndim >= 2:
-            self.seen.append(Seen(self.name, layer, value, version_of(value)))
+            version = version_of(value)
+            self.seen.append(Seen(self.name, layer, value, version, self.given == (id(value), version)))

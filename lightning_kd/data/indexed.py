@@ -144,6 +144,7 @@ def _class_ids(found: Any, dataset: Any) -> Tensor | None:
         ids = torch.as_tensor(found)
     except (TypeError, ValueError, RuntimeError):
         return None
+    ids = ids.squeeze(1) if ids.ndim == 2 and ids.shape[1] == 1 else ids
     is_class = not (ids.is_floating_point() or ids.is_complex())
     return ids.long() if is_class and ids.shape == (len(dataset),) else None
 

@@ -31,6 +31,7 @@ from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_vie
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import check_mask
 from lightning_kd.engine.step import TrainingStep
+from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
 from lightning_kd.teachers.base import Lesson
@@ -418,6 +419,7 @@ class SetUp:
         tensors = self.step.tensors(call, lesson, Batch())
         look_at_outputs(self.step, call, lesson, tensors, watch)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
+        check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), tensors.student_logits, read.target)
         check_first_values(tensors, self.step.objective.components)
         return tensors
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_kd.capture.operations import Key
 from lightning_kd.capture.private import AdaptivePool
-from lightning_kd.capture.trace import DROPOUTS, Ran, Seen, outermost
+from lightning_kd.capture.trace import Ran, Seen, outermost
 
 Size = tuple[int, ...]
 
@@ -87,7 +87,7 @@ def find_features(ran: Ran) -> list[Seen]:
     """Find what the last weights before the output read: one layer, or one of each tower of a network of several."""
     if ran.output is None:
         return ran.layers[-1:]
-    own = [seen for seen in ran.every if not isinstance(seen.layer, DROPOUTS)]  # in training it returns another value
+    own = [seen for seen in ran.every if not seen.drops]  # in training it returns another value
     known = outermost(own) | outermost(ran.layers)
     _, read = ran.operations.output_of(ran.output)
     return [known[key] for key in ran.operations.nearest(read, known)] or ran.layers[-1:]

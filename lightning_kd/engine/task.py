@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.losses.logits.base import without_column
 
 _VALUE_BY_VALUE = (
     nn.MSELoss,
@@ -36,7 +37,7 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
 
     Raises:
         ValueError: If there are no logits or no target, a class id is out of range, or one of torch's own losses would
-            broadcast the target over the outputs.
+            broadcast the target over the outputs, or read the classes on another axis.
 
     Example:
         >>> task_term(nn.CrossEntropyLoss(), torch.zeros(2, 3), torch.tensor([-100, -100]))
@@ -60,10 +61,8 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     if target.shape == logits.shape:
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
-        column = (*logits.shape[:1], 1, *logits.shape[2:])
-        _check_class_axis(task_loss, logits, target)
-        is_column = logits.ndim > 1 and target.shape == column and not target.is_floating_point()
-        return target.squeeze(1) if is_column else target
+        check_classes_on_axis_1(task_loss, logits, target)
+        return without_column(target, logits)
     if type(task_loss) not in _VALUE_BY_VALUE:
         return target
     shapes = {tuple(logits.shape), tuple(target.shape)}
@@ -80,14 +79,24 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def _check_class_axis(task_loss: nn.Module, logits: Tensor, target: Tensor) -> None:
-    """Refuse logits of tokens (B, T, V), which torch would take for V positions of T classes."""
-    if logits.ndim == 3 and target.shape == logits.shape[:2] and target.shape[1] != logits.shape[2]:
+def check_classes_on_axis_1(task_loss: object, logits: object, target: object) -> None:
+    """Refuse a loss of torch's own that reads the classes on axis 1 for scores (B, T, V) of tokens.
+
+    Raises:
+        ValueError: If the target has an id for each position (B, T), and the scores have other positions.
+    """
+    if type(task_loss) not in (nn.CrossEntropyLoss, nn.NLLLoss) or not isinstance(logits, Tensor):
+        return
+    if logits.ndim != 3 or not isinstance(target, Tensor) or target.is_floating_point():
+        return
+    if target.shape == logits.shape[:2] and logits.shape[1] != logits.shape[2]:
+        name = type(task_loss).__name__
         raise ValueError(
-            f"task_loss {type(task_loss).__name__} reads the classes from the second axis, but logits "
-            f"{tuple(logits.shape)} with labels {tuple(target.shape)} are those of tokens. Give "
-            "TokenKDLoss(cross_entropy=1.0) in its place, task_loss='model' for the loss that a model of Hugging Face "
-            "computes itself, or a module of your own that knows which token a position predicts."
+            f"task_loss {name} reads the classes on axis 1, but the outputs are of shape {tuple(logits.shape)} and the "
+            f"target is of shape {tuple(target.shape)}, as of tokens with the classes last. Leave task_loss out and "
+            "write TokenKDLoss(cross_entropy=1.0), which adds it over the tokens, or task_loss='model' if the student "
+            "computes its own loss; or give a task_loss of your own whose forward calls "
+            "cross_entropy(logits.flatten(0, 1), target.flatten())."
         )
 
 
@@ -144,7 +153,7 @@ def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target:
 def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:
     """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
 
-    Class weights are not looked at, since Lightning 2.6 counts a logged value by a whole number.
+    Class weights are not looked at; ``labels_of`` adds them up.
 
     Example:
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))

@@ -16,11 +16,12 @@ from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.engine.task import count_of_labels
+from lightning_kd.engine.task import count_of_labels, labels_of
 from lightning_kd.fit.names import Names
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.metrics import Comparison
+from lightning_kd.metrics.counts import WeightedMean
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON
@@ -52,6 +53,8 @@ class Evaluation:
         """Copies of the user's metrics in the evaluation that is going on, by the number of the data loader."""
         self.comparisons: dict[int, Comparison] = {}
         """Student against teacher in the evaluation that is going on, by the number of the data loader."""
+        self._losses: dict[int, WeightedMean] = {}
+        """The task's loss with class weights in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
         """What the last evaluation gave, on its first data loader."""
         self._told: set[str] = set()
@@ -67,6 +70,7 @@ class Evaluation:
         """Begin an evaluation anew, whatever became of the last one."""
         self.comparisons = {}
         self.given = {}
+        self._losses = {}
         self._waiting = []
         trainer = module.trainer
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
@@ -160,17 +164,26 @@ class Evaluation:
         target: Any,
         *,
         prefix: str,
+        loader: int,
         empty: bool,
     ) -> None:
-        """Log the task's loss on one batch, if it has one; it counts as often as the batch has labels."""
+        """Log the task's loss on one batch, if it has one; it counts as often as the batch has labels, or by weight."""
         if task is None:
             return
         if empty:  # weighs nothing, but the mean of nothing is NaN
             task = task.nan_to_num(0.0, 0.0, 0.0)
-        if not module.trainer.barebones:
-            count = count_of_labels(ModelLoss(self.step.student).unless(task_loss), target)
-            options = {"batch_size": count, "sync_dist": True}
-            self._waiting.append((f"{prefix}/loss", scalar("task", task), options))
+        if module.trainer.barebones:
+            return
+        loss, value = ModelLoss(self.step.student).unless(task_loss), scalar("task", task)
+        if isinstance(loss, nn.Module) and getattr(loss, "weight", None) is not None:
+            weight = labels_of(loss, target)
+            if weight is not None:
+                self._losses.setdefault(loader, WeightedMean().to(value.device)).update(value, weight)
+                options: dict[str, Any] = {"metric_attribute": "loss"}
+                self._waiting.append((f"{prefix}/loss", self._losses[loader], options))
+                return
+        options = {"batch_size": count_of_labels(loss, target), "sync_dist": True}
+        self._waiting.append((f"{prefix}/loss", value, options))
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:
         """Say once in a run which values are not logged, and why."""

@@ -48,6 +48,29 @@ class Share(Metric):
         return torch.where(self.strange > 0, torch.nan, share)
 
 
+class WeightedMean(Metric):
+    """Mean over weights that are no whole numbers, by which Lightning 2.6 cannot count a logged value."""
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, value: Tensor, weight: Tensor) -> None:
+        """Count one batch's mean, and the weight that it is over."""
+        self.total = self.total + value.detach().to(self.total.dtype) * weight
+        self.weight = self.weight + weight
+
+    def compute(self) -> Tensor:
+        """Return the mean over everything counted so far."""
+        return self.total / self.weight
+
+
 class F1(Metric):
     """Harmonic mean of precision and recall over all labels of all samples (micro F1), 0..1.
 

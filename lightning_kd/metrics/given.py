@@ -73,6 +73,9 @@ class GivenMetrics:
         if not kind or not isinstance(target, Tensor):
             return outputs, target
         if kind == "Multiclass":
+            column = (*outputs.shape[:1], 1, *outputs.shape[2:])
+            if target.shape == column != outputs.shape and not target.is_floating_point():
+                target = target.squeeze(1)
             of_ids = target.ndim + 1 == outputs.ndim
             return (_distributions(outputs) if of_ids and outputs.is_floating_point() else outputs), target
         if target.is_floating_point() and torch.equal(target, target.round()):

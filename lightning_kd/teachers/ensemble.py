@@ -20,11 +20,14 @@ class Ensemble(nn.Module):
     """Answers with the mean of several models' answers; give it wherever a teacher is expected.
 
     The logits that it returns are the logarithm of the mean probabilities, so that their softmax at temperature 1 is
-    that mean, or the mean of the logits. The members' layers are named ``members.0.layer3`` and so on.
+    that mean, or the mean of the logits. Of a single logit, (B, 1) or (B,), they are the log odds of the mean chance of
+    a yes. The members' layers are named ``members.0.layer3`` and so on.
 
     Args:
         members: Models that take the same inputs and return logits of the same shape.
-        average: What to average: the probabilities, or the logits as they are.
+        average: What to average: the probabilities of classes that exclude one another, or the logits as they are, as
+            of several labels.
+        class_axis: The axis of the classes; by default 1, but the last of tokens (B, N, C).
 
     Raises:
         ValueError: If there are no members, or ``average`` is neither.
@@ -37,7 +40,9 @@ class Ensemble(nn.Module):
         tensor([[0.6000, 0.4000]])
     """
 
-    def __init__(self, members: Sequence[nn.Module], average: Average = "probabilities") -> None:
+    def __init__(
+        self, members: Sequence[nn.Module], average: Average = "probabilities", *, class_axis: int | None = None
+    ) -> None:
         super().__init__()
         if not members:
             raise ValueError("Ensemble: expected at least one member, got none; pass a list of models.")
@@ -45,6 +50,7 @@ class Ensemble(nn.Module):
             raise ValueError(f"Ensemble: expected average 'probabilities' or 'logits', got {average!r}.")
         self.members = nn.ModuleList(members)
         self.average: Average = average
+        self.class_axis = class_axis
         self._looked = False
 
     @property
@@ -77,10 +83,31 @@ class Ensemble(nn.Module):
             for answer in answers[1:]:
                 total = total + answer
             return total / len(answers)
-        total = F.log_softmax(total, dim=-1)
-        for answer in answers[1:]:
-            total = torch.logaddexp(total, F.log_softmax(answer, dim=-1))
-        return total - math.log(len(answers))
+        axis = self._axis(total)
+        if axis is None:
+            yes, no = (self._mean([F.logsigmoid(sign * answer) for answer in answers]) for sign in (1.0, -1.0))
+            return yes - no
+        return self._mean([F.log_softmax(answer, dim=axis) for answer in answers])
+
+    @staticmethod
+    def _mean(logarithms: Sequence[Tensor]) -> Tensor:
+        """Return the logarithm of the mean of what these are the logarithms of."""
+        total = logarithms[0]
+        for one in logarithms[1:]:
+            total = torch.logaddexp(total, one)
+        return total - math.log(len(logarithms))
+
+    def _axis(self, answer: Tensor) -> int | None:
+        """Return the axis of the classes, ``None`` of a single logit."""
+        axis = self.class_axis
+        if axis is None:
+            axis = 2 if answer.ndim == 3 else 1
+        elif not -answer.ndim <= axis < answer.ndim:
+            raise ValueError(
+                f"Ensemble: class_axis={axis} is no axis of logits of shape {tuple(answer.shape)}; give 1 for "
+                "(B, C, ...), or leave it out."
+            )
+        return None if answer.ndim < 2 or answer.shape[axis] == 1 else axis
 
     def _check_scores(self, answers: Sequence[Tensor]) -> None:
         for index, answer in enumerate(answers):

@@ -215,3 +215,45 @@ def test_both_ends_are_told_with_their_shapes(monkeypatch):
     monkeypatch.setattr(setup, "rank_zero_info", told.append)
     support.fit(support.module(losses=[HintLoss()]), max_epochs=1)
     assert told == ["Part 'hint' reads student 'features' (2, 3, 4, 4) and teacher 'features' (2, 8, 4, 4)."]
+
+
+class DropPath(nn.Module):
+    """Drops whole samples in training, as those of timm, torchvision and transformers do."""
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * (torch.rand(len(x), *[1] * (x.ndim - 1)) > 0.5) * 2
+
+
+class Doubles(nn.Module):
+    """A layer without weights that works in place has a value of its own."""
+
+    def forward(self, x):
+        return x.mul_(2)
+
+
+class Dropping(nn.Module):
+    """What drops stands nearer to the top of the network than what made the value."""
+
+    def __init__(self, drop, pooled):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.ReLU(), nn.Conv2d(4, 6, 3)))
+        self.drop, self.head, self.pooled = drop, nn.Linear(6, 3), pooled
+
+    def forward(self, x):
+        for part in self.body:
+            x = part(x)
+        return self.head(self.drop(x.mean((2, 3))) if self.pooled else self.drop(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+@pytest.mark.parametrize("make", [HintLoss, RKDLoss, ATLoss])
+@pytest.mark.parametrize("drop", [nn.FeatureAlphaDropout, DropPath])
+def test_what_drops_in_training_alone_is_no_layer_to_read(drop, make, pooled):
+    assert chosen(make, Dropping(drop(), pooled)) == chosen(make, Dropping(nn.Dropout(), pooled))
+    assert "drop" not in chosen(make, Dropping(drop(), pooled))
+
+
+def test_what_changes_its_input_in_place_is_one():
+    assert chosen(HintLoss, Dropping(Doubles(), pooled=False)) == "drop"

@@ -3,8 +3,12 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_kd import DistillationModule
 from lightning_kd.engine.task import task_term
+from lightning_kd.losses import TokenKDLoss
+from tests import support
 
 LOSSES: list[nn.Module] = [
     nn.MSELoss(),
@@ -51,7 +55,7 @@ def test_other_shapes_that_would_broadcast_are_refused(
 @pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss()], ids=["CrossEntropyLoss", "NLLLoss"])
 def test_logits_of_tokens_are_refused_with_the_remedy(loss: nn.Module) -> None:
     logits, labels = _values(4, 6, 50), torch.zeros(4, 6, dtype=torch.long)
-    with pytest.raises(ValueError, match=r"\(4, 6, 50\) with labels \(4, 6\).*cross_entropy=1.0.*task_loss='model'"):
+    with pytest.raises(ValueError, match=r"\(4, 6, 50\).*shape \(4, 6\).*cross_entropy=1.0.*task_loss='model'"):
         task_term(loss, logits, labels)
     assert torch.equal(task_term(loss, logits.mT, labels), loss(logits.mT, labels))
 
@@ -73,3 +77,53 @@ def test_class_ids_lose_their_axis_of_one(loss: nn.Module, narrow: torch.dtype) 
         outputs = _values(4, 3, *axes)
         ids = torch.randint(0, 3, (4, 1, *axes), generator=torch.Generator().manual_seed(1))
         assert torch.equal(task_term(loss, outputs, ids.to(narrow)), loss(outputs, ids[:, 0]))
+
+
+class Tagger(nn.Module):
+    """Scores (B, T, V) of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 11)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.embed(ids))
+        return scores
+
+
+class Flat(nn.CrossEntropyLoss):
+    """What the refusal names as a remedy."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return super().forward(logits.flatten(0, 1), target.flatten())
+
+
+def fit_tagger(task_loss: nn.Module | None, **options: float) -> DistillationModule:
+    ids = torch.randint(0, 11, (4, 5), generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(ids, ids), 2)
+    module = DistillationModule(Tagger(), Tagger(), [TokenKDLoss(shift=False, **options)], task_loss=task_loss)
+    support.fit(module, train=loader, val=loader, max_epochs=1)
+    return module
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.NLLLoss(), nn.CrossEntropyLoss(ignore_index=0)])
+def test_a_loss_that_reads_classes_on_axis_1_is_refused_for_tokens_at_set_up_with_the_remedy(loss: nn.Module) -> None:
+    name = type(loss).__name__
+    with pytest.raises(
+        ValueError, match=rf"task_loss {name} reads the classes on axis 1, .*\(2, 5, 11\).*\(2, 5\)"
+    ) as e:
+        fit_tagger(loss)
+    assert "TokenKDLoss(cross_entropy=1.0)" in str(e.value)
+    assert "task_loss='model'" in str(e.value)
+    assert "logits.flatten(0, 1)" in str(e.value)
+    assert any(entry.name == "prepare" for entry in e.traceback)
+    with pytest.raises(ValueError, match="axis 1"):
+        task_term(loss, torch.zeros(2, 5, 11), torch.zeros(2, 5, dtype=torch.long))
+
+
+def test_each_remedy_works_and_axis_1_stays_the_classes() -> None:
+    fit_tagger(Flat())
+    fit_tagger(None, cross_entropy=1.0)
+    scores, target = torch.randn(2, 11, 5), torch.randint(0, 11, (2, 5))
+    assert torch.equal(task_term(nn.CrossEntropyLoss(), scores, target), nn.CrossEntropyLoss()(scores, target))

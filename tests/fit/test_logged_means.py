@@ -142,3 +142,50 @@ def test_uneven_steps_go_on_from_a_checkpoint(at, tmp_path):
     expected = whole.epoch_means
     assert second.epoch_means == expected
     assert expected["loss"] == pytest.approx((36 + 7 + 10 + 108) / 78)
+
+
+WEIGHTS = torch.tensor([0.1, 1.0, 2.0, 50.0])
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.2}, {"ignore_index": 2}, {"ignore_index": 255}], ids=str)
+def test_the_loss_of_a_validation_counts_class_weights_however_it_is_split(options):
+    x, y = data(21)
+    y[3:6] = 255 if options.get("ignore_index") == 255 else y[3:6]
+    y[10:12] = 2  # a batch of one with no label, or with weight
+    task_loss = nn.CrossEntropyLoss(weight=WEIGHTS, **options)
+    made = still([KDLoss()], task_loss)
+    with torch.no_grad():
+        expected = F.cross_entropy(made.student(x), y, weight=WEIGHTS, **options).item()
+    for batch_size in (1, 4, 21):
+        loader = DataLoader(TensorDataset(x, y), batch_size=batch_size)
+        found = support.trainer().validate(made, loader, verbose=False)[0]
+        assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+        assert support.trainer().test(made, loader, verbose=False)[0]["test/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_each_loader_has_its_own_mean_over_class_weights_and_each_evaluation_begins_anew():
+    x, y = data(21)
+    made = still([KDLoss()], nn.CrossEntropyLoss(weight=WEIGHTS))
+    parts = [(x[:13], y[:13]), (x[13:], y[13:])]
+    loaders = [DataLoader(TensorDataset(*part), batch_size=3) for part in parts]
+    trainer = support.trainer()
+    for _ in range(2):
+        found = trainer.validate(made, loaders, verbose=False)
+        for i, (rows, labels) in enumerate(parts):
+            with torch.no_grad():
+                expected = F.cross_entropy(made.student(rows), labels, weight=WEIGHTS).item()
+            assert found[i][f"val/loss/dataloader_idx_{i}"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_of_pixels_and_of_a_column_of_ids_count_too():
+    generator = torch.Generator().manual_seed(3)
+    x, y = torch.randn(7, 6, 3, 2, generator=generator), torch.randint(0, 4, (7, 3, 2), generator=generator)
+    optimizer = partial(torch.optim.SGD, lr=0.0)
+    loss = nn.CrossEntropyLoss(weight=WEIGHTS)
+    made = DistillationModule(nn.Conv2d(6, 4, 1), nn.Conv2d(6, 4, 1), [KDLoss()], task_loss=loss, optimizer=optimizer)
+    with torch.no_grad():
+        expected = loss(made.student(x), y).item()
+    for target in (y, y[:, None]):
+        loader = DataLoader(TensorDataset(x, target), batch_size=2)
+        found = support.trainer().validate(made, loader, verbose=False)[0]
+        assert found["val/loss"] == pytest.approx(expected, rel=1e-5)

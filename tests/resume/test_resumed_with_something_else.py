@@ -9,8 +9,11 @@ import torch
 from torch import nn
 
 from lightning_kd import DistillationModule
+from lightning_kd.engine.objective import Objective
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
+from lightning_kd.fit.resume.made_of import differences, made_of
 from lightning_kd.losses import ATLoss, CRDLoss, DKDLoss, HintLoss, HybridLoss, KDLoss, RKDLoss
+from lightning_kd.losses.naming import name_losses
 from lightning_kd.schedules import LinearSchedule
 from tests import support
 
@@ -252,3 +255,15 @@ def test_a_memory_is_not_taken_for_that_of_another_layer(door, tmp_path):
     module, callbacks = made(door, crd("second"), **copy.deepcopy(even))
     with pytest.raises(ValueError, match=says(CANNOT, "part 'crd': student was ['first'], is ['second']")):
         support.fit(module, train=data, callbacks=callbacks, ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_the_students_own_loss_is_called_model_and_was_called_str():
+    objective = Objective(name_losses([KDLoss()]))
+    own = made_of(objective, None, None, "model")
+    assert own["task"]["task_loss"] == "model"
+    other = made_of(objective, None, None, nn.MSELoss())
+    assert differences(own, other) == (["task_loss was 'model', is 'MSELoss'"], [])
+    older = copy.deepcopy(own)
+    older["task"]["task_loss"] = "str"
+    assert differences(older, own) == ([], [])
+    assert differences(older, other)[0] == ["task_loss was 'model', is 'MSELoss'"]

@@ -1,14 +1,18 @@
 """Several teachers as one: the mean of their answers, whatever form these have."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import Ensemble
+from tests import support
 
 
 class Answer(nn.Module):
@@ -107,3 +111,56 @@ def test_a_member_that_ends_in_softmax_is_refused(average):
     with pytest.raises(ValueError, match=r"member 1 \(Answer\) returns probabilities: each row adds up to 1"):
         Ensemble([Answer(scores), Answer(scores.softmax(1))], average)(None)
     Ensemble([Answer(scores), Answer(scores.log_softmax(1))], average)(None)
+
+
+def randoms(*shape):
+    return [torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() for seed in range(3)]
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3, 2), (4, 5, 2, 3, 2), (4, 2, 2, 2)])
+def test_pixels_have_their_classes_on_axis_1(shape):
+    logits = randoms(*shape)
+    answer = Ensemble([Answer(one) for one in logits])(None)
+    expected = sum(one.softmax(1) for one in logits) / 3
+    torch.testing.assert_close(answer.softmax(1), expected)
+    torch.testing.assert_close(answer.exp(), expected)
+
+
+def test_the_axis_of_the_classes_of_a_series_can_be_told():
+    logits = randoms(4, 5, 6)
+    answer = Ensemble([Answer(one) for one in logits], class_axis=1)(None)
+    torch.testing.assert_close(answer.softmax(1), sum(one.softmax(1) for one in logits) / 3)
+    with pytest.raises(ValueError, match="class_axis"):
+        Ensemble([Answer(one) for one in logits], class_axis=3)(None)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 1, 3, 2)])
+def test_a_single_logit_gives_the_mean_chance_of_a_yes(shape):
+    logits = randoms(*shape)
+    answer = Ensemble([Answer(one) for one in logits])(None)
+    torch.testing.assert_close(answer.sigmoid(), sum(one.sigmoid() for one in logits) / 3)
+    torch.testing.assert_close(Ensemble([Answer(logits[0])])(None), logits[0])
+
+
+def test_a_chance_of_a_yes_that_is_almost_certain_keeps_its_odds():
+    answer = Ensemble([Answer(torch.tensor([[40.0], [-40.0]])), Answer(torch.tensor([[50.0], [-50.0]]))])(None)
+    expected = 40.0 + torch.tensor(2.0).log() - torch.log1p(torch.tensor(-10.0).exp())
+    torch.testing.assert_close(answer, torch.tensor([[expected], [-expected]]))
+
+
+def test_a_segmentation_learns_from_the_mean_of_its_teachers():
+    members = [nn.Conv2d(3, 5, 1), nn.Conv2d(3, 5, 1)]
+    student, x = nn.Conv2d(3, 5, 1), torch.randn(4, 3, 6, 7)
+    y = torch.randint(0, 5, (4, 6, 7))
+    sgd = partial(torch.optim.SGD, lr=0.0)
+    losses, task = [KDLoss(1.0)], nn.CrossEntropyLoss()
+    module = DistillationModule(student, Ensemble(members), losses, task_loss=task, optimizer=sgd)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    found = support.fit(module, train=loader, val=loader, max_epochs=1).callback_metrics
+    with torch.no_grad():
+        target = sum(one(x).softmax(1) for one in members) / 2
+        # the mean over samples and pixels of the sum over classes
+        kl = F.kl_div(student(x).log_softmax(1), target, reduction="none").sum(1).mean()
+        accuracy = (target.argmax(1) == y).double().mean()
+    assert found["train/kd"].item() == pytest.approx(kl.item(), rel=1e-4)
+    assert found["val/teacher_accuracy"].item() == pytest.approx(accuracy.item())

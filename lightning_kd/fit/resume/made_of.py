@@ -61,6 +61,7 @@ def differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[
             found += [f"part {name!r}: {change}" for change, _ in changes]
             others += [name] if any(another for _, another in changes) else []
     for key, value in saved.get("task", {}).items():
+        value = "model" if (key, value) == ("task_loss", "str") else value  # as an older checkpoint calls it
         if key in now["task"] and now["task"][key] != value:
             found.append(f"{key} was {_shown(value)}, is {_shown(now['task'][key])}")
     if "outputs" in saved:
@@ -117,7 +118,8 @@ def _as_list(layers: Any) -> Any:
 
 def _task(task_loss: object) -> dict[str, Any]:
     if not isinstance(task_loss, nn.Module):
-        return {} if task_loss is None else {"task_loss": type(task_loss).__name__}
+        name = task_loss if isinstance(task_loss, str) else type(task_loss).__name__
+        return {} if task_loss is None else {"task_loss": name}
     names = getattr(task_loss, "__constants__", ())
     options = {name: _plain(getattr(task_loss, name)) for name in names if hasattr(task_loss, name)}
     return {"task_loss": type(task_loss).__name__, **{f"task_loss.{name}": value for name, value in options.items()}}

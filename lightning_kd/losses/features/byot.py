@@ -14,6 +14,7 @@ from lightning_kd.losses.logits.base import (
     count_labels,
     cross_entropy_of_labelled,
     with_one_mark,
+    without_column,
 )
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
 from lightning_kd.schedules import Scalar
@@ -72,6 +73,7 @@ def byot_loss(
         Distillation", ICCV 2019, arXiv:1905.08094.
     """
     _check_numbers("byot_loss", temperature, alpha, hint_weight)
+    target = without_column(target, logits)
     _check_shapes(logits, features, deepest_logits, deepest_features, target)
     logits, features = upcast(logits), upcast(features)
     if len(logits) == 0:

@@ -134,6 +134,8 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
 def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Return class ids that can be used as an index on axis 1, and which of them are labels; axis 1 has length 1.
 
+    Ids may have this axis already, such as (B, 1).
+
     Raises:
         ValueError: If the target holds no class ids or not one for every sample and position.
     """
@@ -143,6 +145,7 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
             "give soft targets to a loss that takes them, or override unpack_batch to return one id for each sample."
         )
     expected = (*logits.shape[:1], *logits.shape[2:])
+    target = without_column(target, logits)
     if target.shape != expected or target.is_floating_point():
         raise ValueError(
             f"{function}: expected class ids of shape {tuple(expected)}, got a target of shape {tuple(target.shape)} "
@@ -151,6 +154,18 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
     target = target.long()  # an unsigned type cannot hold a negative id, and compares as if -100 were 156
     labelled = target != ignore_index
     return torch.where(labelled, target, 0).long().unsqueeze(1), labelled.unsqueeze(1)
+
+
+def without_column(target: Tensor, logits: Tensor) -> Tensor:
+    """Return class ids (B, 1) or (B, 1, H, W) without their axis of length 1; anything else as it is.
+
+    Example:
+        >>> without_column(torch.tensor([[2], [0]]), torch.zeros(2, 3))
+        tensor([2, 0])
+    """
+    column = (*logits.shape[:1], 1, *logits.shape[2:])
+    is_column = logits.ndim > 1 and target.shape == column != logits.shape and not target.is_floating_point()
+    return target.squeeze(1) if is_column else target
 
 
 def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:
@@ -183,7 +198,7 @@ def with_one_mark(target: Tensor, mark: int, task_mark: int) -> Tensor:
 
 def cross_entropy_of_labelled(logits: Tensor, target: Tensor) -> Tensor:
     """Average the cross entropy over the samples with a label; 0 with a graph if there are none."""
-    target = target.long()
+    target = without_column(target, logits).long()
     labelled = (target != IGNORE_INDEX).sum().clamp_min(1)
     return F.cross_entropy(logits, target, ignore_index=IGNORE_INDEX, reduction="sum") / labelled
 

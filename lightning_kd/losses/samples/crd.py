@@ -223,6 +223,7 @@ class CRDLoss(DistillationLoss):
                 "CRDLoss: negatives come from other classes, but the data set does not tell its classes; wrap one "
                 "that has `targets` or `labels` in lightning_kd.data.Indexed, or choose negatives_from='any'."
             )
+        targets = targets.squeeze(1) if targets.shape == (num_samples, 1) else targets
         if targets.shape != (num_samples,) or targets.is_floating_point():
             raise ValueError(
                 f"CRDLoss: expected one class id for each of {num_samples} rows, got {targets.dtype} of shape "

@@ -17,6 +17,7 @@ class RowWatch:
 
     def note_labels(self, classes: Tensor | None, index: Tensor, target: Tensor) -> None:
         """Note a sample whose label is not the class of its row; where classes are no ids, nothing is compared."""
+        target = target.squeeze(1) if target.shape == (len(index), 1) else target
         comparable = target.ndim == 1 and target.shape == index.shape and not target.is_floating_point()
         if classes is None or not comparable or not len(index) or torch.compiler.is_compiling():
             return
