@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning import LightningDataModule
@@ -20,10 +20,11 @@ FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 
 @dataclass(frozen=True)
 class Meaning:
-    """A definition, and a sentence that illustrates it."""
+    """A definition, a sentence that illustrates it, and the words that have this meaning."""
 
     sentence: str
     definition: str
+    words: str
 
 
 def read(dictionary: str | None = None) -> list[Meaning]:
@@ -45,10 +46,13 @@ def read(dictionary: str | None = None) -> list[Meaning]:
     meanings = []
     for name in FILES:
         for line in (found / name).read_text(encoding="latin-1").splitlines():
-            definition, _, rest = line.partition(" | ")[2].partition('; "')
-            sentence = rest.partition('"')[0]
+            fields, _, gloss = line.partition(" | ")
+            definition, _, rest = gloss.partition('; "')
+            sentence = rest.partition('"')[0].strip()
             if definition and len(sentence.split()) > 2:
-                meanings.append(Meaning(sentence.strip(), re.sub(r"\s+", " ", definition).strip(' ";')))
+                _, _, _, count, *others = fields.split()
+                words = ", ".join(word.partition("(")[0].replace("_", " ") for word in others[: 2 * int(count, 16) : 2])
+                meanings.append(Meaning(sentence, re.sub(r"\s+", " ", definition).strip(' ";'), words))
     return meanings
 
 
@@ -96,14 +100,24 @@ class WordNetDataModule(LightningDataModule):
 
     Args:
         pairs: Pairs in a batch.
+        of: Whether a pair is a sentence and its definition, or a text and itself, with another dropout: then nothing
+            is told of which texts belong together.
         held_out: Pairs in the validation part, and as many in the test part.
         longest: Tokens of a text; what is longer is cut.
         dictionary: The folder of WordNet; by default where packages put it.
     """
 
-    def __init__(self, pairs: int = 64, held_out: int = 1000, longest: int = 40, dictionary: str | None = None) -> None:
+    def __init__(
+        self,
+        pairs: int = 32,
+        of: Literal["meaning", "itself"] = "meaning",
+        held_out: int = 1000,
+        longest: int = 40,
+        dictionary: str | None = None,
+    ) -> None:
         super().__init__()
         self.pairs = pairs
+        self.of = of
         self.held_out = held_out
         self.longest = longest
         self.dictionary = dictionary
@@ -131,7 +145,10 @@ class WordNetDataModule(LightningDataModule):
 
     def batch_of_pairs(self, pairs: list[Meaning]) -> dict[str, Tensor]:
         """Make a batch: sentence, definition, sentence, definition..."""
-        batch = self.tokens([text for one in pairs for text in (one.sentence, one.definition)])
+        texts = [(one.sentence, one.definition) for one in pairs]
+        if self.of == "itself":
+            texts = [(one, one) for number, both in enumerate(texts) for one in (both[number % 2],)]
+        batch = self.tokens([text for both in texts for text in both])
         return {**batch, "labels": torch.arange(len(pairs)).repeat_interleave(2)}
 
     def tokens(self, texts: list[str]) -> dict[str, Tensor]:
