@@ -170,7 +170,7 @@ def test_an_unknown_preset_is_told_with_the_nearest(call) -> None:
 def test_the_help_names_every_preset(call) -> None:
     code, text, _ = call("fit", "--help")
     assert code == 0
-    assert f"preset:NAME              the losses of a published recipe: {', '.join(names())}\n" in text
+    assert f"preset:NAME              losses of a paper: {', '.join(names())}\n" in text
 
 
 def test_presets_are_files_of_the_package() -> None:

@@ -16,7 +16,7 @@ from examples.sentences import distil, encoder, evidence, wordnet  # noqa: E402
 from lightning_kd.commands.fit import run  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
-WORDS = [f"{start}{end}" for start in "bdfgkl" for end in ("a", "e", "i", "o")]
+WORDS = [f"{start}{end}n" for start in "bdfgkl" for end in ("a", "e", "i", "o")]
 QUIET = ["--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=1"]
 
 
@@ -36,7 +36,7 @@ def small(tmp_path, monkeypatch):
     lines = ["  1 This is the licence, which is no meaning."]
     for i in range(40):
         one, two = WORDS[i // 7], WORDS[10 + i % 7]  # of each pair there is one
-        lines.append(f'0000{i:04} 03 n 02 {one}_{two} 0 {two}(a) 0 000 | {one} {two} ba; "{two} not {one}"; "{one}"  ')
+        lines.append(f'0000{i:04} 03 n 02 {one}_{two} 0 {two}(a) 0 000 | {one} {two} ban; "{two} not {one}"; "{one}"  ')
     lines.append("00009999 03 n 01 be 0 000 | a meaning without a sentence  ")
     for name in wordnet.FILES:
         (tmp_path / name).write_text("\n".join(lines) if name == "data.noun" else "")
@@ -46,7 +46,7 @@ def small(tmp_path, monkeypatch):
 def test_the_dictionary_is_read_and_split_into_parts_that_share_no_text(small):
     meanings = wordnet.read(small)
     assert len(meanings) == 40
-    assert meanings[1] == wordnet.Meaning("fo not ba", "ba fo ba", "ba fo, fo")
+    assert meanings[1] == wordnet.Meaning("fon not ban", "ban fon ban", "ban fon, fon")
     parts = wordnet.split([*meanings, *meanings[:3]], 5)
     assert [len(part) for part in parts] == [30, 5, 5]
     assert set().union(*parts) == set(meanings)
@@ -109,7 +109,9 @@ def test_the_python_example_writes_a_student_of_two_layers(small, monkeypatch):
 def test_the_table_has_a_row_for_every_method(small, capsys, monkeypatch):
     data = wordnet.WordNetDataModule
     monkeypatch.setattr(evidence, "WordNetDataModule", lambda dictionary: data(8, held_out=10, dictionary=dictionary))
-    monkeypatch.setattr(evidence, "judged_pairs", lambda: [("ba", "be", 1.0), ("di", "do", 2.0), ("fa", "fe", 0.0)])
+    monkeypatch.setattr(
+        evidence, "judged_pairs", lambda: [("ban", "ben", 1.0), ("din", "don", 2.0), ("fan", "fen", 0.0)]
+    )
     evidence.main(seeds=2, steps=1, dictionary=small, options=["--data.held_out=10", "--data.pairs=4"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0].removeprefix("| ") for row in rows[1:]] == [
