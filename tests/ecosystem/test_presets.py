@@ -56,8 +56,9 @@ def close(ours, theirs):
 @pytest.mark.parametrize("cut", [False, True])
 def test_distilbert(cut):
     student, names = of(DISTIL), []
-    if cut:  # as student_from_teacher makes it
-        student = of(BERT | {"num_hidden_layers": 6})
+    if cut:
+        arguments = {"teacher": of(BERT | {"num_hidden_layers": 12}), "layers": [0, 2, 4, 7, 9, 11]}
+        student = {"class_path": "lightning_kd.hf.student_from_teacher", "init_args": arguments}
         names = ["--model.losses.hidden_state.student=bert.encoder.layer.5"]
     module = built("distilbert", student, of(BERT | {"num_hidden_layers": 12}), *names)
     batch = texts(with_labels=True)
