@@ -32,6 +32,7 @@ from lightning_kd.commands.parsing.losses import (
     with_losses_by_class,
 )
 from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.presets import with_presets
 from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
 from lightning_kd.commands.parsing.words import check_values
 from lightning_kd.files.class_paths import check_arguments, check_value
@@ -66,7 +67,11 @@ class DistillationCLI(LightningCLI):
         if isinstance(words, dict):
             words = dict(with_losses_by_class(words))
         if isinstance(words, list):
-            words = named_by_class(words)
+            try:
+                words = named_by_class(with_presets(words))
+            except ValueError as error:
+                parser.args = words
+                parser.error(str(error), error)
             if _asks_for_losses(words):
                 print(overview())
                 parser.exit()

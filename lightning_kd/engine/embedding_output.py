@@ -78,7 +78,9 @@ class Embeddings:
             if kind in _SCORES and reads_output:
                 raise ValueError(
                     f"The task's loss takes the student's output for scores, but part {name!r} reads it as an "
-                    "embedding. Name the layers that return the embedding: student=..., teacher=..."
+                    "embedding. Name the layers that return the embedding, student=..., teacher=...; or, if the output "
+                    "is the embedding and a loss of your own on it takes class ids, student='<output>', "
+                    "teacher='<output>'."
                 )
 
     @property

@@ -42,7 +42,15 @@ def student_from_teacher(teacher: M, layers: Layers) -> M:
     """Make a student of a teacher's own layers: the same class, fewer layers, the teacher's weights.
 
     The student computes what the teacher would with the other layers left out. It is a model of its own: it shares no
-    weight with the teacher, and ``save_pretrained`` writes it with its own configuration.
+    weight with the teacher, and ``save_pretrained`` writes it with its own configuration. In a configuration file:
+
+    .. code-block:: yaml
+
+        student:
+          class_path: lightning_kd.hf.student_from_teacher
+          init_args:
+            layers: [0, 3, 6, 9]
+            teacher: {class_path: lightning_kd.hf.from_pretrained, init_args: {folder: runs/teacher, task: masked_lm}}
 
     Args:
         teacher: A model of Hugging Face.
@@ -91,6 +99,10 @@ def student_from_teacher(teacher: M, layers: Layers) -> M:
     if getattr(network, "generation_config", None) is not None:
         vars(student)["generation_config"] = copy.deepcopy(network.generation_config)
     return student
+
+
+# a configuration file takes what returns an nn.Module; jsonargparse 4.53 does not know that M stands for one
+student_from_teacher.__annotations__.update({"teacher": nn.Module, "return": nn.Module})
 
 
 def kept_layers(layers: int | Sequence[int], depth: int, where: str) -> list[int]:

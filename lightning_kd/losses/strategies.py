@@ -53,7 +53,7 @@ class DistillationStrategyType(IntEnum):
 
     Example:
         >>> DistillationStrategyType.RESPONSE_BASED.create(temperature=2.0)
-        KDLoss(temperature=2.0, standardize=False, binary=False, head=None, teacher_head=None, weight=1.0)
+        KDLoss(temperature=2.0, standardize=False, hard=False, binary=False, head=None, teacher_head=None, weight=1.0)
     """
 
     RESPONSE_BASED = 0

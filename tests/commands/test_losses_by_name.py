@@ -39,7 +39,14 @@ def test_every_form_means_the_same_losses(form, losses_of):
     kd, hint = losses_of(change=[(LIST, form)])
     assert (kd["class_path"], hint["class_path"]) == ("lightning_kd.losses.KDLoss", "lightning_kd.losses.HintLoss")
     heads = {"head": None, "teacher_head": None}
-    assert kd["init_args"] == {"temperature": 4.0, "standardize": False, "binary": False, **heads, "weight": 1.0}
+    assert kd["init_args"] == {
+        "temperature": 4.0,
+        "standardize": False,
+        "hard": False,
+        "binary": False,
+        **heads,
+        "weight": 1.0,
+    }
 
 
 def test_losses_inside_a_loss_are_named_in_the_same_forms(losses_of):

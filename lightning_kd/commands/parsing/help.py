@@ -16,6 +16,7 @@ More, each after `{command}`:
   --model.losses.help=KDLoss        the options of one loss
   --OPTION.help=CLASS               the options of a class, for an OPTION that takes one:
                                     --model.student, --model.optimizer, --trainer.callbacks ...
+  --config preset:NAME              losses of a paper: deit, distilbert, minilm, tinybert
   --config FILE --print_config      what would run, with every default; this is YAML for --config
 
 Losses in YAML are classes or strategies, with options if you like:
