@@ -28,6 +28,16 @@ def is_output(layer: str) -> bool:
     return layer == OUTPUT or (layer.startswith(_PREFIX) and layer.endswith(">"))
 
 
+def is_module(layer: str) -> bool:
+    """Whether a name of a layer is that of a module, whose output is meant, and not an output or an attention.
+
+    Example:
+        >>> is_module("layer3"), is_module("<output>"), is_module("<scores of layer3>")
+        (True, False, False)
+    """
+    return not layer.startswith("<")
+
+
 def head_in(layer: str) -> Head:
     """Return which of several outputs such a name means, ``None`` for the one that the task reads.
 

@@ -11,6 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_kd.capture.attention import (
+    Attended,
+    Watch,
+    find_attention,
+    leave_all,
+    module_of,
+    part_and_block,
+)
+from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
 from lightning_kd.capture.private import is_compiled_in_place, remove_forward_hooks, version_of
@@ -69,7 +78,7 @@ class Capture:
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
         self._store = _Store(calls)
-        self._handles: list[RemovableHandle] = []
+        self._handles: list[RemovableHandle | Watch] = []
         self._places: list[nn.Module] = []
         self.attached = False
         self.completed: Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]] | None = None
@@ -78,8 +87,8 @@ class Capture:
         names = [name for name, _ in inner.named_modules(remove_duplicate=False) if name]
         known = {plain_name(name) for name in names}
         for layer in self.layers:
-            if plain_name(layer) not in known:
-                raise ValueError(_unknown_layer(layer, names, role, type(inner).__name__))
+            if plain_name(module_of(layer)) not in known:
+                raise ValueError(_unknown_layer(module_of(layer), names, role, type(inner).__name__))
 
     def attach(self) -> None:
         """Put the hooks on; a second call moves them to the modules that have taken the layers' places since.
@@ -99,17 +108,30 @@ class Capture:
         self._places = places
         if self.with_call:
             self._attach_call()
+        blocks: dict[str, nn.Module] = {}
         for layer, place in zip(self.layers, places[1:], strict=True):
-            put_layer = partial(_put_layer, self._store, layer)
-            self._handles.append(place.register_forward_hook(put_layer))
+            found = part_and_block(layer)
+            if found is None:
+                put_layer = partial(_put_layer, self._store, layer)
+                self._handles.append(place.register_forward_hook(put_layer))
+            else:
+                blocks[found[1]] = place
+        for block, place in blocks.items():
+            self._handles.append(Watch(place, partial(_put_attention, self._store, block)))
         if self._handles and is_compiled(self.module):
             torch.compiler.reset()
 
     def _find(self, layer: str) -> nn.Module:
         inner = original(self.module)
-        for name in (layer, plain_name(layer)):
+        named = module_of(layer)
+        for name in (named, plain_name(named)):
             with suppress(AttributeError):
-                return inner.get_submodule(name)
+                place = inner.get_submodule(name)
+                if named == layer:
+                    return place
+                attention = find_attention(place, name, self.role)
+                if attention is not None:
+                    return attention
         raise RuntimeError(
             f"The {self.role} {type(inner).__name__} has no layer {layer!r} any more: something has replaced modules "
             "since the losses were built, such as a callback or a precision plugin. Name a layer that is left, or "
@@ -210,10 +232,16 @@ class Capture:
     def check_ran(self, call: Call) -> None:
         """Check that every layer ran once in the recorded call, and returned a tensor.
 
+        Attention is computed here, once the whole network has run: activation checkpointing would otherwise find
+        operations in the forward pass that the backward pass does not repeat.
+
         Raises:
             RuntimeError: If a layer did not run, or more than once; names it and the remedy.
             TypeError: If a layer returned something else.
+            ValueError: If what is read of an attention cannot be known.
         """
+        if call.attended:
+            self._read_attention(call)
         for layer, value in call.no_tensor:
             kind = type(original(self.module).get_submodule(layer)).__name__
             raise TypeError(
@@ -228,6 +256,23 @@ class Capture:
                 "pass, so there is no one value to read. Name a layer around or inside that runs once, or call an "
                 "nn.Identity() at the place in forward that you mean, and name that."
             )
+
+    def _read_attention(self, call: Call) -> None:
+        for layer in self.layers:
+            part, block = part_and_block(layer) or ("", "")
+            attended = call.attended.get(block)
+            if attended is None or layer in call.features:
+                continue
+            if attended.changed:
+                raise RuntimeError(
+                    f"Something has changed the queries, keys or values of the {self.role}'s {block!r} in place, so a "
+                    "loss would read something else. Write x = x + y in place of x += y."
+                )
+            try:
+                call.features[layer] = value = read_part(part, attended)
+            except ValueError as error:
+                raise ValueError(f"The {self.role}'s {block!r} cannot be read: {error}.") from None
+            call.versions.append(version_of(value))
 
     def check_unchanged(self, call: Call, *, with_output: bool) -> None:
         """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
@@ -259,7 +304,7 @@ class Capture:
             f"The {self.role} layer(s) {layers} did not run in this step. Name layers that every forward pass calls"
         )
         for name in layers:
-            layer = original(self.module).get_submodule(name)
+            layer = original(self.module).get_submodule(module_of(name))
             if isinstance(layer, nn.ModuleList | nn.ModuleDict) and len(layer):
                 inner = ", ".join(f"{name}.{key}" for key, _ in list(layer.named_children())[:3])
                 return f"{message}; {name!r} is a {type(layer).__name__}, which is never called itself: name {inner}."
@@ -282,7 +327,12 @@ class Recording:
 def without_captures(copy: nn.Module) -> None:
     """Take the hooks of every :class:`Capture` off a copy of a module: a capture has no handles of copied hooks."""
     for part in copy.modules():
-        remove_forward_hooks(part, lambda hook: isinstance(hook, partial) and isinstance(hook.args[0], _Store))
+        remove_forward_hooks(part, _is_ours)
+    leave_all(copy, _is_ours)
+
+
+def _is_ours(hook: object) -> bool:
+    return isinstance(hook, partial) and bool(hook.args) and isinstance(hook.args[0], _Store)
 
 
 class _Store:
@@ -352,6 +402,18 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
         call.without_grad = (*call.without_grad, layer)
     call.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
     call.versions.append(version_of(tensor))
+
+
+def _put_attention(store: _Store, block: str, module: nn.Module, attended: Attended) -> None:
+    call = store.call
+    if not store.active or call.called:
+        return
+    if block in call.attended:
+        call.ran_twice = (*call.ran_twice, block)
+        return
+    if not torch.is_grad_enabled():
+        call.without_grad = (*call.without_grad, block)
+    call.attended[block] = attended
 
 
 def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:

@@ -1,8 +1,9 @@
-"""Torch's private names that the other files need, each with its reason: look here when a new torch breaks something.
+"""Private names of torch and transformers that the other files need: look here when a new version breaks something.
 
-torch 2.10 to 2.14 have no public name for any of them.
+Each has its reason. torch 2.10 to 2.14 and transformers 5.24 have no public name for any of them.
 """
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -92,3 +93,21 @@ def replace_tensors(module: nn.Module, function: Callable[[Tensor], Tensor]) -> 
     ``module.to()`` does so by ``_apply``. Its public relatives take a device or a format, not a function.
     """
     module._apply(function)
+
+
+def attention_backend(config: object) -> str | None:
+    """Return the name by which a configuration of transformers calls the attention, ``None`` if it has none.
+
+    transformers 5.24 has it in ``config._attn_implementation``; ``None`` there means ``"eager"``.
+    """
+    return None if not hasattr(config, "_attn_implementation") else config._attn_implementation or "eager"
+
+
+def with_attention_backend(config: Any, name: str) -> Any:
+    """Return a copy of a configuration with another name of the attention.
+
+    Its own setter would change the parts of the configuration too, which the copy shares.
+    """
+    copied = copy.copy(config)
+    copied._attn_implementation_internal = name
+    return copied

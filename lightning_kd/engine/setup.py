@@ -12,7 +12,7 @@ from lightning_kd.capture.axes import Axes, Followed, batch_of, find_axes, follo
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
-from lightning_kd.capture.heads import is_output
+from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
@@ -287,8 +287,8 @@ class SetUp:
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.module is None else original(step.teacher.module)
         for loss in step.objective.components:
-            student_layers = {n: student.get_submodule(n) for n in loss.student_layers if not is_output(n)}
-            names = [] if teacher is None else [n for n in loss.teacher_layers if not is_output(n)]
+            student_layers = {n: student.get_submodule(n) for n in loss.student_layers if is_module(n)}
+            names = [] if teacher is None else [n for n in loss.teacher_layers if is_module(n)]
             loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
 
     def _measure(
@@ -332,7 +332,7 @@ class SetUp:
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
         losses = self.step.objective.components
-        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers") if not is_output(name)}
+        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers") if is_module(name)}
         samples = batch_of(call.args, call.kwargs, read.target)
         if not layers or samples is None:
             return {}

@@ -17,6 +17,7 @@ from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teach
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
+from lightning_kd.engine.blocks import show_blocks
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
@@ -107,6 +108,7 @@ class TrainingStep:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
         losses = self.objective.components
+        show_blocks(losses, self.student, None if self.teacher is None else self.teacher.called)
         layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
         self.reading = Reading(self.hooks, losses)
         self.reading.class_order = self.class_order

@@ -7,9 +7,12 @@ from typing import Literal, final, get_args
 import torch
 from torch import Tensor
 
+from lightning_kd.capture.attention import Part
+from lightning_kd.capture.heads import is_module
 from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import add_up, pair_up, upcast
+from lightning_kd.losses.tokens.blocks import ReadsAttention, no_attention
 from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
@@ -96,15 +99,17 @@ def attention_matrix_loss(
 
 
 @final
-class AttentionMatrixLoss(LayerPairLoss):
+class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     """Make the student's attention matrices those of the teacher (TinyBERT, MiniLM).
 
-    Name modules whose output is the attention of each head, (B, H, T, T), such as the dropout on the probabilities.
+    Name blocks of models of transformers, such as ``"model.layers.3"`` or ``"bert.encoder.layer.1"``. Their scores or
+    probabilities are computed beside the model's own attention, whose numbers stay as they are, and before its dropout.
+    Or name modules whose output is the attention of each head, (B, H, T, T), such as the dropout on the probabilities.
     Padded tokens do not count, as queries or as keys. The losses of several pairs are added.
 
     Args:
-        student: Dotted name of the student's module that returns attention, or a list of them.
-        teacher: Dotted name of the teacher's module for each of the student's, in the same order.
+        student: Dotted name of the student's block, or of a module that returns attention, or a list of them.
+        teacher: Dotted name of the teacher's block for each of the student's, in the same order.
         kind: What is given, scores before the softmax or probabilities after it, and whether their squared distance is
             compared or the divergence of the probabilities.
         heads: Whether head is compared with head, or the mean of all heads, for unequal numbers of them.
@@ -133,6 +138,11 @@ class AttentionMatrixLoss(LayerPairLoss):
         self.heads: Heads = heads
         self.reduction: Reduction = reduction
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return what is read of each block: scores, or probabilities."""
+        return ("probabilities",) if self.kind.startswith("probabilities") else ("scores",)
+
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that the attention of each pair can be compared.
 
@@ -146,6 +156,12 @@ class AttentionMatrixLoss(LayerPairLoss):
         for student, teacher in zip(self.student_layers, self.teacher_layers, strict=True):
             pair = f"AttentionMatrixLoss, student layer {student!r} and teacher layer {teacher!r}"
             ours, theirs = student_shapes[student], teacher_shapes[teacher]
+            for role, name, shape in (("student", student, ours), ("teacher", teacher, theirs)):
+                if is_module(name) and len(shape) != 4:
+                    raise ValueError(
+                        f"AttentionMatrixLoss: expected attention (B, H, T, T), got {shape} of the {role}. Its "
+                        f"{no_attention(name)}"
+                    )
             _check_shapes(pair, ours, (*ours[:1], *theirs[1:]), self.heads)
 
     def forward(

@@ -7,8 +7,10 @@ from typing import final
 import torch
 from torch import Tensor
 
-from lightning_kd.losses.base import DistillationLoss, Layers, Shape
+from lightning_kd.capture.attention import Part
+from lightning_kd.losses.base import Layers, Shape
 from lightning_kd.losses.tensors import upcast
+from lightning_kd.losses.tokens.blocks import ReadsAttention, no_attention
 from lightning_kd.losses.tokens.sentences import Reduction, check_reduction, divergence, mean_of_sentences
 from lightning_kd.schedules import Scalar
 
@@ -90,24 +92,29 @@ def qkv_relation_loss(
 
 
 @final
-class QKVRelationLoss(DistillationLoss):
+class QKVRelationLoss(ReadsAttention):
     """Make the relations of the student's queries, keys and values those of the teacher (MiniLM).
 
     Best for transformers of other widths and numbers of heads than the teacher's: nothing is projected. One pair of
     blocks is enough, the last of each; for a large teacher one before its last. Padded tokens do not count.
 
+    Of a block of a model of transformers its queries, keys and values are those that its attention gets. So fused
+    projections and groups of heads need nothing more, and queries and keys of rotary models are those after the
+    rotation.
+
     Args:
-        student: Dotted names of the modules that return the student's queries, keys and values (B, T, C), in this
-            order, such as ``["encoder.layer.5.attention.self.query", ...]``.
-        teacher: The same three of the teacher.
+        student: Dotted name of the student's block, such as ``"model.layers.3"``; or the names of the three modules
+            that return its queries, keys and values (B, T, C), in this order, such as
+            ``["encoder.layer.5.attention.self.query", ...]``.
+        teacher: The same of the teacher.
         relation_heads: Number of relation heads, which divides every width.
         relations: Weight of each relation by its name: one of Q, K and V, and another or the same.
         reduction: Whether the mean is taken over all tokens at once, or for each sentence and then over sentences.
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
-        ValueError: If there are not three names of each, a relation is unknown, or the weight is negative or not
-            finite.
+        ValueError: If there is neither one name of each nor three, a relation is unknown, or the weight is negative or
+            not finite.
     """
 
     reads_raw = True
@@ -124,15 +131,20 @@ class QKVRelationLoss(DistillationLoss):
     ) -> None:
         super().__init__(student, teacher, weight=weight)
         for role, layers in (("student", self.student_layers), ("teacher", self.teacher_layers)):
-            if len(layers) != 3:
+            if len(layers) not in (1, 3):
                 raise ValueError(
-                    f"QKVRelationLoss: expected the names of three {role} modules, which return its queries, keys and "
-                    f"values, got {list(layers)}."
+                    f"QKVRelationLoss: expected the name of one {role} block, or of three {role} modules, which return "
+                    f"its queries, keys and values, got {list(layers)}."
                 )
         self.relation_heads = relation_heads
         self.relations = dict(relations)
         self.reduction: Reduction = reduction
         _check_relations("QKVRelationLoss", relation_heads, self.relations, reduction)
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """Return what is read of a block: its queries, keys and values."""
+        return ("queries", "keys", "values")
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that the relation heads divide every width.
@@ -144,6 +156,9 @@ class QKVRelationLoss(DistillationLoss):
         Raises:
             ValueError: If they do not, or the two sides cannot be compared; the message names the shapes.
         """
+        for role, layers in (("student", self.student_layers), ("teacher", self.teacher_layers)):
+            if len(layers) != 3:
+                raise ValueError(f"QKVRelationLoss: the {role}'s {no_attention(layers[0])}")
         ours = [student_shapes[name] for name in self.student_layers]
         theirs = [(*ours[0][:1], *teacher_shapes[name][1:]) for name in self.teacher_layers]
         _check_shapes("QKVRelationLoss", ours, theirs, self.relation_heads, self.relations)

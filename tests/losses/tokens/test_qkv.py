@@ -89,8 +89,8 @@ def test_an_option_out_of_range_is_named(options: dict[str, object], words: str)
         component(**options)
 
 
-def test_three_modules_are_asked_for() -> None:
-    with pytest.raises(ValueError, match="names of three student modules"):
-        QKVRelationLoss("q", "q", relation_heads=1, relations=ALL)
+def test_one_block_or_three_modules_are_asked_for() -> None:
+    with pytest.raises(ValueError, match="one student block, or of three student modules"):
+        QKVRelationLoss(["q", "k"], ["q", "k"], relation_heads=1, relations=ALL)
     with pytest.raises(ValueError, match="2 tensors of the student and 3"):
         qkv_relation_loss([torch.zeros(1, 2, 2)] * 2, [torch.zeros(1, 2, 2)] * 3, relation_heads=1, relations=ALL)

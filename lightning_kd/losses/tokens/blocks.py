@@ -1,0 +1,58 @@
+"""What the losses share that read the attention of blocks of a transformer."""
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import nn
+
+from lightning_kd.capture.attention import Part, find_attention, place_of
+from lightning_kd.capture.networks import plain_name
+from lightning_kd.losses.base import DistillationLoss
+
+Role = Literal["student", "teacher"]
+
+
+class ReadsAttention(DistillationLoss, ABC):
+    """A loss that reads the attention inside of a block, where the block of that name has one that can be read.
+
+    A name may also be that of a module which returns what the loss compares; then its output is read.
+    """
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[Part, ...]:
+        """Return what is read of each block; may depend on the options."""
+
+    def see_blocks(self, role: Role, network: nn.Module) -> None:
+        """Learn which of a role's names are blocks whose attention is read.
+
+        Args:
+            role: Whose names.
+            network: The network.
+
+        Raises:
+            ValueError: If a block computes its attention in a way that shows nothing of it, or has several.
+        """
+        named = self.student if role == "student" else self.teacher
+        names = (named,) if isinstance(named, str) else tuple(named or ())
+        modules = {plain_name(name): part for name, part in network.named_modules(remove_duplicate=False)}
+        read: list[str] = []
+        for name in names:
+            block = modules.get(plain_name(name))
+            if block is not None and find_attention(block, name, role) is not None:
+                read += [place_of(part, name) for part in self.parts]
+            else:
+                read.append(name)
+        if role == "student":
+            self._student_layers = tuple(read)
+        else:
+            self._teacher_layers = tuple(read)
+
+
+def no_attention(name: str) -> str:
+    """Return what a module lacks whose attention was to be read, and the remedy."""
+    return (
+        f"{name!r} has no attention that goes through transformers' attention interface, as those of plain torch, timm "
+        "and some older models do not. Name a block of a model of transformers whose attention does, or modules that "
+        "return what is compared; HiddenStateLoss reads any module."
+    )
