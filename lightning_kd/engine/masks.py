@@ -1,10 +1,15 @@
 """Whether the mask of a batch fits the layers that losses read, and whether these losses can leave out padding."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
 from lightning_kd.engine.layouts import tokens_in
+from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
 
 
@@ -38,3 +43,57 @@ def check_mask(
                 f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
                 "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
             )
+
+
+_OF_SEGMENTS = ("type", "segment")
+"""What is in the names of tokens' kinds, which are 0 and 1 as a mask's values are."""
+
+
+def tell_unread_masks(
+    step: TrainingStep, batch: Any, mask: Tensor | None, shapes: Mapping[str, Mapping[str, Shape]]
+) -> None:
+    """Warn of an entry of a batch that looks like a mask of padding, where a loss would use one and none is read.
+
+    Args:
+        step: The training step.
+        batch: The first samples, as the data loader gave them.
+        mask: The mask that is read.
+        shapes: The shapes of what the losses read.
+    """
+    if mask is not None or not step.takes_mask or not is_own(step.hooks.unpack_batch):
+        return
+    sizes = {size for of in shapes.values() for shape in of.values() for size in shape[1:]}
+    for name, entry in _entries(batch):
+        if _is_like_a_mask(name, entry, sizes) or _is_like_lengths(name, entry, sizes):
+            shown = repr(name) if isinstance(name, str) else f"input {name}"
+            rank_zero_warn(
+                f"{shown} of the batch, of shape {tuple(entry.shape)}, looks as if it told which tokens are padding, "
+                "but it is not read, so the losses count every token. Override unpack_batch to return "
+                "Batch(..., mask=...), True where a token is no padding (mask=None if it is something else); a mask "
+                "named attention_mask is read by itself."
+            )
+
+
+def _entries(batch: Any) -> Iterator[tuple[str | int, Tensor]]:
+    """Yield the inputs in a batch by name or number, without its target."""
+    columns = columns_of(batch)
+    inputs = batch[0] if columns is None and isinstance(batch, tuple | list) and batch else ()
+    entries: Iterable[tuple[Any, Any]] = enumerate(inputs) if isinstance(inputs, tuple | list) else ()
+    if columns is not None:
+        entries = [(name, entry) for name, entry in columns.items() if name not in TARGET_KEYS]
+    for name, entry in entries:
+        if isinstance(entry, Tensor) and not entry.is_complex():
+            yield name, entry
+
+
+def _is_like_a_mask(name: str | int, entry: Tensor, sizes: set[int]) -> bool:
+    if entry.ndim != 2 or entry.shape[1] not in sizes or any(part in str(name) for part in _OF_SEGMENTS):
+        return False
+    # zeros alone may be anything
+    return entry.dtype == torch.bool or bool(((entry == 0) | (entry == 1)).all() and entry.any())
+
+
+def _is_like_lengths(name: str | int, entry: Tensor, sizes: set[int]) -> bool:
+    if entry.ndim != 1 or entry.is_floating_point() or not entry.numel() or "len" not in str(name):
+        return False
+    return bool((entry > 0).all()) and int(entry.max()) <= max(sizes, default=0)

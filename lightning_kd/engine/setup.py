@@ -29,7 +29,7 @@ from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
-from lightning_kd.engine.masks import check_mask
+from lightning_kd.engine.masks import check_mask, tell_unread_masks
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
@@ -116,6 +116,7 @@ class SetUp:
             self._settle_views(known, mask)
         self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
         check_mask(self.step.objective.leaves, mask, shapes)
+        tell_unread_masks(self.step, batch, mask, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:
