@@ -225,6 +225,11 @@ class TokenKDLoss(TokenMean):
         self.cross_entropy = cross_entropy
         self._order = Order(predicts_next=None if shift == "auto" else shift, known=shift != "auto")
 
+    @property
+    def order(self) -> Order:
+        """Which token a position predicts, as far as that is known."""
+        return self._order
+
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find out which token a position predicts, and whether the mask is that of the predicted tokens."""
         self._order = find_order(student, teacher, None if self.shift == "auto" else self.shift)
