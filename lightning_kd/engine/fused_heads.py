@@ -9,6 +9,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_kd.capture.decoder_inputs import DecoderInputs
 from lightning_kd.capture.head_input import HeadInput
 from lightning_kd.capture.networks import original
 from lightning_kd.losses.base import DistillationLoss, Shape
@@ -37,11 +38,13 @@ class FusedHeads:
         student: Records the student's hidden states.
         teacher: Records the teacher's.
         heads: The output layers with what comes after them, the student's first.
+        decoders: Make the inputs of decoders of the labels, of which a network would compute a loss of whole logits.
     """
 
     student: HeadInput
     teacher: HeadInput
     heads: tuple[Head, Head]
+    decoders: tuple[DecoderInputs, ...] = ()
 
     @property
     def is_large(self) -> bool:
@@ -54,22 +57,35 @@ class FusedHeads:
         """Have both networks compute the logits of one position only, and record what their heads are given."""
         self.student.start(thin=True)
         self.teacher.start(thin=True)
+        self._without_labels(True)
         try:
             yield
         finally:
             self.student.stop()
             self.teacher.stop()
+            self._without_labels(False)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Have both networks compute all logits in calls that are no part of the step."""
-        with self.student.pausing(), self.teacher.pausing():
-            yield
+        before = any(one.active for one in self.decoders)
+        self._without_labels(False)
+        try:
+            with self.student.pausing(), self.teacher.pausing():
+                yield
+        finally:
+            self._without_labels(before)
+
+    def _without_labels(self, active: bool) -> None:
+        for one in self.decoders:
+            one.active = active
 
     def detach(self) -> None:
         """Take the hooks off."""
         self.student.detach()
         self.teacher.detach()
+        for one in self.decoders:
+            one.detach()
 
 
 def settle_heads(
@@ -136,7 +152,8 @@ def find_heads(student: nn.Module, teacher: Teacher | None) -> FusedHeads:
     if not isinstance(teacher, FrozenTeacher):
         raise CannotFuseError("the teacher is no network that is called in the step")
     ours, theirs = (_head_of(original(network)) for network in (student, teacher.module))
-    return FusedHeads(HeadInput(ours.module), HeadInput(theirs.module), (ours, theirs))
+    decoders = (DecoderInputs(student), DecoderInputs(teacher.module))
+    return FusedHeads(HeadInput(ours.module), HeadInput(theirs.module), (ours, theirs), decoders)
 
 
 def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tensor | None]]) -> None:
@@ -171,9 +188,15 @@ def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tenso
                 same = recorded.value is not None and given is not None and recorded.value.shape == given.shape
                 if logits is None or logits.ndim != 3 or logits.shape[1] != 1 or not same:
                     raise CannotFuseError(f"the {role} does more with its logits than to return them")
+                if any(one.key for one in found.decoders) and not _alike(recorded.value, given):
+                    raise CannotFuseError(f"the {role} gives its output layer other values if it computes one position")
     finally:
         for _, recorded, _ in sides:
             recorded.stop()
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.allclose(one, other, _TOLERANCE, _TOLERANCE)
 
 
 def _head_of(network: nn.Module) -> Head:

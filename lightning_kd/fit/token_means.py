@@ -110,7 +110,8 @@ class TokenMeans:
         parts: dict[str, Tensor] = {}
         counts: dict[str, Tensor] = {}
         for name, loss in self._losses().items():
-            if tensors.target is None and (loss.needs_target or getattr(loss, "cross_entropy", 0.0)):
+            needs_target = loss.needs_target or (isinstance(loss, TokenKDLoss) and bool(loss.cross_entropy))
+            if tensors.target is None and needs_target:
                 continue
             before = loss.details
             loss.details = {}
