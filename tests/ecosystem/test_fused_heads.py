@@ -30,9 +30,10 @@ SOUND = {"num_mel_bins": 8, "max_source_positions": 10, "max_target_positions": 
 
 
 def causal(family, width, **options):
+    options = {"vocab_size": VOCABULARY, **options}
     if family not in ("OPT", "Phi", "GPT2"):
         options["num_key_value_heads"] = 2
-    config = {"vocab_size": VOCABULARY, "hidden_size": width, **LAYERS, **MARKS, **options}
+    config = {"hidden_size": width, **LAYERS, **MARKS, **options}
     return getattr(hf, f"{family}ForCausalLM")(getattr(hf, f"{family}Config")(**config))
 
 
@@ -256,3 +257,50 @@ def test_it_is_chosen_by_itself_and_nothing_is_left_in_the_networks(name, fused,
     assert output.logits.shape == (3, 7, VOCABULARY)
     assert output.loss.isfinite()
     assert not any(part._forward_pre_hooks for part in module.student.modules())
+
+
+def padded(monkeypatch, name, *, student=0, teacher=0):
+    """Give a model a vocabulary that is padded to another size."""
+    make = MODELS[name]
+
+    def with_more(width):
+        more = student if width == 32 else teacher
+        made = make(width)
+        if more:
+            made.resize_token_embeddings(VOCABULARY + more, mean_resizing=False)
+            if getattr(made, "final_logits_bias", None) is not None:
+                made.final_logits_bias.normal_()
+        return made
+
+    monkeypatch.setitem(MODELS, name, with_more)
+
+
+@pytest.mark.parametrize("more", [{"student": 3}, {"teacher": 64}])
+@pytest.mark.parametrize("name", ["llama", "qwen2, tied", "gemma2, capped", "phi, bias", "bert", "bart, bias"])
+def test_vocabularies_that_are_padded_to_other_sizes(name, more, fused, monkeypatch):
+    padded(monkeypatch, name, **more)
+    loss = partial(TokenKDLoss, vocab="truncate", cross_entropy=0.5)
+    whole = stepped(name, loss(fused=False))
+    for memory in ("save", "recompute"):
+        same(name, stepped(name, loss(fused=True, memory=memory), dtype=torch.float64), whole, 1e-10)
+        assert fused.pop() == memory
+    with pytest.raises(ValueError, match=r"only padded to another size, say vocab='truncate'"):
+        stepped(name, TokenKDLoss())
+
+
+@pytest.mark.parametrize("more", [{"student": 3}, {"teacher": 64}])
+def test_such_vocabularies_with_adapters_on_the_head(more, fused, monkeypatch):
+    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["lm_head"], init_lora_weights=False)
+    monkeypatch.setitem(
+        MODELS,
+        "lora of the head",
+        lambda width: (
+            peft.get_peft_model(causal("Llama", width, vocab_size=VOCABULARY + more.get("student", 0)), config)
+            if width == 32
+            else causal("Llama", width, vocab_size=VOCABULARY + more.get("teacher", 0))
+        ),
+    )
+    loss = partial(TokenKDLoss, vocab="truncate", cross_entropy=0.5)
+    found, whole = (stepped("lora of the head", loss(fused=f)) for f in (True, False))
+    assert fused == ["save"]
+    same("lora of the head", found, whole, 1e-10)
