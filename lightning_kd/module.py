@@ -175,8 +175,8 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        own = self.task_loss == "model"
-        return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own)
+        own, taken = self.task_loss == "model", self.run.taken_columns
+        return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own, without=taken)
 
     def shard_student(self, student: nn.Module, mesh: DeviceMesh) -> None:
         """Split the student over the processes of a ``ModelParallelStrategy``; override for another sharding."""

@@ -1,6 +1,6 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -137,7 +137,9 @@ def _form_of(value: object, depth: int = 2) -> str:
     return f"a {type(value).__name__}"
 
 
-def for_student(read: Batch, batch: Any, model: nn.Module, *, with_labels: bool = False) -> Batch:
+def for_student(
+    read: Batch, batch: Any, model: nn.Module, *, with_labels: bool = False, without: Sequence[str] = ()
+) -> Batch:
     """Keep the columns that the student takes, and the labels only if it cannot do without them.
 
     Encoder-decoders of Hugging Face (T5, BART, Whisper) make the decoder's inputs of the labels. A model whose forward
@@ -148,9 +150,10 @@ def for_student(read: Batch, batch: Any, model: nn.Module, *, with_labels: bool 
         batch: The batch as the data loader gave it.
         model: The model that is called with it.
         with_labels: Whether the model is to compute its own loss of them.
+        without: Columns that somebody else reads, which the model gets only if its ``forward`` names them.
     """
     read = with_labels_inside(read, batch, model, always=with_labels)
-    return replace(read, kwargs=of_student(read.kwargs, model)) if read.kwargs else read
+    return replace(read, kwargs=of_student(read.kwargs, model, without)) if read.kwargs else read
 
 
 def with_labels_inside(read: Batch, batch: Any, model: nn.Module, *, always: bool = False) -> Batch:

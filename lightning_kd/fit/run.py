@@ -108,6 +108,11 @@ class DistillationRun:
         return self.step.teacher
 
     @property
+    def taken_columns(self) -> tuple[str, ...]:
+        """The columns of a batch that the teacher reads itself."""
+        return () if self.teacher is None else self.teacher.columns
+
+    @property
     def log(self) -> PartLog:
         """Means of the loss and its parts."""
         return self.lines.log
@@ -333,7 +338,7 @@ class DistillationRun:
             difference = told_difference(*networks)
             if difference is not None:
                 rank_zero_info(difference)
-        told = unused_columns(batch, networks)
+        told = unused_columns(batch, networks, self.taken_columns)
         if told is not None:
             (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
 

@@ -103,7 +103,7 @@ class TokenMeans:
         return {name: loss for name, loss in active if isinstance(loss, TokenMean)}
 
     def _losses_of(self, metrics: dict[str, Metric], tensors: StepTensors, *, with_total: bool) -> dict[str, Metric]:
-        if tensors.student_logits is None or tensors.teacher_logits is None:
+        if tensors.student_logits is None or (tensors.teacher_logits is None and tensors.sparse is None):
             return {}
         objective, updated = self.step.objective, {}
         goal = objective.main(self.step.teacher_ready)

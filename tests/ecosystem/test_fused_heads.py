@@ -9,8 +9,9 @@ import transformers as hf
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
-from lightning_kd.losses import TokenKDLoss
+from lightning_kd.losses import SparseLogits, TokenKDLoss
 from lightning_kd.losses.tokens import token_kd
+from lightning_kd.teachers import BatchTeacher
 from tests import support
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
@@ -140,7 +141,7 @@ class Recording(DistillationModule):
         self.gradients = {n: p.grad.clone() for n, p in self.student.named_parameters() if p.grad is not None}
 
 
-def stepped(name, loss, *, dtype=torch.float64, precision="64-true", prepare=lambda student: None, size=1):
+def stepped(name, loss, *, dtype=torch.float64, precision="64-true", prepare=lambda student: None, size=1, stored=None):
     networks = [support.seeded(lambda width=width: MODELS[name](width), width).to(dtype) for width in (32, 16)]
     for network in networks:  # as drawn they hardly tell tokens apart
         for parameter in network.parameters():
@@ -148,6 +149,8 @@ def stepped(name, loss, *, dtype=torch.float64, precision="64-true", prepare=lam
                 parameter.data.mul_(4)
     prepare(networks[0])
     data = {key: value.to(dtype) if value.is_floating_point() else value for key, value in batch(name).items()}
+    if stored is not None:
+        networks[1] = stored
     module = Recording(*networks, [loss], optimizer=partial(torch.optim.SGD, lr=0.1))
     loader = DataLoader([data] * size, batch_size=None)
     trainer = support.trainer(max_epochs=1, limit_val_batches=0, precision=precision)
@@ -304,3 +307,24 @@ def test_such_vocabularies_with_adapters_on_the_head(more, fused, monkeypatch):
     found, whole = (stepped("lora of the head", loss(fused=f)) for f in (True, False))
     assert fused == ["save"]
     same("lora of the head", found, whole, 1e-10)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2, capped", "phi, bias", "bert", "t5, scaled", "lora of the head"])
+def test_a_few_tokens_of_a_stored_teacher(name, monkeypatch):
+    teacher = support.seeded(lambda: MODELS[name](16), 16).double().eval()
+    with torch.no_grad():
+        kept = SparseLogits.top_k(4 * teacher(**batch(name)).logits, 5)
+    given = batch(name) | {"ids": kept.ids, "values": kept.log_probs}
+    monkeypatch.setitem(globals(), "batch", lambda _: given)
+    seen = []
+    work = token_kd.fused_sparse_sum
+    monkeypatch.setattr(token_kd, "fused_sparse_sum", lambda *a, **o: seen.append(o["memory"]) or work(*a, **o))
+    loss = partial(TokenKDLoss, "jsd", missing="tail", cross_entropy=0.5)
+    stored = BatchTeacher(ids="ids", log_probs="values")
+    whole = stepped(name, loss(fused=False), stored=stored)
+    for memory in ("save", "recompute"):
+        same(name, stepped(name, loss(fused=True, memory=memory), stored=stored), whole, 1e-10)
+        assert seen.pop() == memory
+    narrow = {"dtype": torch.float32, "precision": "bf16-mixed", "stored": stored}
+    module, _ = stepped(name, loss(fused=True), **narrow)
+    assert all(gradient.isfinite().all() for gradient in module.gradients.values())
