@@ -25,6 +25,7 @@ class Batch:
         index: Row of each sample in the data set, ``None`` if not given.
         mask: Which tokens (B, N) are no padding, for losses of layers with such tokens, or which samples (B,) count,
             for all losses but the task's own; ``None`` if all do.
+        teacher_target: The labels of the teacher's own tokens, for ``ULDLoss``; ``None`` if it reads the student's.
     """
 
     args: tuple[Any, ...] = ()
@@ -32,6 +33,7 @@ class Batch:
     target: Tensor | None = None
     index: Tensor | None = None
     mask: Tensor | None = None
+    teacher_target: Tensor | None = None
 
 
 class Hooks(Protocol):
@@ -62,7 +64,8 @@ def unpack_batch(batch: Any) -> Batch:
     """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
 
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
-    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding.
+    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding,
+    and ``teacher_labels`` are the labels of the teacher's own tokens.
     ``x`` may itself be a tuple of positional inputs or a dictionary of named ones.
 
     Args:
@@ -82,7 +85,9 @@ def unpack_batch(batch: Any) -> Batch:
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
         index = _pop_first(named, INDEX_KEYS)
-        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named))
+        theirs = named.get("teacher_labels")
+        its = theirs if isinstance(theirs, Tensor) else None
+        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named), teacher_target=its)
     parts = (batch,) if isinstance(batch, Tensor) else batch
     if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 3:
         size = f" of {len(parts)} elements" if isinstance(parts, tuple | list) else ""

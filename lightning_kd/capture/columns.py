@@ -187,7 +187,7 @@ def of_teacher(
         if not is_of_batch(Call(args=args, kwargs=kwargs), columns):
             raise ValueError(_UNKNOWN_ROWS.format(sorted(more)))
         given |= more
-    return args, _without_labels(given, columns, teacher)
+    return args, without_labels(given, columns, teacher)
 
 
 def _is_input(name: str, value: Any, taken: Takes) -> bool:
@@ -209,7 +209,7 @@ def _by_name(args: tuple[Any, ...], taken: Takes, of_other: Takes) -> Inputs:
     return args, {}
 
 
-def _without_labels(given: dict[str, Any], columns: Mapping[str, Any] | None, teacher: nn.Module) -> dict[str, Any]:
+def without_labels(given: dict[str, Any], columns: Mapping[str, Any] | None, teacher: nn.Module) -> dict[str, Any]:
     """Leave out what makes a model of Hugging Face compute a loss; a decoder's inputs are made of the labels."""
     if not is_of_transformers(teacher):
         return given

@@ -14,6 +14,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.engine.own_tokens import reads_other_tokens
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import count_of_labels, labels_of
@@ -130,6 +131,8 @@ class Evaluation:
         """
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
         teacher_logits = self.step.reading.teacher_logits(lesson)
+        if reads_other_tokens(read):
+            teacher_logits = None  # which have no labels among the student's
         logits = self.step.reading.student_logits(call, training=False)
         self.tokens.own_loss = isinstance(task_loss, str)
         target = as_class_ids(read.target, logits)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from lightning_kd.capture.batch import Batch, Hooks
+from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import gives_as_is, is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
@@ -24,6 +24,7 @@ from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.objective import Objective
+from lightning_kd.engine.own_tokens import check_own_tokens
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
 from lightning_kd.engine.window import TokenWindow
@@ -182,6 +183,8 @@ class DistillationRun:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         self._tell_unused_columns(batch)
+        own = getattr(self.step.hooks, "teacher_view", None)
+        check_own_tokens(self.objective.leaves, own, read_if_known(self.step.hooks, batch))
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()

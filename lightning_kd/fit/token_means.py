@@ -15,6 +15,7 @@ from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.order import Order, order_of
 from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, counting_positions, predicted
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
+from lightning_kd.losses.tokens.uld import ULDLoss
 from lightning_kd.metrics.tokens import Perplexity, TokenAverage, mean_negative_log_likelihood
 
 _NO_LANGUAGE = ("ForTokenClassification", "ForQuestionAnswering")
@@ -142,6 +143,9 @@ class TokenMeans:
             return None
         of_losses = [loss for loss in self._losses().values() if isinstance(loss, TokenKDLoss)]
         orders = {(loss.order, loss.ignore_index) for loss in of_losses}
+        others = [loss for loss in self._losses().values() if isinstance(loss, ULDLoss)]
+        if not orders:
+            orders = {(Order(loss.predicts_next), IGNORE_INDEX) for loss in others}
         if not orders and self.own_loss:
             orders = {(self._own_order(), IGNORE_INDEX)}
         if len(orders) != 1:

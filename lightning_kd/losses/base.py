@@ -48,6 +48,7 @@ class StepTensors:
         head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
             in which student and teacher are compared.
         sparse: The teacher's ``SparseLogits``, where these are its answer in the place of logits.
+        teacher_target: The labels of the teacher's own tokens, ``None`` if it reads the student's.
     """
 
     student_logits: Tensor | None = None
@@ -64,6 +65,7 @@ class StepTensors:
     compared_logits: Tensor | None = None
     head_of: Callable[[str, Head], Tensor | None] | None = None
     sparse: Any = None
+    teacher_target: Tensor | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None

@@ -18,4 +18,5 @@ from lightning_kd.teachers.inputs import Keys as Keys
 from lightning_kd.teachers.inputs import Renormalize as Renormalize
 from lightning_kd.teachers.inputs import Resize as Resize
 from lightning_kd.teachers.inputs import TeacherInputs as TeacherInputs
+from lightning_kd.teachers.own_columns import OwnColumns as OwnColumns
 from lightning_kd.teachers.source import TeacherSource as TeacherSource
