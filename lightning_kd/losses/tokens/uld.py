@@ -112,6 +112,7 @@ class ULDLoss(TokenMean):
         ...     "teacher_labels": torch.tensor([[-100, 420]]),
         ... }
         >>> module.prepare(batch)
+        >>> module.set_moment(0)
         >>> module.training_step(batch, 0).isfinite()
         tensor(True)
     """
