@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
@@ -13,6 +13,8 @@ from lightning_kd.capture.padding import has_left_pads
 from lightning_kd.losses.tokens.order import order_of
 from lightning_kd.metrics.task import IGNORE_INDEX
 
+_NO_MODULE = "no module"
+"""In the place of the task's loss under the callback, where the user's own step holds it."""
 _OVER_LABELS = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration")
 """Losses of transformers that are means over all labels of a batch, by the name that a model gives its loss."""
 
@@ -119,6 +121,16 @@ class ModelLoss:
         if target.is_floating_point() or target.ndim < 2:
             return len(target)
         return int(self._labelled(target))
+
+
+def tell_of_router(student: nn.Module, output: Any, hooks: object) -> None:
+    """Say that the loss of a student's router of experts does not train, where only the student's own loss holds it."""
+    task_loss = getattr(hooks, "task_loss", _NO_MODULE)
+    if task_loss not in ("model", _NO_MODULE) and ModelLoss(student).router(output) is not None:
+        rank_zero_info(
+            "The student computes a loss of its router (output_router_logits=True), which does not train: it is a part "
+            "of the student's own loss, task_loss='model'."
+        )
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -1,7 +1,6 @@
 """Whether losses of tokens are given what they need where student and teacher read tokens of their own."""
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +9,18 @@ from lightning_kd.capture.batch import Batch
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 from lightning_kd.losses.tokens.uld import ULDLoss
-from lightning_kd.teachers.own_columns import OwnColumns
 
 
-def check_own_tokens(losses: Iterable[tuple[str, DistillationLoss]], view: Any, read: Batch) -> None:
-    """Check the labels of both on the first samples, if the teacher reads columns of its own.
+def check_own_tokens(losses: Iterable[tuple[str, DistillationLoss]], read: Batch) -> None:
+    """Check the labels of both on the first samples, where the teacher reads columns of its own.
 
     Args:
         losses: The losses by name.
-        view: What makes the teacher's inputs.
         read: The batch taken apart.
 
     Raises:
         ValueError: If a loss compares token by token what are other tokens, or lacks the teacher's labels.
     """
-    if not isinstance(view, OwnColumns):
-        return
     ours, theirs = read.target, read.teacher_target
     for name, loss in losses:
         if isinstance(loss, ULDLoss) and theirs is None:

@@ -30,6 +30,7 @@ from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import check_mask
+from lightning_kd.engine.model_loss import tell_of_router
 from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
@@ -417,6 +418,7 @@ class SetUp:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
         look_at_outputs(self.step, call, lesson, tensors, watch)
+        tell_of_router(self.step.student, call.output, self.step.hooks)
         check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
         check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), tensors.student_logits, read.target)

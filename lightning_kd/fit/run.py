@@ -48,6 +48,7 @@ from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 from lightning_kd.teachers.normalisation import told_difference
+from lightning_kd.teachers.own_columns import OwnColumns
 from lightning_kd.teachers.source import find_source
 
 
@@ -183,8 +184,8 @@ class DistillationRun:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         self._tell_unused_columns(batch)
-        own = getattr(self.step.hooks, "teacher_view", None)
-        check_own_tokens(self.objective.leaves, own, read_if_known(self.step.hooks, batch))
+        if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):
+            check_own_tokens(self.objective.leaves, read_if_known(self.step.hooks, batch))
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()

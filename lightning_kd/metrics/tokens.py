@@ -41,8 +41,8 @@ class TokenAverage(Metric):
             mean: Mean over the tokens of the batch.
             count: How many tokens these are.
         """
-        count = count.to(mean.device)
-        self.total += torch.where(count > 0, mean.detach() * count.to(mean.dtype), 0.0)
+        count = count.to(self.count)
+        self.total += torch.where(count > 0, mean.detach().to(self.total) * count, 0.0)
         self.count += count
 
     def compute(self) -> Tensor:

@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 from lightning_kd import DistillationModule
-from lightning_kd.losses import KDLoss
+from lightning_kd.losses import KDLoss, TokenKDLoss
 from tests import support
 from tests.ecosystem import zoo
 
@@ -193,3 +193,13 @@ def test_the_loss_of_a_router_is_logged_apart(monkeypatch):
     torch.testing.assert_close(found["val/router"].float(), student.config.router_aux_loss_coef * own.aux_loss)
     torch.testing.assert_close(found["train/loss"], own.loss, rtol=1e-4, atol=0.0)  # with the router's, once
     assert len([line for line in said if "router" in line]) == 1
+
+
+@pytest.mark.parametrize("options", [{"losses": [TokenKDLoss(cross_entropy=1.0)]}, {"task_loss": "model"}])
+def test_a_router_whose_loss_does_not_train_is_told(options, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_kd.engine.model_loss.rank_zero_info", said.append)
+    teacher = llama() if "losses" in options else None
+    module = DistillationModule(mixtral(), teacher, optimizer=partial(torch.optim.SGD, lr=0.0), **options)
+    fit(module, sentences())
+    assert len([line for line in said if "router" in line]) == ("losses" in options)

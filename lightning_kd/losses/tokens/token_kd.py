@@ -144,9 +144,10 @@ class TokenKDLoss(TokenMean):
     """Make the student's distribution of each token that of the teacher (token distillation of language models).
 
     For logits (B, T, V) of two networks with one vocabulary; the labels of the batch and its ``attention_mask`` say
-    which tokens count. The loss is the mean over all tokens of all processes and, where it trains alone or beside
-    other means over tokens, of a whole accumulation window. Best to start with: the forward KL at temperature 1. A
-    student that is much smaller often does better with ``"skew_forward_kl"``, ``"jsd"`` or ``"reverse_kl"``.
+    which tokens count. The teacher may be a ``BatchTeacher`` with a few tokens of each position. The loss is the mean
+    over all tokens of all processes and, where it trains alone or beside other means over tokens, of a whole
+    accumulation window. Best to start with: the forward KL at temperature 1. A student that is much smaller often does
+    better with ``"skew_forward_kl"``, ``"jsd"`` or ``"reverse_kl"``.
 
     Args:
         divergence: Which divergence. ``forward_kl`` covers all that the teacher does, ``reverse_kl`` only
@@ -172,8 +173,9 @@ class TokenKDLoss(TokenMean):
             (``"mask"``), whatever their labels: DistilBERT distils these, while its task is to fill in masked words.
         cross_entropy: Weight of the cross entropy with the labels, which is added to the divergence over the same
             tokens; then leave out the task's own loss.
-        missing: For a teacher whose answers are ``SparseLogits`` (``BatchTeacher``), what the tokens are that are not
-            stored, see ``token_kd_loss``.
+        missing: For ``SparseLogits``, what the tokens are that are not stored: the teacher gives them probability 0
+            (``"renormalize"``); they are one token more (``"tail"``); or the student is free there
+            (``"renormalize_both"``).
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:

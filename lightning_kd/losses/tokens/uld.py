@@ -16,6 +16,9 @@ from lightning_kd.losses.tokens.order import Order, order_of
 from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, sum_of_counting
 from lightning_kd.schedules import Scalar
 
+_AHEAD = 1
+"""How many positions before a token the logits of a causal model stand that predict it."""
+
 
 def uld_loss(
     student_logits: Tensor,
@@ -124,17 +127,17 @@ class ULDLoss(TokenMean):
         super().__init__(weight=weight)
         check_positive("ULDLoss", temperature=temperature)
         self.temperature = temperature
-        self._ahead = (1, 1)
+        self._ahead = (_AHEAD, _AHEAD)
 
     @property
     def predicts_next(self) -> bool:
         """Whether the student's logits at a position predict the token after it."""
-        return self._ahead[0] == 1
+        return self._ahead[0] > 0
 
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find out where the logits of a token stand: before it, or at it in encoder-decoders and masked models."""
         orders = [Order(True) if network is None else order_of(network) for network in (student, teacher)]
-        ours, theirs = (0 if order.predicts_next is False else 1 for order in orders)
+        ours, theirs = (0 if order.predicts_next is False else _AHEAD for order in orders)
         self._ahead = (ours, theirs)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -180,7 +183,7 @@ def _sum(
     student_labels: Tensor,
     teacher_labels: Tensor,
     temperature: float,
-    ahead: tuple[int, int] = (1, 1),
+    ahead: tuple[int, int] = (_AHEAD, _AHEAD),
 ) -> tuple[Tensor, Tensor]:
     """Return the sum over rows of each one's mean, and the number of rows with an answer.
 
