@@ -141,18 +141,20 @@ class TokenMeans:
             return None
         if target.is_floating_point() or target.is_complex() or logits.shape[-1] < 2:
             return None
-        of_losses = [loss for loss in self._losses().values() if isinstance(loss, TokenKDLoss)]
-        orders = {(loss.order, loss.ignore_index) for loss in of_losses}
-        others = [loss for loss in self._losses().values() if isinstance(loss, ULDLoss)]
-        if not orders:
-            orders = {(Order(loss.predicts_next), IGNORE_INDEX) for loss in others}
+        losses = self.step.objective.components  # those that wait for a teacher tell it too
+        of_losses = [loss for loss in losses if isinstance(loss, TokenKDLoss)]
+        orders = {loss.order for loss in of_losses}
+        orders = orders or {Order(loss.predicts_next) for loss in losses if isinstance(loss, ULDLoss)}
         if not orders and self.own_loss:
-            orders = {(self._own_order(), IGNORE_INDEX)}
+            orders = {self._own_order()}
         if len(orders) != 1:
             return None
-        ((order, ignored),) = orders
+        (order,) = orders
         if order.predicts_next is None:
             return None
+        labels = target.to(logits.device)
+        for mark in {loss.ignore_index for loss in of_losses}:
+            labels = labels.masked_fill(labels == mark, IGNORE_INDEX)
         mask = read.mask
         if mask is not None and mask.ndim == 1 and len(mask) == len(target):
             mask = mask[:, None].expand_as(target)
@@ -162,9 +164,8 @@ class TokenMeans:
         counts = counting_positions(
             "Evaluation",
             target.shape,
-            labels=target.to(logits.device),
+            labels=labels,
             mask=None if mask is None else mask.to(logits.device),
-            ignore_index=ignored,
             shift=shift,
             device=logits.device,
         )

@@ -190,6 +190,14 @@ def test_a_batch_without_a_label_weighs_nothing() -> None:
     close(evaluate(still([TokenKDLoss()]), [*split(ALL, 3), empty]), WHOLE)
 
 
+def test_an_id_that_is_no_target() -> None:
+    marked = ALL | {"labels": ALL["labels"].masked_fill(ALL["labels"] == -100, 5)}
+    gone = ALL | {"labels": ALL["labels"].masked_fill(ALL["labels"] == 5, -100)}
+    losses = [TokenKDLoss(ignore_index=5), TokenKDLoss("jsd", ignore_index=5)]
+    found, wanted = evaluate(still(losses), split(marked, 2)), evaluate(still([TokenKDLoss()]), split(gone, 7))
+    close(found, {name: value for name, value in wanted.items() if name != "val/loss"})
+
+
 def test_labels_that_a_collator_has_shifted() -> None:
     right = to_right(ALL)
     shifted = right | {"labels": F.pad(right["labels"][:, 1:], (0, 1), value=-100)}
