@@ -175,8 +175,8 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
             >>> module.unpack_batch(batch).target
             tensor([   2,    0, -100])
         """
-        own = self.task_loss == "model"
-        return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own)
+        own, taken = self.task_loss == "model", self.run.taken_columns
+        return batches.for_student(batches.unpack_batch(batch), batch, self.student, with_labels=own, without=taken)
 
     def shard_student(self, student: nn.Module, mesh: DeviceMesh) -> None:
         """Split the student over the processes of a ``ModelParallelStrategy``; override for another sharding."""
@@ -439,8 +439,8 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
             output = capture.call(*read.args, **read.kwargs)
             own = self.task_loss == "model" and own_loss(output) is not None
             task = self._task(output, read) if own or read.target is not None else None  # may tell what the task is
-            look.compare(self, batch, call, read, prefix=prefix, loader=loader, with_student=True)
-            look.log_loss(self, task, self.task_loss, read.target, prefix=prefix, loader=loader, empty=call.empty)
+            look.compare(self, batch, call, read, self.task_loss, prefix=prefix, loader=loader)
+            look.log_loss(self, call, task, self.task_loss, read.target, prefix=prefix, loader=loader)
 
     def _remember_options(self, dtype: torch.dtype | None) -> None:
         # LightningCLI has the class paths of every module; Lightning 2.6 tells its presence by a private name only

@@ -1,6 +1,6 @@
 """Default readings of a batch and of a model's output; both doors let users override them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ class Batch:
         index: Row of each sample in the data set, ``None`` if not given.
         mask: Which tokens (B, N) are no padding, for losses of layers with such tokens, or which samples (B,) count,
             for all losses but the task's own; ``None`` if all do.
+        teacher_target: The labels of the teacher's own tokens, for ``ULDLoss``; ``None`` if it reads the student's.
     """
 
     args: tuple[Any, ...] = ()
@@ -32,6 +33,7 @@ class Batch:
     target: Tensor | None = None
     index: Tensor | None = None
     mask: Tensor | None = None
+    teacher_target: Tensor | None = None
 
 
 class Hooks(Protocol):
@@ -62,7 +64,8 @@ def unpack_batch(batch: Any) -> Batch:
     """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
 
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
-    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding.
+    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding,
+    and ``teacher_labels`` are the labels of the teacher's own tokens.
     ``x`` may itself be a tuple of positional inputs or a dictionary of named ones.
 
     Args:
@@ -82,7 +85,9 @@ def unpack_batch(batch: Any) -> Batch:
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
         index = _pop_first(named, INDEX_KEYS)
-        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named))
+        theirs = named.get("teacher_labels")
+        its = theirs if isinstance(theirs, Tensor) else None
+        return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named), teacher_target=its)
     parts = (batch,) if isinstance(batch, Tensor) else batch
     if not isinstance(parts, tuple | list) or not 1 <= len(parts) <= 3:
         size = f" of {len(parts)} elements" if isinstance(parts, tuple | list) else ""
@@ -137,7 +142,9 @@ def _form_of(value: object, depth: int = 2) -> str:
     return f"a {type(value).__name__}"
 
 
-def for_student(read: Batch, batch: Any, model: nn.Module, *, with_labels: bool = False) -> Batch:
+def for_student(
+    read: Batch, batch: Any, model: nn.Module, *, with_labels: bool = False, without: Sequence[str] = ()
+) -> Batch:
     """Keep the columns that the student takes, and the labels only if it cannot do without them.
 
     Encoder-decoders of Hugging Face (T5, BART, Whisper) make the decoder's inputs of the labels. A model whose forward
@@ -148,9 +155,10 @@ def for_student(read: Batch, batch: Any, model: nn.Module, *, with_labels: bool 
         batch: The batch as the data loader gave it.
         model: The model that is called with it.
         with_labels: Whether the model is to compute its own loss of them.
+        without: Columns that somebody else reads, which the model gets only if its ``forward`` names them.
     """
     read = with_labels_inside(read, batch, model, always=with_labels)
-    return replace(read, kwargs=of_student(read.kwargs, model)) if read.kwargs else read
+    return replace(read, kwargs=of_student(read.kwargs, model, without)) if read.kwargs else read
 
 
 def with_labels_inside(read: Batch, batch: Any, model: nn.Module, *, always: bool = False) -> Batch:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from typing import Any, get_args
@@ -139,9 +139,11 @@ def makes_inputs_of(network: nn.Module, key: str) -> bool:
     return key in taken.required or any(name.startswith("decoder_input") for name in taken.named)
 
 
-def of_student(named: dict[str, Any], student: nn.Module) -> dict[str, Any]:
-    """Return the named inputs that the student takes."""
+def of_student(named: dict[str, Any], student: nn.Module, without: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the named inputs that the student takes; of those that somebody else reads what its forward names."""
     taken = takes(student)
+    if without:
+        named = {name: value for name, value in named.items() if name not in without or name in taken.named}
     return named if taken.every else {name: value for name, value in named.items() if name in taken.named}
 
 
@@ -185,7 +187,7 @@ def of_teacher(
         if not is_of_batch(Call(args=args, kwargs=kwargs), columns):
             raise ValueError(_UNKNOWN_ROWS.format(sorted(more)))
         given |= more
-    return args, _without_labels(given, columns, teacher)
+    return args, without_labels(given, columns, teacher)
 
 
 def _is_input(name: str, value: Any, taken: Takes) -> bool:
@@ -207,7 +209,7 @@ def _by_name(args: tuple[Any, ...], taken: Takes, of_other: Takes) -> Inputs:
     return args, {}
 
 
-def _without_labels(given: dict[str, Any], columns: Mapping[str, Any] | None, teacher: nn.Module) -> dict[str, Any]:
+def without_labels(given: dict[str, Any], columns: Mapping[str, Any] | None, teacher: nn.Module) -> dict[str, Any]:
     """Leave out what makes a model of Hugging Face compute a loss; a decoder's inputs are made of the labels."""
     if not is_of_transformers(teacher):
         return given
@@ -235,12 +237,13 @@ def is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
 
 
-def unused_columns(batch: Any, networks: Iterable[nn.Module]) -> str | None:
+def unused_columns(batch: Any, networks: Iterable[nn.Module], read: Iterable[str] = ()) -> str | None:
     """Return a sentence on the columns of a batch that no network takes, ``None`` if there are none.
 
     Args:
         batch: The batch.
         networks: The networks that are called with it.
+        read: Columns that somebody else reads.
 
     Example:
         >>> unused_columns({"input": 1, "inputs": 2, "y": 3}, [nn.Linear(1, 1)])
@@ -251,7 +254,7 @@ def unused_columns(batch: Any, networks: Iterable[nn.Module]) -> str | None:
     unused = [
         name
         for name in columns_of(batch) or {}
-        if not any(name in one for one in taken) and name not in (*TARGET_KEYS, *INDEX_KEYS)
+        if not any(name in one for one in taken) and name not in (*TARGET_KEYS, *INDEX_KEYS, *read)
     ]
     if not unused:
         return None

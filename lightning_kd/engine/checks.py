@@ -28,6 +28,13 @@ def check_has_logits(
         ("student", reads_students, step.student_logits),
         ("teacher", loss.needs_teacher_logits, step.teacher_logits),
     ):
+        if reads and logits is None and role == "teacher" and step.sparse is not None:
+            if loss.reads_sparse:
+                continue
+            raise ValueError(
+                f"Part {name!r} reads whole logits of the teacher, but its answer is SparseLogits, a few tokens of "
+                f"each position, which TokenKDLoss can read and {type(loss).__name__} cannot."
+            )
         if reads and logits is None:
             raise ValueError(
                 f"Part {name!r} reads the {role}'s logits, but its output has none{(heads or {}).get(role, '')}; "

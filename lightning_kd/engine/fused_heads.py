@@ -1,24 +1,29 @@
 """Whether the losses of a run can work on hidden states and output layers, so that logits never stand whole."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_kd.capture.decoder_inputs import DecoderInputs
 from lightning_kd.capture.head_input import HeadInput
 from lightning_kd.capture.networks import original
 from lightning_kd.losses.base import DistillationLoss, Shape
 from lightning_kd.losses.tokens.heads import Head, Tail
+from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 if TYPE_CHECKING:
     from lightning_kd.engine.step import TrainingStep
+
+BothLogits: TypeAlias = tuple[Tensor | None, Tensor | SparseLogits | None]
+"""The logits of student and teacher, or a few tokens in the place of the teacher's."""
 
 _SMALL = 4096
 """Vocabularies below are not worth it, unless the user asks for it."""
@@ -35,13 +40,15 @@ class FusedHeads:
 
     Args:
         student: Records the student's hidden states.
-        teacher: Records the teacher's.
+        teacher: Records the teacher's, ``None`` if its answer is a few tokens of each position.
         heads: The output layers with what comes after them, the student's first.
+        decoders: Make the inputs of decoders of the labels, of which a network would compute a loss of whole logits.
     """
 
     student: HeadInput
-    teacher: HeadInput
-    heads: tuple[Head, Head]
+    teacher: HeadInput | None
+    heads: tuple[Head, Head | None]
+    decoders: tuple[DecoderInputs, ...] = ()
 
     @property
     def is_large(self) -> bool:
@@ -52,29 +59,46 @@ class FusedHeads:
     @contextmanager
     def thin(self) -> Iterator[None]:
         """Have both networks compute the logits of one position only, and record what their heads are given."""
-        self.student.start(thin=True)
-        self.teacher.start(thin=True)
+        for one in self._recorded:
+            one.start(thin=True)
+        self._without_labels(True)
         try:
             yield
         finally:
-            self.student.stop()
-            self.teacher.stop()
+            for one in self._recorded:
+                one.stop()
+            self._without_labels(False)
 
     @contextmanager
     def whole(self) -> Iterator[None]:
         """Have both networks compute all logits in calls that are no part of the step."""
-        with self.student.pausing(), self.teacher.pausing():
-            yield
+        before = any(one.active for one in self.decoders)
+        self._without_labels(False)
+        try:
+            with ExitStack() as stack:
+                for one in self._recorded:
+                    stack.enter_context(one.pausing())
+                yield
+        finally:
+            self._without_labels(before)
+
+    def _without_labels(self, active: bool) -> None:
+        for one in self.decoders:
+            one.active = active
 
     def detach(self) -> None:
         """Take the hooks off."""
-        self.student.detach()
-        self.teacher.detach()
+        for recorded in self._recorded:
+            recorded.detach()
+        for decoder in self.decoders:
+            decoder.detach()
+
+    @property
+    def _recorded(self) -> list[HeadInput]:
+        return [self.student] if self.teacher is None else [self.student, self.teacher]
 
 
-def settle_heads(
-    step: "TrainingStep", logits: Shape, call: Callable[[], tuple[Tensor | None, Tensor | None]]
-) -> FusedHeads | None:
+def settle_heads(step: "TrainingStep", logits: Shape, call: Callable[[], BothLogits]) -> FusedHeads | None:
     """Take the output layers into the losses of tokens, where nobody else reads whole logits.
 
     Args:
@@ -119,8 +143,8 @@ def _check_readers(losses: Sequence[DistillationLoss], step: "TrainingStep") -> 
         if not loss.student_layers or loss.needs_student_logits:
             if not isinstance(loss, TokenKDLoss):
                 raise CannotFuseError(f"{type(loss).__name__} reads whole logits")
-            if loss.fused is False or loss.vocab != "same":
-                raise CannotFuseError(f"a TokenKDLoss(fused={loss.fused}, vocab={loss.vocab!r}) reads whole logits")
+            if loss.fused is False:
+                raise CannotFuseError("a TokenKDLoss(fused=False) reads whole logits")
 
 
 def find_heads(student: nn.Module, teacher: Teacher | None) -> FusedHeads:
@@ -133,13 +157,17 @@ def find_heads(student: nn.Module, teacher: Teacher | None) -> FusedHeads:
     Raises:
         CannotFuseError: If a network does not name its output layer.
     """
+    if isinstance(teacher, Teacher) and teacher.module is None:  # a few tokens may be its answer
+        ours = _head_of(original(student))
+        return FusedHeads(HeadInput(ours.module), None, (ours, None), (DecoderInputs(student),))
     if not isinstance(teacher, FrozenTeacher):
         raise CannotFuseError("the teacher is no network that is called in the step")
     ours, theirs = (_head_of(original(network)) for network in (student, teacher.module))
-    return FusedHeads(HeadInput(ours.module), HeadInput(theirs.module), (ours, theirs))
+    decoders = (DecoderInputs(student), DecoderInputs(teacher.module))
+    return FusedHeads(HeadInput(ours.module), HeadInput(theirs.module), (ours, theirs), decoders)
 
 
-def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tensor | None]]) -> None:
+def check_heads(found: FusedHeads, call: Callable[[], BothLogits]) -> None:
     """Check on a small batch that head and hidden states give the logits, and that one position can be computed alone.
 
     Args:
@@ -149,14 +177,18 @@ def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tenso
     Raises:
         CannotFuseError: If they do not, or the network does not run so; says which.
     """
-    sides = (("student", found.student, found.heads[0]), ("teacher", found.teacher, found.heads[1]))
+    sides = [("student", found.student, found.heads[0])]
+    if found.teacher is not None and found.heads[1] is not None:
+        sides.append(("teacher", found.teacher, found.heads[1]))
     for _, recorded, _ in sides:
         recorded.start(thin=False)
     try:
         whole = call()
+        if (found.teacher is None) != isinstance(whole[1], SparseLogits):
+            raise CannotFuseError("the teacher is no network that is called in the step")
         hidden = [recorded.value for _, recorded, _ in sides]
-        for (role, recorded, head), logits, given in zip(sides, whole, hidden, strict=True):
-            if logits is None or given is None or logits.ndim != 3 or recorded.calls != 1:
+        for (role, recorded, head), logits, given in zip(sides, whole, hidden, strict=False):
+            if not isinstance(logits, Tensor) or given is None or logits.ndim != 3 or recorded.calls != 1:
                 raise CannotFuseError(f"the {role} does not call its output layer once, on (B, T, H)")
             with torch.no_grad():
                 again, _ = head.tail(head.module(given))
@@ -167,13 +199,19 @@ def check_heads(found: FusedHeads, call: Callable[[], tuple[Tensor | None, Tenso
                 thin = call()
             except Exception as error:
                 raise CannotFuseError(f"one position alone cannot be computed ({type(error).__name__})") from error
-            for (role, recorded, _), logits, given in zip(sides, thin, hidden, strict=True):
+            for (role, recorded, _), logits, given in zip(sides, thin, hidden, strict=False):
                 same = recorded.value is not None and given is not None and recorded.value.shape == given.shape
-                if logits is None or logits.ndim != 3 or logits.shape[1] != 1 or not same:
+                if not isinstance(logits, Tensor) or logits.ndim != 3 or logits.shape[1] != 1 or not same:
                     raise CannotFuseError(f"the {role} does more with its logits than to return them")
+                if any(one.key for one in found.decoders) and not _alike(recorded.value, given):
+                    raise CannotFuseError(f"the {role} gives its output layer other values if it computes one position")
     finally:
         for _, recorded, _ in sides:
             recorded.stop()
+
+
+def _alike(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is not None and other is not None and torch.allclose(one, other, _TOLERANCE, _TOLERANCE)
 
 
 def _head_of(network: nn.Module) -> Head:

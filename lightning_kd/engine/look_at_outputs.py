@@ -16,6 +16,7 @@ from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.logits.base import LogitLoss, head_key
+from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON, Lesson
 
@@ -115,7 +116,7 @@ def _heads_read(loss: DistillationLoss) -> dict[str, Head]:
 
 def _raw(step: TrainingStep, role: str, output: Any, head: Head) -> Tensor | None:
     """Return a head as its network returned it."""
-    if output is None:
+    if output is None or isinstance(output, SparseLogits):
         return None
     hooks = step.hooks
     if role == "teacher" or head is not None:

@@ -3,15 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_warn
+import torch
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.padding import has_left_pads
+from lightning_kd.losses.tokens.order import order_of
 from lightning_kd.metrics.task import IGNORE_INDEX
 
-_OVER_LABELS = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification")
+_NO_MODULE = "no module"
+"""In the place of the task's loss under the callback, where the user's own step holds it."""
+_OVER_LABELS = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration")
 """Losses of transformers that are means over all labels of a batch, by the name that a model gives its loss."""
 
 
@@ -59,7 +63,10 @@ class ModelLoss:
         if not self._told and (loss.is_cpu or self._looks > 0):  # elsewhere a look waits for the device
             self._looks -= 1
             self._tell(read)
-        return loss if loss.ndim == 0 else loss.mean()
+        loss = loss if loss.ndim == 0 else loss.mean()
+        count = self.labels(read.target)
+        # the mean of no label is NaN
+        return loss if count is None else torch.where(count > 0, loss, loss.nan_to_num(0.0, 0.0, 0.0))
 
     def unless(self, task_loss: nn.Module | str | None) -> "nn.Module | ModelLoss | None":
         """Return the loss that ``task_loss`` stands for: this one, or the module that was given."""
@@ -81,14 +88,28 @@ class ModelLoss:
     @property
     def is_shifted(self) -> bool:
         """Whether the student predicts the next token, so that its loss reads the labels of one position later."""
-        return getattr(original(self.student), "loss_type", None) == "ForCausalLM"
+        student = original(self.student)
+        loss_type = getattr(student, "loss_type", None)
+        if loss_type == "ForConditionalGeneration":  # of images and text, if it is no encoder-decoder
+            return not getattr(getattr(student, "config", None), "is_encoder_decoder", False)
+        return loss_type == "ForCausalLM" or (loss_type is None and bool(order_of(student).predicts_next))
 
     def labels(self, target: Any) -> Tensor | None:
         """Return how many labels the mean in the loss is over, ``None`` if that is not known or it is over rows."""
         loss_type = getattr(original(self.student), "loss_type", None)
-        if loss_type not in _OVER_LABELS or not isinstance(target, Tensor) or target.ndim < 2:
+        over_labels = loss_type in _OVER_LABELS or self.is_shifted
+        if not over_labels or not isinstance(target, Tensor) or target.ndim < 2:
             return None
         return self._labelled(target)
+
+    def router(self, output: Any) -> Tensor | None:
+        """Return what the loss of a router of experts adds to the loss in an output, ``None`` without one."""
+        student = original(self.student)
+        found = output.get("aux_loss") if isinstance(output, Mapping) else getattr(output, "aux_loss", None)
+        factor = getattr(student, "router_aux_loss_coef", None)
+        if not isinstance(found, Tensor) or not isinstance(factor, int | float):
+            return None
+        return factor * found.detach()
 
     def _labelled(self, target: Tensor) -> Tensor:
         return ((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum()
@@ -100,6 +121,16 @@ class ModelLoss:
         if target.is_floating_point() or target.ndim < 2:
             return len(target)
         return int(self._labelled(target))
+
+
+def tell_of_router(student: nn.Module, output: Any, hooks: object) -> None:
+    """Say that the loss of a student's router of experts does not train, where only the student's own loss holds it."""
+    task_loss = getattr(hooks, "task_loss", _NO_MODULE)
+    if task_loss not in ("model", _NO_MODULE) and ModelLoss(student).router(output) is not None:
+        rank_zero_info(
+            "The student computes a loss of its router (output_router_logits=True), which does not train: it is a part "
+            "of the student's own loss, task_loss='model'."
+        )
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -11,6 +11,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.classes import in_order
 from lightning_kd.capture.heads import Head, SeveralHeadsError, head_in, head_of, heads_of, is_output
 from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import NO_LESSON, Lesson
 
 
@@ -58,7 +59,7 @@ class Reading:
 
     def teacher_logits(self, lesson: Lesson) -> Tensor | None:
         """Return the teacher's logits in the form in which they are compared with the student's."""
-        if lesson is NO_LESSON:
+        if lesson is NO_LESSON or isinstance(lesson.output, SparseLogits):
             return None
         try:
             return self._of_teacher(lesson)

@@ -25,11 +25,13 @@ from lightning_kd.engine.checks import (
 )
 from lightning_kd.engine.default_layers import choose_layers
 from lightning_kd.engine.embedding_output import Embeddings
-from lightning_kd.engine.fused_heads import settle_heads
+from lightning_kd.engine.fused_heads import BothLogits, settle_heads
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import check_mask, tell_unread_masks
+from lightning_kd.engine.model_loss import tell_of_router
+from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
@@ -255,15 +257,13 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
-    def _logits_of_both(
-        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def _logits_of_both(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> BothLogits:
         logits_of = self.step.hooks.logits_of
         with self._rehearsing(module), self.step.capture.recording():
             call_student(batch)
             (call,) = self.step.capture.counting_calls()
             lesson = self._first_lesson(batch, call)
-            return logits_of(call.output), logits_of(lesson.output)
+            return logits_of(call.output), sparse_in(lesson) or logits_of(lesson.output)
 
     def _show_networks(self) -> None:
         """Show the losses the networks."""
@@ -419,6 +419,8 @@ class SetUp:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
         look_at_outputs(self.step, call, lesson, tensors, watch)
+        tell_of_router(self.step.student, call.output, self.step.hooks)
+        check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
         check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), tensors.student_logits, read.target)
         check_first_values(tensors, self.step.objective.components)

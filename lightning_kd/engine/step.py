@@ -23,8 +23,10 @@ from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.engine.reading import Reading
+from lightning_kd.engine.sparse_teacher import sparse_in
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.tensors import add_up
+from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
 
 _NO_BATCH = Batch()
@@ -263,6 +265,7 @@ class TrainingStep:
         """Return what the losses read of a call, an answer and a batch."""
         logits_of = self.hooks.logits_of
         reading, training = self.reading, self.student.training
+        sparse = sparse_in(lesson)
         student_logits = reading.student_logits(call, training=training)
         tensors = StepTensors(
             student_logits=student_logits,
@@ -273,7 +276,9 @@ class TrainingStep:
             index=batch.index,
             mask=batch.mask,
             teacher_ready=self.teacher_ready,
-            hidden=self._hidden(),
+            hidden=self._hidden(sparse),
+            sparse=sparse,
+            teacher_target=batch.teacher_target,
             heads=None if self.heads is None else self.heads.heads,
             call=lambda network: logits_of(network(*call.args, **call.kwargs)),
             compared_logits=self.hooks.output_options.compared(student_logits),
@@ -281,10 +286,11 @@ class TrainingStep:
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
 
-    def _hidden(self) -> tuple[Tensor, Tensor] | None:
-        if self.heads is None or self.heads.student.value is None or self.heads.teacher.value is None:
+    def _hidden(self, sparse: SparseLogits | None) -> tuple[Tensor, Tensor | SparseLogits] | None:
+        if self.heads is None or self.heads.student.value is None:
             return None
-        return self.heads.student.value, self.heads.teacher.value
+        theirs = sparse if self.heads.teacher is None else self.heads.teacher.value
+        return None if theirs is None else (self.heads.student.value, theirs)
 
     def where_not_finite(self, terms: Terms, call: Call) -> str:
         """Return a sentence that names what is not finite in a step: input, layers, logits; for an error."""
@@ -303,7 +309,7 @@ class TrainingStep:
 
     def _lacks(self, tensors: StepTensors) -> bool:
         """Whether a step lacks anything that a loss may need."""
-        lacks_logits = tensors.student_logits is None or tensors.teacher_logits is None
+        lacks_logits = tensors.student_logits is None or (tensors.teacher_logits is None and tensors.sparse is None)
         lacks_target = self.objective.needs_target and tensors.target is None
         return lacks_logits or lacks_target or (self.objective.needs_index and tensors.index is None)
 
@@ -331,7 +337,9 @@ def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
         compared_logits=chosen(tensors.compared_logits),
         head_of=None if head_of is None else lambda role, head: chosen(head_of(role, head)),
         teacher_logits=chosen(tensors.teacher_logits),
+        sparse=None if tensors.sparse is None else tensors.sparse.of_rows(mask),
         target=chosen(tensors.target),
+        teacher_target=chosen(tensors.teacher_target),
         index=chosen(tensors.index),
         hidden=None if tensors.hidden is None else (tensors.hidden[0][mask], tensors.hidden[1][mask]),
         call=None if call is None else lambda network: chosen(call(network)),

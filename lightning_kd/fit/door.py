@@ -33,7 +33,7 @@ class ReadsOutputs:
         if isinstance(view, TeacherInputs) and not view.ready:
             teacher = self.run.teacher
             view.see_networks(original(self.run.student), None if teacher is None else teacher.module)
-        return view(args, kwargs)
+        return view.of_batch(batch, args, kwargs) if isinstance(view, TeacherInputs) else view(args, kwargs)
 
     def logits_of(self, output: Any) -> Tensor | None:
         """Find the logits in a model's output; override for outputs of another form."""

@@ -14,21 +14,23 @@ from lightning_kd.capture.call import Call
 from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.engine.own_tokens import reads_other_tokens
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import count_of_labels, labels_of
 from lightning_kd.fit.names import Names
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.task_watch import TaskWatch
+from lightning_kd.fit.token_means import TokenMeans
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.counts import WeightedMean
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON
 
-_OF_STUDENT_ALONE = ("accuracy", "f1", "mse", "pearson", "cosine")
+_OF_STUDENT_ALONE = ("accuracy", "f1", "mse", "pearson", "cosine", "perplexity")
 """What a user's own module logs itself."""
-_ON_THE_BAR = (*_OF_STUDENT_ALONE[:3], "teacher_accuracy", "teacher_f1", "teacher_mse")
+_ON_THE_BAR = (*_OF_STUDENT_ALONE[:3], "teacher_accuracy", "teacher_f1", "teacher_mse", "perplexity")
 """What the progress bar shows beside the loss; more would leave no room for the bar itself."""
 
 
@@ -57,6 +59,8 @@ class Evaluation:
         """The task's loss with class weights in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
         """What the last evaluation gave, on its first data loader."""
+        self.tokens = TokenMeans(step)
+        """Means over the tokens of the evaluation that is going on."""
         self._told: set[str] = set()
         self.teacher_accuracy: float | None = None
         """The teacher's accuracy, which a fit logs once."""
@@ -73,6 +77,7 @@ class Evaluation:
         self._losses = {}
         self._waiting = []
         trainer = module.trainer
+        self.tokens.start(in_fit=trainer.state.fn == TrainerFn.FITTING)
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         self.names.start_evaluation(several=len(batches) > 1)
 
@@ -103,10 +108,11 @@ class Evaluation:
         batch: Any,
         call: Call,
         read: Batch,
+        task_loss: nn.Module | Literal["model"] | None = None,
         *,
         prefix: str,
         loader: int,
-        with_student: bool,
+        with_student: bool = True,
     ) -> None:
         """Compare the student's recorded call with the teacher on one batch, and log what the comparison will give.
 
@@ -118,14 +124,19 @@ class Evaluation:
             batch: The batch.
             call: The student's recorded call.
             read: The batch taken apart, of which target and mask are used if they are there.
+            task_loss: The task's own loss.
             prefix: What the names begin with, ``"val"`` or ``"test"``.
             loader: Number of the data loader.
             with_student: Whether to log the student's accuracy too.
         """
         lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
         teacher_logits = self.step.reading.teacher_logits(lesson)
+        if reads_other_tokens(read):
+            teacher_logits = None  # which have no labels among the student's
         logits = self.step.reading.student_logits(call, training=False)
+        self.tokens.own_loss = isinstance(task_loss, str)
         target = as_class_ids(read.target, logits)
+        predicted = self.tokens.target(read, target, logits)
         if loader not in self.comparisons:
             check_classes(self.step.objective.leaves, target, logits)
             self.comparisons[loader] = Comparison(self.task.task)
@@ -137,7 +148,10 @@ class Evaluation:
             rank_zero_warn(
                 f"{prefix}/agreement is left out: which of the student's outputs is meant is not known{heads}."
             )
-        comparison.update(logits, teacher_logits, target, read.mask)
+        if predicted is None:
+            comparison.update(logits, teacher_logits, target, read.mask)
+        else:  # a causal model predicts the token after each position
+            comparison.update(logits, teacher_logits, predicted)
         given.update(logits, teacher_logits, target)
         if module.trainer.barebones:
             return
@@ -146,10 +160,20 @@ class Evaluation:
             for name, metric in comparison.updated().items()
             if with_student or name not in _OF_STUDENT_ALONE
         }
-        fitting = module.trainer.state.fn == TrainerFn.FITTING
-        for name, metric in {**own, **given.updated()}.items():
-            known = name.startswith("teacher_") and fitting and self.teacher_accuracy is not None
-            if not known:
+        known = module.trainer.state.fn == TrainerFn.FITTING and self.teacher_accuracy is not None
+        of_tokens = self.tokens.update(
+            loader,
+            read,
+            lambda: self.step.tensors(call, lesson, read),
+            (logits, teacher_logits),
+            target=predicted,
+            with_teacher=not known,
+            with_total=with_student and task_loss is None,
+        )
+        if not with_student:
+            of_tokens.pop("perplexity", None)
+        for name, metric in {**own, **of_tokens, **given.updated()}.items():
+            if not (known and name.startswith("teacher_")):
                 # Lightning 2.6 finds a metric by the name of its attribute, which a metric outside the module lacks
                 shown = name in _ON_THE_BAR
                 self._waiting.append((f"{prefix}/{name}", metric, {"prog_bar": shown, "metric_attribute": name}))
@@ -159,18 +183,18 @@ class Evaluation:
     def log_loss(
         self,
         module: LightningModule,
+        call: Call,
         task: Tensor | None,
         task_loss: nn.Module | Literal["model"] | None,
         target: Any,
         *,
         prefix: str,
         loader: int,
-        empty: bool,
     ) -> None:
         """Log the task's loss on one batch, if it has one; it counts as often as the batch has labels, or by weight."""
         if task is None:
             return
-        if empty:  # weighs nothing, but the mean of nothing is NaN
+        if call.empty:  # weighs nothing, but the mean of nothing is NaN
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if module.trainer.barebones:
             return
@@ -182,7 +206,12 @@ class Evaluation:
                 options: dict[str, Any] = {"metric_attribute": "loss"}
                 self._waiting.append((f"{prefix}/loss", self._losses[loader], options))
                 return
-        options = {"batch_size": count_of_labels(loss, target), "sync_dist": True}
+        count = count_of_labels(loss, target)
+        if isinstance(task_loss, str):
+            value, router = self.tokens.without_router(call.output, value, count, loader)
+            if router is not None:
+                self._waiting.append((f"{prefix}/router", router, {"metric_attribute": "router"}))
+        options = {"batch_size": count, "sync_dist": True}
         self._waiting.append((f"{prefix}/loss", value, options))
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:

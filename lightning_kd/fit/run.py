@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
-from lightning_kd.capture.batch import Batch, Hooks
+from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import gives_as_is, is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
@@ -24,6 +24,7 @@ from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.objective import Objective
+from lightning_kd.engine.own_tokens import check_own_tokens
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
 from lightning_kd.engine.window import TokenWindow
@@ -47,6 +48,7 @@ from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 from lightning_kd.teachers.normalisation import told_difference
+from lightning_kd.teachers.own_columns import OwnColumns
 from lightning_kd.teachers.source import find_source
 
 
@@ -106,6 +108,11 @@ class DistillationRun:
     def teacher(self) -> Teacher | None:
         """Who answers."""
         return self.step.teacher
+
+    @property
+    def taken_columns(self) -> tuple[str, ...]:
+        """The columns of a batch that the teacher reads itself."""
+        return () if self.teacher is None else self.teacher.columns
 
     @property
     def log(self) -> PartLog:
@@ -177,6 +184,8 @@ class DistillationRun:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         self._tell_unused_columns(batch)
+        if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):
+            check_own_tokens(self.objective.leaves, read_if_known(self.step.hooks, batch))
         settle_stages(self.objective.leaves, trainer)
         self.objective.forget_goals()
         self.unused.begin()
@@ -333,7 +342,7 @@ class DistillationRun:
             difference = told_difference(*networks)
             if difference is not None:
                 rank_zero_info(difference)
-        told = unused_columns(batch, networks)
+        told = unused_columns(batch, networks, self.taken_columns)
         if told is not None:
             (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
 

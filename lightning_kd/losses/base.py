@@ -47,6 +47,8 @@ class StepTensors:
         compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
         head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
             in which student and teacher are compared.
+        sparse: The teacher's ``SparseLogits``, where these are its answer in the place of logits.
+        teacher_target: The labels of the teacher's own tokens, ``None`` if it reads the student's.
     """
 
     student_logits: Tensor | None = None
@@ -57,11 +59,13 @@ class StepTensors:
     index: Tensor | None = None
     mask: Tensor | None = None
     teacher_ready: bool = True
-    hidden: tuple[Tensor, Tensor] | None = None
+    hidden: tuple[Tensor, Any] | None = None
     heads: Any = None
     call: Callable[[nn.Module], Tensor | None] | None = None
     compared_logits: Tensor | None = None
     head_of: Callable[[str, Head], Tensor | None] | None = None
+    sparse: Any = None
+    teacher_target: Tensor | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None
@@ -115,6 +119,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """``forward`` takes the keyword argument ``index``: the row of each sample in the data set."""
     needs_teacher_logits: ClassVar[bool] = False
     """The loss reads the teacher's logits, so its forward pass must run to the end."""
+    reads_sparse: ClassVar[bool] = False
+    """The loss takes ``SparseLogits`` in the place of the teacher's logits."""
     needs_student_logits: ClassVar[bool] = False
     """``forward`` takes the keyword argument ``student_logits`` beside the layers that it reads."""
     stage: Stage | None = None

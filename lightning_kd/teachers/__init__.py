@@ -12,9 +12,11 @@ from lightning_kd.teachers.born_again import BornAgain as BornAgain
 from lightning_kd.teachers.ema import EMATeacher as EMATeacher
 from lightning_kd.teachers.ensemble import Ensemble as Ensemble
 from lightning_kd.teachers.frozen import FrozenTeacher as FrozenTeacher
+from lightning_kd.teachers.in_batch import BatchTeacher as BatchTeacher
 from lightning_kd.teachers.inputs import Chain as Chain
 from lightning_kd.teachers.inputs import Keys as Keys
 from lightning_kd.teachers.inputs import Renormalize as Renormalize
 from lightning_kd.teachers.inputs import Resize as Resize
 from lightning_kd.teachers.inputs import TeacherInputs as TeacherInputs
+from lightning_kd.teachers.own_columns import OwnColumns as OwnColumns
 from lightning_kd.teachers.source import TeacherSource as TeacherSource

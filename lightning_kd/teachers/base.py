@@ -92,6 +92,11 @@ class Teacher(ABC):
         return self.module
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a batch that the teacher reads itself; none by default."""
+        return ()
+
+    @property
     def on_meta(self) -> bool:
         """Whether there are no weights yet."""
         return False

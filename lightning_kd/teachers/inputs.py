@@ -37,6 +37,10 @@ class TeacherInputs(Configurable, ABC):
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return the teacher's (args, kwargs), given the student's, which stay as they are."""
 
+    def of_batch(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """Return the teacher's (args, kwargs), where more of the batch is needed than the student's; by default not."""
+        return self(args, kwargs)
+
 
 TeacherView: TypeAlias = TeacherInputs | Callable[[tuple[Any, ...], dict[str, Any]], Inputs]
 """A ready part, or a function of your own on (args, kwargs)."""
@@ -67,6 +71,12 @@ class Chain(TeacherInputs):
         """Return what the last part makes of what those before it made."""
         for part in self.parts:
             args, kwargs = part(args, kwargs)
+        return args, kwargs
+
+    def of_batch(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
+        """Return what the last part makes of what those before it made."""
+        for part in self.parts:
+            args, kwargs = part.of_batch(batch, args, kwargs)
         return args, kwargs
 
 

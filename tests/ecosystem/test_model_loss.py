@@ -10,7 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 from lightning_kd import DistillationModule
-from lightning_kd.losses import KDLoss
+from lightning_kd.losses import KDLoss, TokenKDLoss
 from tests import support
 from tests.ecosystem import zoo
 
@@ -129,3 +129,77 @@ model:
     assert module.task_loss == "model"
     module.task_loss = nn.CrossEntropyLoss()
     assert isinstance(module.task_loss, nn.CrossEntropyLoss)
+
+
+def gpt2():
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "initializer_range": 0.3}
+    return hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=50, n_embd=32, n_layer=2, n_head=2, **still, **TOKENS))
+
+
+def mixtral(**options):
+    experts = {"num_local_experts": 4, "num_key_value_heads": 2, "output_router_logits": True, **options}
+    return hf.MixtralForCausalLM(
+        hf.MixtralConfig(
+            vocab_size=50, initializer_range=0.3, **zoo.WIDE | {"num_hidden_layers": 2}, **experts, **TOKENS
+        )
+    )
+
+
+@pytest.mark.parametrize("make", [llama, gpt2])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_an_evaluation_is_the_mean_over_all_tokens_whatever_the_batches(make, size):
+    torch.manual_seed(0)
+    student = make()
+    batch = sentences()
+    batch["labels"][0, 1:] = -100  # of its own first label no mean takes account
+    batch["labels"][2, 2] = -100
+    parts = [{name: value[i : i + size] for name, value in batch.items()} for i in range(0, 3, size)]
+    module = DistillationModule(student, task_loss="model", optimizer=partial(torch.optim.SGD, lr=0.0))
+    found = fit(module, batch, *parts)
+    every = torch.cat([token_means(student, part) for part in (batch, *parts) if (part["labels"][:, 1:] != -100).any()])
+    torch.testing.assert_close(found["val/loss"].double(), every.mean(), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(found["val/perplexity"].double(), every.mean().exp(), rtol=1e-4, atol=0.0)
+    assert found["train/loss"].isfinite()
+
+
+def test_a_batch_without_a_label_weighs_nothing():
+    torch.manual_seed(0)
+    student, empty = llama(), sentences()
+    empty["labels"][:] = -100
+    module = DistillationModule(student, task_loss="model", optimizer=partial(torch.optim.SGD, lr=0.1))
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    found = fit(module, empty, sentences())
+    assert found["train/loss"] == 0
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, before[name])
+    torch.testing.assert_close(
+        found["val/loss"].double(), token_means(student, sentences()).mean(), rtol=1e-4, atol=0.0
+    )
+
+
+def test_the_loss_of_a_router_is_logged_apart(monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_kd.fit.token_means.rank_zero_info", said.append)
+    torch.manual_seed(0)
+    student, first, second = mixtral(), sentences(), sentences()
+    second["labels"][1:] = -100
+    module = DistillationModule(student, task_loss="model", optimizer=partial(torch.optim.SGD, lr=0.0))
+    found = fit(module, first, second)
+    student.eval()
+    with torch.no_grad():
+        own = student(**first)
+    every = torch.cat([token_means(student, first), token_means(student, second)])
+    torch.testing.assert_close(found["val/loss"].double(), every.mean(), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(found["val/router"].float(), student.config.router_aux_loss_coef * own.aux_loss)
+    torch.testing.assert_close(found["train/loss"], own.loss, rtol=1e-4, atol=0.0)  # with the router's, once
+    assert len([line for line in said if "router" in line]) == 1
+
+
+@pytest.mark.parametrize("options", [{"losses": [TokenKDLoss(cross_entropy=1.0)]}, {"task_loss": "model"}])
+def test_a_router_whose_loss_does_not_train_is_told(options, monkeypatch):
+    said = []
+    monkeypatch.setattr("lightning_kd.engine.model_loss.rank_zero_info", said.append)
+    teacher = llama() if "losses" in options else None
+    module = DistillationModule(mixtral(), teacher, optimizer=partial(torch.optim.SGD, lr=0.0), **options)
+    fit(module, sentences())
+    assert len([line for line in said if "router" in line]) == ("losses" in options)

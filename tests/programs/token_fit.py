@@ -47,10 +47,12 @@ def fit(mode, way, path):
     module = DistillationModule(student, teacher, [loss], optimizer=partial(torch.optim.SGD, lr=0.5))
     options = STRATEGIES[mode]()
     loader = DataLoader(batches(options.get("devices", 1), int(os.environ.get("LOCAL_RANK", "0"))), batch_size=None)
-    limits = {"max_epochs": 1, "limit_val_batches": 0, "use_distributed_sampler": False}
+    limits = {"max_epochs": 1, "use_distributed_sampler": False}
     trainer = support.trainer(**limits, **options)
     trainer.fit(module, loader, loader)
     torch.save(whole_state(student), f"{path}.{trainer.global_rank}")
+    means = {name: value for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    torch.save(means, f"{path}.means.{trainer.global_rank}")
 
 
 if __name__ == "__main__":

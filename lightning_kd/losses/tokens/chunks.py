@@ -80,7 +80,11 @@ class LinearChunks:
         teacher_bias: Tensor | None,
         labels: Tensor | None,
     ) -> tuple[Tensor, Gradients]:
-        """Return the sums, and the gradients of hidden states, weight and bias that are wanted."""
+        """Return the sums, and the gradients of hidden states, weight and bias that are wanted.
+
+        What the larger vocabulary has beyond the smaller one is left out.
+        """
+        size = min(len(weight), len(teacher_weight))
         wide = torch.promote_types(self.format, torch.float32)
         of_hidden = torch.empty(student.shape, dtype=self.format, device=student.device) if wanted[0] else None
         of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None
@@ -88,7 +92,8 @@ class LinearChunks:
         total = torch.zeros(2, dtype=wide, device=student.device)
         with torch.autocast(student.device.type, enabled=False):
             matrix, offset, matrix_t, offset_t = (
-                None if one is None else one.to(self.format) for one in (weight, bias, teacher_weight, teacher_bias)
+                None if one is None else one[:size].to(self.format)
+                for one in (weight, bias, teacher_weight, teacher_bias)
             )
             assert matrix is not None
             assert matrix_t is not None
@@ -101,12 +106,12 @@ class LinearChunks:
                 total += write_gradient(output, other, of_chunk, self.aim, self.tails)
                 del other  # else the logits of two chunks would stand side by side
                 if of_bias is not None:
-                    of_bias += output.sum(0)
+                    of_bias[:size] += output.sum(0)
                 output = output.to(self.format)
                 if of_hidden is not None:
                     torch.mm(output, matrix, out=of_hidden[chunk])
                 if of_weight is not None:
-                    _add_product(of_weight, output.T, hidden)
+                    _add_product(of_weight[:size], output.T, hidden)
                 del output
         return total, [of_hidden, of_weight, of_bias]
 
@@ -124,7 +129,7 @@ class CalledChunks:
     def run(
         self, wanted: Sequence[bool], student: Tensor, teacher: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Gradients]:
-        """Return the sums, and the gradients of hidden states and parameters that are wanted."""
+        """Return the sums, and the gradients of hidden states and parameters that are wanted; see ``LinearChunks``."""
         ours, theirs = self.heads
         of_hidden = torch.empty_like(student) if wanted[0] else None
         gradients: Gradients = [None] * len(self.parameters)
@@ -132,10 +137,13 @@ class CalledChunks:
         for start in range(0, len(student), self.size):
             chunk = slice(start, start + self.size)
             hidden = student[chunk].detach().requires_grad_(wanted[0])
-            with torch.set_grad_enabled(any(wanted)):
-                output = ours.module(hidden)
             with torch.no_grad():
                 other = upcast(theirs.module(teacher[chunk]))
+            with torch.set_grad_enabled(any(wanted)):
+                output = ours.module(hidden)
+                size = min(output.shape[-1], other.shape[-1])
+                output, other = output[..., :size], other[..., :size]
+            with torch.no_grad():
                 slope = output.detach().to(torch.promote_types(output.dtype, torch.float32), copy=True)
                 of_chunk = None if labels is None else labels[chunk]
                 with torch.autocast(student.device.type, enabled=False):

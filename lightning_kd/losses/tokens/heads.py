@@ -31,7 +31,7 @@ class Tail:
             output, slope = bent * self.cap, bent.square_().neg_().add_(1.0).mul_(self.scale)
         elif self.scale != 1.0:
             output = output * self.scale
-        return (output if self.bias is None else output + self.bias), slope
+        return (output if self.bias is None else output + self.bias[..., : output.shape[-1]]), slope
 
 
 class Head:

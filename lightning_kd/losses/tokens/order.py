@@ -51,10 +51,10 @@ def find_order(student: nn.Module, teacher: nn.Module | None, given: bool | None
     Raises:
         ValueError: If the two networks differ in it.
     """
-    ours = _of(student)
+    ours = order_of(student)
     if given is not None:
         return Order(given, ours.mask_is_of_input)
-    theirs = ours if teacher is None else _of(teacher)
+    theirs = ours if teacher is None else order_of(teacher)
     if None not in (ours.predicts_next, theirs.predicts_next) and ours.predicts_next != theirs.predicts_next:
         raise ValueError(
             f"TokenKDLoss: of {type(student).__name__} and {type(teacher).__name__} one predicts the next token, and "
@@ -69,7 +69,8 @@ def find_order(student: nn.Module, teacher: nn.Module | None, given: bool | None
     return ours
 
 
-def _of(network: nn.Module) -> Order:
+def order_of(network: nn.Module) -> Order:
+    """Return what the positions of a network's logits stand for, by its class as Hugging Face names it."""
     name = type(network).__name__
     if getattr(getattr(network, "config", None), "is_encoder_decoder", False):
         return Order(predicts_next=False, mask_is_of_input=True)

@@ -54,6 +54,10 @@ class SparseLogits:
         """The shape of ids and log-probabilities."""
         return self.ids.shape
 
+    def of_rows(self, rows: Tensor) -> "SparseLogits":
+        """Return some of the rows."""
+        return SparseLogits(self.ids[rows], self.log_probs[rows], self.sampled)
+
     @classmethod
     def top_k(cls, logits: Tensor, k: int) -> "SparseLogits":
         """Keep the k most likely tokens of whole logits (B, T, V)."""

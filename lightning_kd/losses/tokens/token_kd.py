@@ -13,6 +13,7 @@ from lightning_kd.losses.tensors import is_empty, upcast, zero_of
 from lightning_kd.losses.tokens.dense import dense_values
 from lightning_kd.losses.tokens.divergences import Divergence, Form, check_settings, closed_form, precise
 from lightning_kd.losses.tokens.fused import Memory, fused_sum
+from lightning_kd.losses.tokens.fused_sparse import fused_sparse_sum
 from lightning_kd.losses.tokens.heads import Aim, Head
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.order import Order, find_order
@@ -143,9 +144,10 @@ class TokenKDLoss(TokenMean):
     """Make the student's distribution of each token that of the teacher (token distillation of language models).
 
     For logits (B, T, V) of two networks with one vocabulary; the labels of the batch and its ``attention_mask`` say
-    which tokens count. The loss is the mean over all tokens of all processes and, where it trains alone or beside
-    other means over tokens, of a whole accumulation window. Best to start with: the forward KL at temperature 1. A
-    student that is much smaller often does better with ``"skew_forward_kl"``, ``"jsd"`` or ``"reverse_kl"``.
+    which tokens count. The teacher may be a ``BatchTeacher`` with a few tokens of each position. The loss is the mean
+    over all tokens of all processes and, where it trains alone or beside other means over tokens, of a whole
+    accumulation window. Best to start with: the forward KL at temperature 1. A student that is much smaller often does
+    better with ``"skew_forward_kl"``, ``"jsd"`` or ``"reverse_kl"``.
 
     Args:
         divergence: Which divergence. ``forward_kl`` covers all that the teacher does, ``reverse_kl`` only
@@ -171,6 +173,9 @@ class TokenKDLoss(TokenMean):
             (``"mask"``), whatever their labels: DistilBERT distils these, while its task is to fill in masked words.
         cross_entropy: Weight of the cross entropy with the labels, which is added to the divergence over the same
             tokens; then leave out the task's own loss.
+        missing: For ``SparseLogits``, what the tokens are that are not stored: the teacher gives them probability 0
+            (``"renormalize"``); they are one token more (``"tail"``); or the student is free there
+            (``"renormalize_both"``).
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
@@ -178,6 +183,7 @@ class TokenKDLoss(TokenMean):
     """
 
     needs_teacher_logits = True
+    reads_sparse = True
 
     def __init__(
         self,
@@ -195,6 +201,7 @@ class TokenKDLoss(TokenMean):
         ignore_index: int = -100,
         tokens: Tokens = "labels",
         cross_entropy: Scalar = 0.0,
+        missing: Missing = "renormalize",
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(weight=weight)
@@ -205,6 +212,8 @@ class TokenKDLoss(TokenMean):
             raise ValueError(f"TokenKDLoss: expected vocab to be one of {list(get_args(Vocabulary))}, got {vocab!r}.")
         if memory not in get_args(Memory):
             raise ValueError(f"TokenKDLoss: expected memory to be one of {list(get_args(Memory))}, got {memory!r}.")
+        if missing not in get_args(Missing):
+            raise ValueError(f"TokenKDLoss: expected missing to be one of {list(get_args(Missing))}, got {missing!r}.")
         if fused is False and memory != "save":
             raise ValueError(f"TokenKDLoss: memory={memory!r} has no effect with fused=False; leave one of them out.")
         _check_tokens(tokens, ignore_index, cross_entropy)
@@ -223,7 +232,13 @@ class TokenKDLoss(TokenMean):
         self.ignore_index = ignore_index
         self.tokens: Tokens = tokens
         self.cross_entropy = cross_entropy
+        self.missing: Missing = missing
         self._order = Order(predicts_next=None if shift == "auto" else shift, known=shift != "auto")
+
+    @property
+    def order(self) -> Order:
+        """Which token a position predicts, as far as that is known."""
+        return self._order
 
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find out which token a position predicts, and whether the mask is that of the predicted tokens."""
@@ -245,6 +260,10 @@ class TokenKDLoss(TokenMean):
             ValueError: If the vocabularies or the positions differ, or it cannot be known which token is predicted.
         """
         student, teacher = student_shapes.get(LOGITS), teacher_shapes.get(LOGITS)
+        if teacher is not None and self.missing != "renormalize":
+            raise ValueError(
+                f"TokenKDLoss: missing={self.missing!r} has no effect on whole logits; it is for SparseLogits."
+            )
         if student is None or teacher is None:
             return
         if len(student) == 3 and self._order.known:  # a checkpoint is read before the networks are seen
@@ -268,18 +287,24 @@ class TokenKDLoss(TokenMean):
             mask = None
         if step.hidden is not None and step.heads is not None:
             return self.of_hidden(*step.hidden, step.heads, step.target, mask)
-        value: Tensor = self(step.student_logits, step.teacher_logits, target=step.target, mask=mask)
+        teacher = step.teacher_logits if step.sparse is None else step.sparse
+        value: Tensor = self(step.student_logits, teacher, target=step.target, mask=mask)
         return value
 
     def of_hidden(
-        self, student: Tensor, teacher: Tensor, heads: tuple[Head, Head], target: Tensor | None, mask: Tensor | None
+        self,
+        student: Tensor,
+        teacher: Tensor | SparseLogits,
+        heads: tuple[Head, Head | None],
+        target: Tensor | None,
+        mask: Tensor | None,
     ) -> Tensor:
         """Compute the unweighted loss of hidden states (B, T, H), with both output layers inside.
 
         Args:
             student: What the student's output layer is given.
-            teacher: What the teacher's is given.
-            heads: The output layers of both.
+            teacher: What the teacher's is given, or a few tokens of each position.
+            heads: The output layers of both; of the student alone for a few tokens.
             target: The labels.
             mask: Which tokens are no padding.
         """
@@ -296,7 +321,18 @@ class TokenKDLoss(TokenMean):
             cross_entropy=weight,
         )
         labels = predicted(self._labels(target), shift, self.ignore_index) if weight else None
-        total, entropy = fused_sum(student, teacher, heads, aim, counts=counts, labels=labels, memory=self.memory)
+        ours, theirs = heads
+        if isinstance(teacher, SparseLogits):
+            weight_of_head = getattr(ours.module, "weight", None)
+            self._check_sparse(teacher, None if weight_of_head is None else len(weight_of_head))
+            total, entropy = fused_sparse_sum(
+                student, teacher, ours, aim, self.missing, counts=counts, labels=labels, memory=self.memory
+            )
+        else:
+            assert theirs is not None, "it has hidden states"
+            total, entropy = fused_sum(
+                student, teacher, (ours, theirs), aim, counts=counts, labels=labels, memory=self.memory
+            )
         tokens = self.divide_by(number(counts, positions).to(student.device))
         if weight:
             self.details = {"cross_entropy": (entropy / tokens).detach()}
@@ -326,12 +362,14 @@ class TokenKDLoss(TokenMean):
         if self.vocab == "truncate" and isinstance(teacher_logits, Tensor):
             size = min(student_logits.shape[-1], teacher_logits.shape[-1])
             student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
-        _check_logits("TokenKDLoss", student_logits, teacher_logits, "renormalize")
+        if isinstance(teacher_logits, SparseLogits):
+            self._check_sparse(teacher_logits, student_logits.shape[-1])
+        _check_logits("TokenKDLoss", student_logits, teacher_logits, self.missing)
         positions = student_logits.shape[:-1]
         shift, counts = self._counting(positions, tuple(student_logits.shape), target, mask, student_logits.device)
         temperature = self.now(self.temperature)
         form = closed_form(self.divergence, self.now(self.alpha), self.now(self.beta), self.now(self.ratio))
-        total = _sum(student_logits, teacher_logits, counts, form, temperature, "renormalize")
+        total = _sum(student_logits, teacher_logits, counts, form, temperature, self.missing)
         if self.temperature_squared:
             total = total * temperature**2
         tokens = self.divide_by(number(counts, positions).to(student_logits.device))
@@ -343,6 +381,15 @@ class TokenKDLoss(TokenMean):
             self.details = {"cross_entropy": task.detach()}
             loss = loss + weight * task
         return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
+
+    def _check_sparse(self, teacher: SparseLogits, vocabulary: int | None) -> None:
+        if self.vocab == "truncate":
+            raise ValueError(
+                "TokenKDLoss: vocab='truncate' has no effect on SparseLogits, whose ids are those of the student; "
+                "leave it out."
+            )
+        size = teacher.shape[-1] if vocabulary is None else vocabulary
+        check_sparse("TokenKDLoss", self.divergence, self.missing, self.now(self.temperature), teacher, size)
 
     def _labels(self, target: Tensor | None) -> Tensor:
         if target is None:

@@ -5,15 +5,19 @@ from typing import final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_kd.losses.base import LOGITS, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.tensors import is_empty, zero_of
 from lightning_kd.losses.tokens.divergences import precise
 from lightning_kd.losses.tokens.mean import TokenMean
+from lightning_kd.losses.tokens.order import Order, order_of
 from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, sum_of_counting
 from lightning_kd.schedules import Scalar
+
+_AHEAD = 1
+"""How many positions before a token the logits of a causal model stand that predict it."""
 
 
 def uld_loss(
@@ -73,9 +77,12 @@ def uld_loss(
 class ULDLoss(TokenMean):
     """Make the sorted probabilities of the student's tokens those of the teacher's (ULD), for different vocabularies.
 
-    Both networks must be given the same text in their own tokens, with the answer's labels of each: override
-    ``unpack_batch`` and ``teacher_inputs``. Where the batch has the student's labels alone, the k-th token of the
-    student's answer is taken for the teacher's too. Prefer ``TokenKDLoss`` wherever the vocabularies agree.
+    Both networks must be given the same text in their own tokens, with the answer's labels of each: the student's in
+    ``input_ids`` and ``labels``, the teacher's in the columns ``teacher_input_ids`` and ``teacher_labels``, of which
+    ``teacher_inputs=OwnColumns()`` makes its inputs. Or override ``unpack_batch`` and ``teacher_inputs``. Where the
+    batch has the student's labels alone, the k-th token of the student's answer is taken for the teacher's too. The
+    logits before a token predict it, but those of encoder-decoders and masked models stand at the token. Prefer
+    ``TokenKDLoss`` wherever the vocabularies agree.
 
     Args:
         temperature: Softening of both distributions, > 0, no unit.
@@ -83,6 +90,34 @@ class ULDLoss(TokenMean):
 
     Raises:
         ValueError: If ``temperature`` is not positive, or the weight is negative or not finite.
+
+    Example:
+        >>> from functools import partial
+        >>> from lightning_kd import DistillationModule
+        >>> from lightning_kd.teachers import OwnColumns
+        >>> class Bytes(torch.nn.Module):  # a causal model
+        ...     def __init__(self, vocabulary):
+        ...         super().__init__()
+        ...         self.net = torch.nn.Sequential(torch.nn.Embedding(vocabulary, 4), torch.nn.Linear(4, vocabulary))
+        ...     def forward(self, input_ids):
+        ...         return self.net(input_ids)
+        >>> module = DistillationModule(
+        ...     Bytes(256),
+        ...     Bytes(1000),
+        ...     [ULDLoss()],
+        ...     optimizer=partial(torch.optim.SGD, lr=0.1),
+        ...     teacher_inputs=OwnColumns(),
+        ... )
+        >>> batch = {
+        ...     "input_ids": torch.tensor([[81, 58, 52, 50]]),  # "Q:42", of which "42" is the answer
+        ...     "labels": torch.tensor([[-100, -100, 52, 50]]),
+        ...     "teacher_input_ids": torch.tensor([[700, 420]]),  # "Q:", "42"
+        ...     "teacher_labels": torch.tensor([[-100, 420]]),
+        ... }
+        >>> module.prepare(batch)
+        >>> module.set_moment(0)
+        >>> module.training_step(batch, 0).isfinite()
+        tensor(True)
     """
 
     needs_teacher_logits = True
@@ -92,6 +127,18 @@ class ULDLoss(TokenMean):
         super().__init__(weight=weight)
         check_positive("ULDLoss", temperature=temperature)
         self.temperature = temperature
+        self._ahead = (_AHEAD, _AHEAD)
+
+    @property
+    def predicts_next(self) -> bool:
+        """Whether the student's logits at a position predict the token after it."""
+        return self._ahead[0] > 0
+
+    def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
+        """Find out where the logits of a token stand: before it, or at it in encoder-decoders and masked models."""
+        orders = [Order(True) if network is None else order_of(network) for network in (student, teacher)]
+        ours, theirs = (0 if order.predicts_next is False else _AHEAD for order in orders)
+        self._ahead = (ours, theirs)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
         """Check that both networks score tokens.
@@ -114,7 +161,9 @@ class ULDLoss(TokenMean):
         if is_empty(step.student_logits):
             self.divide_by(torch.zeros((), dtype=torch.long))
             return zero_of(step.student_logits)
-        value: Tensor = self(step.student_logits, step.teacher_logits, target=step.target)
+        value: Tensor = self(
+            step.student_logits, step.teacher_logits, target=step.target, teacher_target=step.teacher_target
+        )
         return value
 
     def forward(
@@ -122,24 +171,38 @@ class ULDLoss(TokenMean):
     ) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``uld_loss``."""
         labels = target if teacher_target is None else teacher_target
-        total, sentences = _sum(student_logits, teacher_logits, target, labels, self.now(self.temperature))
+        temperature = self.now(self.temperature)
+        total, sentences = _sum(student_logits, teacher_logits, target, labels, temperature, self._ahead)
         loss = total / self.divide_by(sentences)
         return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
 
 
 def _sum(
-    student: Tensor, teacher: Tensor, student_labels: Tensor, teacher_labels: Tensor, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    student_labels: Tensor,
+    teacher_labels: Tensor,
+    temperature: float,
+    ahead: tuple[int, int] = (_AHEAD, _AHEAD),
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over rows of each one's mean, and the number of rows with an answer."""
+    """Return the sum over rows of each one's mean, and the number of rows with an answer.
+
+    Args:
+        student: The student's logits.
+        teacher: The teacher's logits.
+        student_labels: The student's labels.
+        teacher_labels: The teacher's labels.
+        temperature: Softening of both distributions.
+        ahead: How many positions before a token the logits stand that predict it, of student and teacher.
+    """
     _check(student, teacher, student_labels, teacher_labels)
-    ahead = 1  # the logits before a token predict it
     if student.ndim == 2:  # each row is one token, whose logits predict it
-        ahead = 0
+        ahead = (0, 0)
         student, teacher = student.unsqueeze(1), teacher.unsqueeze(1)
         student_labels, teacher_labels = student_labels.unsqueeze(1), teacher_labels.unsqueeze(1)
     length = min(student.shape[1], teacher.shape[1])
-    ours, has_ours = _places(student_labels != IGNORE_INDEX, length, ahead)
-    theirs, has_theirs = _places(teacher_labels != IGNORE_INDEX, length, ahead)
+    ours, has_ours = _places(student_labels != IGNORE_INDEX, length, ahead[0])
+    theirs, has_theirs = _places(teacher_labels != IGNORE_INDEX, length, ahead[1])
     exists = has_ours & has_theirs
     tokens = exists.sum(1, keepdim=True)
     of_row = choose(tokens.clamp_min(1).expand_as(exists).flatten(), exists, axes=0)

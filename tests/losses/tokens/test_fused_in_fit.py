@@ -146,7 +146,6 @@ def test_small_vocabularies_stay_whole_by_default(chunks: list[int], monkeypatch
         ([TokenKDLoss], Bent, "the student's output is another than that of its output layer"),
         ([TokenKDLoss], Whole, "does more with its logits"),
         ([TokenKDLoss, partial(TokenKDLoss, fused=False)], NamedHead, "fused=False"),
-        ([partial(TokenKDLoss, vocab="truncate")], NamedHead, "vocab='truncate'"),
     ],
 )
 def test_what_cannot_be_is_refused_or_left_out_with_the_reason(

@@ -345,3 +345,13 @@ def test_a_batch_is_that_of_two_processes(tmp_path: Path) -> None:
     torch.testing.assert_close((value + other) / 2, whole.detach(), rtol=1e-6, atol=0)
     for parameter, one, two in zip(student.parameters(), gradients, others, strict=True):
         torch.testing.assert_close((one + two) / 2, parameter.grad, rtol=1e-6, atol=1e-9)  # as DDP averages
+
+
+def test_a_loop_without_a_trainer() -> None:
+    module = made([TokenKDLoss()])
+    module.prepare(BATCH)
+    optimizer = module.configure_optimizers()
+    module.set_moment(0)
+    module.training_step(BATCH, 0).backward()
+    optimizer.step()
+    same(module.student.state_dict(), expected(BATCH))

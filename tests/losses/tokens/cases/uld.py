@@ -51,7 +51,7 @@ REFERENCES = (
     ),
 )
 MUTANTS = (
-    Mutant("the logits at the token", "ahead = 1", "ahead = 0"),
+    Mutant("the logits at the token", "_AHEAD = 1", "_AHEAD = 0"),
     Mutant("no order", ".sort(-1, descending=True).values", ""),
     Mutant("every row alike", "distance / of_row.clamp_min(1)", "distance"),
     Mutant("rows without an answer", "(tokens > 0).sum()", "(tokens > -1).sum()"),
