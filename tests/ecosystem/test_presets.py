@@ -101,3 +101,23 @@ def test_deit():
     )
     assert task != taught
     close(loss_of(module, batch), 0.5 * task + 0.5 * taught)
+
+
+def test_tinybert():
+    module = built("tinybert", of(BERT | {"num_hidden_layers": 4}), of(BERT | {"num_hidden_layers": 12}))
+    batch = texts(with_labels=False)
+    real = batch["attention_mask"].bool()
+    pairs = real[:, None, :, None] & real[:, None, None, :]
+    scores, states = [], []
+    for network in (module.student, module.teacher):
+        hidden = network(**batch, output_hidden_states=True).hidden_states
+        of_blocks = []
+        for block, given in zip(network.bert.encoder.layer, hidden, strict=False):
+            attention = block.attention.self
+            q, k = (one(given).unflatten(-1, (12, 4)).transpose(1, 2) for one in (attention.query, attention.key))
+            of_blocks.append((q @ k.mT / 2)[pairs.expand(-1, 12, -1, -1)])
+        scores.append(of_blocks)
+        states.append([one[real] for one in hidden])
+    expected = sum(F.mse_loss(scores[0][i], scores[1][3 * i + 2].detach()) for i in range(4))
+    expected += sum(F.mse_loss(states[0][i], states[1][3 * i].detach()) for i in range(5))
+    close(loss_of(module, batch), expected)

@@ -106,13 +106,21 @@ def test_the_python_example_writes_a_student_of_two_layers(small, monkeypatch):
     assert len(module.student.network.encoder.layer) == module.student.network.config.num_hidden_layers == 2
 
 
+def test_intervals_are_those_of_the_seeds_and_of_the_texts():
+    assert evidence.spread_of_seeds([1.0, 2.0, 3.0]) == pytest.approx(4.30265 / 3**0.5, rel=1e-5)  # Student's t of 2
+    assert evidence.spread_of_seeds([1.0]) == 0.0
+    # the binomial's 1.96 sqrt(p (1 - p) / n) for p = 1/5, n = 400, and Fisher's (1 - r^2) / sqrt(n)
+    spreads = evidence.spread_of_texts([20.0, 50.0, 0.0, 100.0, 0.3, 0.6], 400, 100)
+    assert spreads == pytest.approx([3.92, 4.9, 0.0, 0.0, 0.0, 1.96 * 0.064])
+
+
 def test_the_table_has_a_row_for_every_method(small, capsys, monkeypatch):
     data = wordnet.WordNetDataModule
     monkeypatch.setattr(evidence, "WordNetDataModule", lambda dictionary: data(8, held_out=10, dictionary=dictionary))
     monkeypatch.setattr(
         evidence, "judged_pairs", lambda: [("ban", "ben", 1.0), ("din", "don", 2.0), ("fan", "fen", 0.0)]
     )
-    evidence.main(seeds=2, steps=1, dictionary=small, options=["--data.held_out=10", "--data.pairs=4"])
+    evidence.main(seeds=1, steps=1, dictionary=small, options=["--data.held_out=10", "--data.pairs=4"])
     rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     assert [row[0].removeprefix("| ") for row in rows[1:]] == [
         "teacher, 6 layers",
