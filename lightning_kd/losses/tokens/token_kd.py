@@ -1,7 +1,7 @@
 """Token distillation: make the student's distribution over the vocabulary that of the teacher, token by token."""
 
 from collections.abc import Mapping
-from typing import Literal, final, get_args
+from typing import final
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +26,8 @@ from lightning_kd.losses.tokens.selection import (
     sum_of_counting,
 )
 from lightning_kd.losses.tokens.sparse import Missing, SparseLogits, check_sparse, sparse_values
+from lightning_kd.losses.tokens.token_options import Shift, Tokens, Vocabulary, check_names, check_tokens
 from lightning_kd.schedules import Scalar
-
-Vocabulary = Literal["same", "truncate"]
-Tokens = Literal["labels", "mask"]
 
 
 def token_kd_loss(
@@ -192,7 +190,7 @@ class TokenKDLoss(TokenMean):
         fused: bool | None = None,
         memory: Memory = "save",
         vocab: Vocabulary = "same",
-        shift: bool | Literal["auto"] = "auto",
+        shift: Shift = "auto",
         temperature: Scalar = 1.0,
         alpha: Scalar = 0.1,
         beta: Scalar = 0.5,
@@ -208,22 +206,13 @@ class TokenKDLoss(TokenMean):
         check_settings("TokenKDLoss", divergence, alpha, beta, ratio)
         check_positive("TokenKDLoss", temperature=temperature)
         check_not_negative("TokenKDLoss", cross_entropy=cross_entropy)
-        if vocab not in get_args(Vocabulary):
-            raise ValueError(f"TokenKDLoss: expected vocab to be one of {list(get_args(Vocabulary))}, got {vocab!r}.")
-        if memory not in get_args(Memory):
-            raise ValueError(f"TokenKDLoss: expected memory to be one of {list(get_args(Memory))}, got {memory!r}.")
-        if missing not in get_args(Missing):
-            raise ValueError(f"TokenKDLoss: expected missing to be one of {list(get_args(Missing))}, got {missing!r}.")
-        if fused is False and memory != "save":
-            raise ValueError(f"TokenKDLoss: memory={memory!r} has no effect with fused=False; leave one of them out.")
-        _check_tokens(tokens, ignore_index, cross_entropy)
-        if shift not in (True, False, "auto"):
-            raise ValueError(f"TokenKDLoss: expected shift to be True, False or 'auto', got {shift!r}.")
+        check_names(vocab=vocab, memory=memory, missing=missing, tokens=tokens, shift=shift, fused=fused)
+        check_tokens(tokens, ignore_index, cross_entropy)
         self.divergence: Divergence = divergence
         self.fused = fused
         self.memory: Memory = memory
         self.vocab: Vocabulary = vocab
-        self.shift: bool | Literal["auto"] = shift
+        self.shift: Shift = shift
         self.temperature = temperature
         self.alpha = alpha
         self.beta = beta
@@ -397,18 +386,6 @@ class TokenKDLoss(TokenMean):
                 "TokenKDLoss: cross_entropy needs labels, but the batch has none; give them, or leave the option out."
             )
         return target
-
-
-def _check_tokens(tokens: str, ignore_index: int, cross_entropy: Scalar) -> None:
-    if tokens not in get_args(Tokens):
-        raise ValueError(f"TokenKDLoss: expected tokens to be one of {list(get_args(Tokens))}, got {tokens!r}.")
-    if tokens == "mask" and ignore_index != IGNORE_INDEX:
-        raise ValueError(f"TokenKDLoss: ignore_index={ignore_index} has no effect with tokens='mask'.")
-    if tokens == "mask" and cross_entropy != 0.0:
-        raise ValueError(
-            "TokenKDLoss: cross_entropy is a mean over the tokens with a label, but tokens='mask' counts others too; "
-            "give the door a task_loss instead."
-        )
 
 
 def _cross_entropy(student: Tensor, labels: Tensor, counts: Tensor | None) -> Tensor:
