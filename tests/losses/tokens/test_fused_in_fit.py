@@ -167,9 +167,16 @@ def test_what_cannot_be_is_refused_or_left_out_with_the_reason(
     assert words in line
 
 
+class OverTokens(nn.Module):
+    """A task's loss of the user's own, on scores of tokens."""
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten())
+
+
 def test_a_task_that_reads_whole_logits_names_the_other_way() -> None:
     student, teacher = networks()
-    module = DistillationModule(student, teacher, [TokenKDLoss(fused=True)], task_loss=nn.CrossEntropyLoss())
+    module = DistillationModule(student, teacher, [TokenKDLoss(fused=True)], task_loss=OverTokens())
     loader = DataLoader([BATCH], batch_size=None)
     with pytest.raises(ValueError, match=r"task_loss reads whole logits; give TokenKDLoss\(cross_entropy"):
         support.trainer(max_epochs=1).fit(module, loader, loader)
