@@ -74,8 +74,8 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         teacher_outputs: What the teacher returns: logits, or probabilities of classes or (by sigmoid) of labels.
         teacher_classes: The teacher's class for each of the student's, for a teacher of more, or in another order.
         student_classes: The student's classes that are compared, where the teacher knows only some of them.
-        teacher_inputs: Another view of the batch for the teacher: Renormalize, Resize, Keys, a Chain, or a function
-            on (args, kwargs).
+        teacher_inputs: Another view of the batch for the teacher: Renormalize, Resize, Keys, OwnColumns, a Chain, or a
+            function on (args, kwargs).
 
     Under a ``ModelParallelStrategy`` the module splits the student in its own ``configure_model``; the callback splits
     the teacher and the losses, and the losses' weights are then among the checkpoint's own.
