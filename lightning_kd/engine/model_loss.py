@@ -13,6 +13,8 @@ from lightning_kd.capture.padding import has_left_pads
 from lightning_kd.losses.tokens.order import order_of
 from lightning_kd.metrics.task import IGNORE_INDEX
 
+_FACTORS = ("router_aux_loss_coef", "aux_loss_coef")
+"""How transformers call the factor of a router's loss."""
 _NO_MODULE = "no module"
 """In the place of the task's loss under the callback, where the user's own step holds it."""
 _OVER_LABELS = ("ForCausalLM", "ForMaskedLM", "ForTokenClassification", "ForConditionalGeneration")
@@ -106,7 +108,10 @@ class ModelLoss:
         """Return what the loss of a router of experts adds to the loss in an output, ``None`` without one."""
         student = original(self.student)
         found = output.get("aux_loss") if isinstance(output, Mapping) else getattr(output, "aux_loss", None)
-        factor = getattr(student, "router_aux_loss_coef", None)
+        config = getattr(student, "config", None)
+        holders = (student, config, getattr(config, "text_config", None))  # the last of models of images and text
+        factors = (getattr(one, name, None) for one in holders for name in _FACTORS)
+        factor = next((one for one in factors if one is not None), None)
         if not isinstance(found, Tensor) or not isinstance(factor, int | float):
             return None
         return factor * found.detach()

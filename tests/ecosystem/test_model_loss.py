@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import nn
 
 from lightning_kd import DistillationModule
+from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.losses import KDLoss, TokenKDLoss
 from tests import support
 from tests.ecosystem import zoo
@@ -193,6 +195,16 @@ def test_the_loss_of_a_router_is_logged_apart(monkeypatch):
     torch.testing.assert_close(found["val/router"].float(), student.config.router_aux_loss_coef * own.aux_loss)
     torch.testing.assert_close(found["train/loss"], own.loss, rtol=1e-4, atol=0.0)  # with the router's, once
     assert len([line for line in said if "router" in line]) == 1
+
+
+def test_the_factor_of_a_router_is_found_where_models_keep_it():
+    output = {"aux_loss": torch.tensor(3.0)}
+    plain = torch.nn.Linear(1, 1)
+    assert ModelLoss(plain).router(output) is None
+    plain.config = SimpleNamespace(text_config=SimpleNamespace(router_aux_loss_coef=0.5))
+    assert ModelLoss(plain).router(output) == 1.5
+    plain.aux_loss_coef = 2.0
+    assert ModelLoss(plain).router(output) == 6.0
 
 
 @pytest.mark.parametrize("options", [{"losses": [TokenKDLoss(cross_entropy=1.0)]}, {"task_loss": "model"}])
