@@ -25,7 +25,7 @@ def main(steps: int = 300, dictionary: str | None = None) -> DistillationModule:
     )
     trainer = Trainer(
         max_steps=steps,
-        limit_val_batches=4,
+        limit_val_batches=0,
         accelerator="cpu",
         logger=False,
         callbacks=[DistillationSummary()],

@@ -25,7 +25,11 @@ METHODS = {
     "no pairs, teacher": [],
     "pairs, no teacher": [*ALONE, *PAIRS, *SLOWER],
     # the numbers of the pairs could be class ids, so that it must be said that the output is the embedding
-    "pairs, teacher": [*PAIRS, *(f"--model.losses.embedding.{side}=<output>" for side in ("student", "teacher"))],
+    "pairs, teacher": [
+        *PAIRS,
+        *SLOWER,
+        *(f"--model.losses.embedding.{side}=<output>" for side in ("student", "teacher")),
+    ],
 }
 COLUMNS = ("sentence: first, %", "in ten, %", "words: first, %", "in ten, %", "rank correlation", "SimLex-999")
 
