@@ -37,7 +37,7 @@ def test_the_ten_lines_run_and_leave_a_student(name, tmp_path, monkeypatch):
     short = code.replace("max_epochs=1", SHORT)
     assert short != code
     given = {"folder": tmp_path / "teacher", "loader": DataLoader(rows(name), batch_size=4)}
-    exec(short, given)  # noqa: S102  the page's own code
+    exec(short, given)
     student = type(given["student"]).from_pretrained(tmp_path / "student")
     assert student.config.num_hidden_layers == 2
     assert given["module"].run.results
