@@ -129,7 +129,7 @@ def main(
     quiet += ["--trainer.default_root_dir=examples/sentences/runs", *(options or [])]
     where = [f"--data.dictionary={dictionary}"] if dictionary else []
     for name in methods or METHODS:
-        words = ["fit", "--config=examples/sentences/distil.yaml", f"--trainer.max_steps={steps}", *where, *quiet]
+        words = ["fit", "--config=examples/sentences/distil.yaml", f"--trainer.limit_train_batches={steps}", *where, *quiet]
         fits = [run([*words, *METHODS[name], f"--seed_everything={seed}"]) for seed in range(1, seeds + 1)]
         columns = [*zip(*(task.scores(fit.model.student) for fit in fits), strict=True)]
         print(f"| {name} | {written([*map(mean, columns)], [*map(spread_of_seeds, columns)])} |", flush=True)
