@@ -24,8 +24,8 @@ def main(steps: int = 300, dictionary: str | None = None) -> DistillationModule:
         optimizer=partial(AdamW, lr=0.001),
     )
     trainer = Trainer(
-        max_steps=steps,
-        limit_val_batches=0,
+        max_epochs=1,
+        limit_train_batches=steps,
         accelerator="cpu",
         logger=False,
         callbacks=[DistillationSummary()],

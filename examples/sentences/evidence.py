@@ -126,11 +126,12 @@ def main(
         print(f"| {name} | {written(row, spread_of_texts(row, len(task.definitions), len(task.judged)))} |", flush=True)
     quiet = [f"--trainer.enable_{one}=false" for one in ("progress_bar", "checkpointing", "model_summary")]
     quiet += ["--trainer.logger=false", "--summary.enabled=false", "--trainer.limit_val_batches=0"]
-    quiet += ["--trainer.default_root_dir=examples/sentences/runs", *(options or [])]
+    quiet += ["--trainer.default_root_dir=examples/sentences/runs"]
     where = [f"--data.dictionary={dictionary}"] if dictionary else []
     for name in methods or METHODS:
-        words = ["fit", "--config=examples/sentences/distil.yaml", f"--trainer.max_steps={steps}", *where, *quiet]
-        fits = [run([*words, *METHODS[name], f"--seed_everything={seed}"]) for seed in range(1, seeds + 1)]
+        recipe = ["--config=examples/sentences/distil.yaml", f"--trainer.limit_train_batches={steps}"]
+        words = ["fit", *recipe, *where, *quiet, *METHODS[name], *(options or [])]
+        fits = [run([*words, f"--seed_everything={seed}"]) for seed in range(1, seeds + 1)]
         columns = [*zip(*(task.scores(fit.model.student) for fit in fits), strict=True)]
         print(f"| {name} | {written([*map(mean, columns)], [*map(spread_of_seeds, columns)])} |", flush=True)
 

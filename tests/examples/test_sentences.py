@@ -86,7 +86,7 @@ def test_the_loss_of_pairs_is_the_cross_entropy_of_finding_each():
 
 
 def test_the_yaml_distils_all_but_the_words(small, tmp_path):
-    options = ["--trainer.max_steps=3", f"--data.dictionary={small}", "--data.held_out=2", "--data.pairs=8"]
+    options = ["--trainer.limit_train_batches=3", f"--data.dictionary={small}", "--data.held_out=2", "--data.pairs=8"]
     words = ["fit", "--config=examples/sentences/distil.yaml", f"--trainer.default_root_dir={tmp_path}"]
     module = run([*words, *QUIET, *options]).model
     start = encoder.student([0, 5]).state_dict()
@@ -94,6 +94,7 @@ def test_the_yaml_distils_all_but_the_words(small, tmp_path):
     assert changed
     assert not any("embeddings" in name for name in changed)
     assert list(module.losses) == ["embedding"]
+    assert -1 < module.run.results["cosine_to_teacher"] < 1
 
 
 def test_the_python_example_writes_a_student_of_two_layers(small, monkeypatch):
