@@ -335,6 +335,7 @@ def test_two_readers_of_one_attention_leave_one_after_another():
         ("albert", "albert.encoder.albert_layer_groups.0.albert_layers.0", "ran more than once"),
         ("gpt oss", "model.layers.1", "its attention takes 's_aux' besides"),
         ("bart", "model.decoder.layers.1", r"has 2 attentions.*layers.1.self_attn, .*layers.1.encoder_attn"),
+        ("bart", "model.decoder.layers.1.self_attn", "attends in the decoder"),
         ("llama", "model.layers", r"has 4 attentions.*model.layers.3.self_attn"),
         ("llama", "model.layers.1.mlp", "'model.layers.1.mlp' has no attention"),
         ("llama", "model.layers.9", "no layer 'model.layers.9'"),

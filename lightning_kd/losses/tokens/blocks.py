@@ -31,7 +31,8 @@ class ReadsAttention(DistillationLoss, ABC):
             network: The network.
 
         Raises:
-            ValueError: If a block computes its attention in a way that shows nothing of it, or has several.
+            ValueError: If a block computes its attention in a way that shows nothing of it, or has several, or is of a
+                decoder whose tokens the batch's mask does not describe.
         """
         named = self.student if role == "student" else self.teacher
         names = (named,) if isinstance(named, str) else tuple(named or ())
@@ -40,6 +41,7 @@ class ReadsAttention(DistillationLoss, ABC):
         for name in names:
             block = modules.get(plain_name(name))
             if block is not None and find_attention(block, name, role) is not None:
+                _check_tokens(network, name, role)
                 read += [place_of(part, name) for part in self.parts]
             else:
                 read.append(name)
@@ -47,6 +49,16 @@ class ReadsAttention(DistillationLoss, ABC):
             self._student_layers = tuple(read)
         else:
             self._teacher_layers = tuple(read)
+
+
+def _check_tokens(network: nn.Module, name: str, role: str) -> None:
+    """Raise a ``ValueError`` for the decoder of an encoder-decoder: a batch's ``attention_mask`` is the encoder's."""
+    config = getattr(network, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and "decoder" in name.split("."):
+        raise ValueError(
+            f"The {role}'s {name!r} attends in the decoder, and the attention_mask of a batch tells the padding of the "
+            "encoder's tokens alone. Name a block of the encoder, or compare the decoder's logits by TokenKDLoss."
+        )
 
 
 def no_attention(name: str) -> str:
