@@ -21,6 +21,7 @@ from lightning_kd.engine.blocks import show_blocks
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
+from lightning_kd.engine.layer_maps import map_layers
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.engine.reading import Reading
 from lightning_kd.engine.sparse_teacher import sparse_in
@@ -110,7 +111,9 @@ class TrainingStep:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
         losses = self.objective.components
-        show_blocks(losses, self.student, None if self.teacher is None else self.teacher.called)
+        teacher = None if self.teacher is None else self.teacher.called
+        map_layers(losses, self.student, teacher)
+        show_blocks(losses, self.student, teacher)
         layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
         self.reading = Reading(self.hooks, losses)
         self.reading.class_order = self.class_order

@@ -19,6 +19,8 @@ from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
 Shape = tuple[int, ...]
 Layers = str | Sequence[str] | None
+LAYER_MAPS = ("uniform", "skip", "last")
+"""Names that pair the blocks of two networks by their depth, see ``engine.layer_maps``."""
 Layout = str | Mapping[str, str] | None
 Masking = Literal["pack", "zero", "mean", "rescale"]
 Reads = Literal["logits", "embedding", "map", "maps", "pre_activation_maps"]
@@ -119,6 +121,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     """``forward`` takes the keyword argument ``index``: the row of each sample in the data set."""
     needs_teacher_logits: ClassVar[bool] = False
     """The loss reads the teacher's logits, so its forward pass must run to the end."""
+    layer_maps: ClassVar[tuple[str, ...]] = ()
+    """Names that the loss takes in the place of layers: they pair the blocks of both networks by their depth."""
     reads_sparse: ClassVar[bool] = False
     """The loss takes ``SparseLogits`` in the place of the teacher's logits."""
     needs_student_logits: ClassVar[bool] = False
@@ -173,8 +177,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         Raises:
             ValueError: If the layers do not pair up, or one is named twice.
         """
+        if teacher is None and isinstance(student, str) and student in self.layer_maps:
+            teacher = student
         self.student, self.teacher = student, teacher
-        self._student_layers, self._teacher_layers = _as_names(student), _as_names(teacher)
+        self._student_layers, self._teacher_layers = as_names(student), as_names(teacher)
         name = type(self).__name__
         for role, layers in (("student", self._student_layers), ("teacher", self._teacher_layers)):
             twice = sorted({layer for layer in layers if layers.count(layer) > 1})
@@ -186,6 +192,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
                 f"{name}: expected as many student layers as teacher layers, got {len(students)} {students} and "
                 f"{len(teachers)} {teachers}."
             )
+
+    def take_layers(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Read these layers in the place of those that the options name; the options stay as they are."""
+        self._student_layers, self._teacher_layers = tuple(student), tuple(teacher)
 
     @property
     def student_layers(self) -> tuple[str, ...]:
@@ -400,7 +410,8 @@ def _holds_modules(value: object) -> bool:
     return any(isinstance(one, nn.Module) for one in values)
 
 
-def _as_names(layers: Layers) -> tuple[str, ...]:
+def as_names(layers: Layers) -> tuple[str, ...]:
+    """Return what names layers as a tuple of names."""
     if layers is None:
         return ()
     return (layers,) if isinstance(layers, str) else tuple(layers)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_kd.capture.attention import Part
 from lightning_kd.capture.heads import is_module
-from lightning_kd.losses.base import Layers, Shape
+from lightning_kd.losses.base import LAYER_MAPS, Layers, Shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import add_up, pair_up, upcast
 from lightning_kd.losses.tokens.blocks import ReadsAttention, no_attention
@@ -108,7 +108,8 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     Padded tokens do not count, as queries or as keys. The losses of several pairs are added.
 
     Args:
-        student: Dotted name of the student's block, or of a module that returns attention, or a list of them.
+        student: Dotted name of the student's block, or of a module that returns attention, or a list of them; or
+            ``"uniform"``, ``"skip"`` or ``"last"`` alone, which pair the blocks of both networks by their depth.
         teacher: Dotted name of the teacher's block for each of the student's, in the same order.
         kind: What is given, scores before the softmax or probabilities after it, and whether their squared distance is
             compared or the divergence of the probabilities.
@@ -121,11 +122,12 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     """
 
     reads_raw = True
+    layer_maps = LAYER_MAPS
 
     def __init__(
         self,
         student: Layers,
-        teacher: Layers,
+        teacher: Layers = None,
         *,
         kind: Kind = "scores",
         heads: Heads = "same",

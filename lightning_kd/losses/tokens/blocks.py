@@ -1,13 +1,14 @@
 """What the losses share that read the attention of blocks of a transformer."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import nn
 
 from lightning_kd.capture.attention import Part, find_attention, place_of
 from lightning_kd.capture.networks import plain_name
-from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.base import DistillationLoss, Layers, as_names
 
 Role = Literal["student", "teacher"]
 
@@ -18,10 +19,29 @@ class ReadsAttention(DistillationLoss, ABC):
     A name may also be that of a module which returns what the loss compares; then its output is read.
     """
 
+    _mapped: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+
     @property
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:
         """Return what is read of each block; may depend on the options."""
+
+    @property
+    def blocks(self) -> dict[Role, tuple[str, ...]]:
+        """The names of each role: those that a map has found, else those of the options."""
+        if self._mapped is not None:
+            return {"student": self._mapped[0], "teacher": self._mapped[1]}
+        return {"student": as_names(self.student), "teacher": as_names(self.teacher)}
+
+    def take_layers(self, student: Sequence[str], teacher: Sequence[str]) -> None:
+        """Read these blocks in the place of those that the options name."""
+        super().take_layers(student, teacher)
+        self._mapped = tuple(student), tuple(teacher)
+
+    def name_layers(self, student: Layers, teacher: Layers) -> None:
+        """Set the blocks or modules to read."""
+        self._mapped = None
+        super().name_layers(student, teacher)
 
     def see_blocks(self, role: Role, network: nn.Module) -> None:
         """Learn which of a role's names are blocks whose attention is read.
@@ -34,8 +54,7 @@ class ReadsAttention(DistillationLoss, ABC):
             ValueError: If a block computes its attention in a way that shows nothing of it, or has several, or is of a
                 decoder whose tokens the batch's mask does not describe.
         """
-        named = self.student if role == "student" else self.teacher
-        names = (named,) if isinstance(named, str) else tuple(named or ())
+        names = self.blocks[role]
         modules = {plain_name(name): part for name, part in network.named_modules(remove_duplicate=False)}
         read: list[str] = []
         for name in names:

@@ -5,7 +5,7 @@ from typing import Literal, final, get_args
 
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Layout, Shape
+from lightning_kd.losses.base import LAYER_MAPS, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import unit, upcast
@@ -79,8 +79,9 @@ class HiddenStateLoss(LayerPairLoss):
     width to the teacher's; the distances of several pairs are added.
 
     Args:
-        student: Dotted name of the student's block to read, such as ``"model.layers.3"``, or a list of them; by default
-            the last features before the logits.
+        student: Dotted name of the student's block to read, such as ``"model.layers.3"``, or a list of them; or
+            ``"uniform"``, ``"skip"`` or ``"last"`` alone, which pair the blocks of both networks by their depth; by
+            default the last features before the logits.
         teacher: Dotted name of the teacher's block for each of the student's, in the same order.
         kind: Whether the squared distance is compared, or the direction alone.
         layout: Order of the layers' axes, such as ``"NLC"``, or that of each layer by its name; by default it is found
@@ -97,6 +98,7 @@ class HiddenStateLoss(LayerPairLoss):
     reads = "embedding"
     per_pair = ("projectors",)
     masking = "pack"
+    layer_maps = LAYER_MAPS
 
     def __init__(
         self,

@@ -105,7 +105,7 @@ class QKVRelationLoss(ReadsAttention):
     Args:
         student: Dotted name of the student's block, such as ``"model.layers.3"``; or the names of the three modules
             that return its queries, keys and values (B, T, C), in this order, such as
-            ``["encoder.layer.5.attention.self.query", ...]``.
+            ``["encoder.layer.5.attention.self.query", ...]``; or ``"last"`` alone, the last block of both networks.
         teacher: The same of the teacher.
         relation_heads: Number of relation heads, which divides every width.
         relations: Weight of each relation by its name: one of Q, K and V, and another or the same.
@@ -118,11 +118,12 @@ class QKVRelationLoss(ReadsAttention):
     """
 
     reads_raw = True
+    layer_maps = ("last",)
 
     def __init__(
         self,
         student: Layers,
-        teacher: Layers,
+        teacher: Layers = None,
         *,
         relation_heads: int,
         relations: Mapping[str, float],
