@@ -41,9 +41,9 @@ def from_pretrained(
 
     Args:
         folder: The folder, or a name on the hub.
-        task: What the model is for: ``causal_lm``, ``masked_lm``, ``seq2seq``, ``classification`` (of texts, or of
-            images where the folder holds a model of images), ``image_classification``, ``token_classification``, or
-            ``features`` for the network without a head, as encoders of sentences are made of.
+        task: What the model is for: ``causal_lm``, ``masked_lm``, ``seq2seq`` (of texts or speech), ``classification`` (of texts,
+            or of images where the folder holds a model of images), ``image_classification``, ``token_classification``,
+            or ``features`` for the network without a head, as encoders of sentences are made of.
         dtype: Format of the weights by name, such as ``float32``; by default that of the file.
         new_weights: Whether weights that the folder does not hold, such as a new head, may be drawn at random.
         **options: Passed on, such as ``num_labels`` or ``attn_implementation``.
@@ -96,6 +96,8 @@ def from_config(config: dict[str, Any] | str | os.PathLike[str], task: Task = "c
         made = transformers.AutoConfig.for_model(**entries)
     else:
         made = transformers.AutoConfig.from_pretrained(config, trust_remote_code=False, **options)
+    if made.architectures is None:  # transformers 5 goes through the names where it knows several classes of a task
+        made.architectures = []
     network = _auto(transformers, task, made).from_config(made, trust_remote_code=False)
     assert isinstance(network, nn.Module)
     return network
@@ -115,10 +117,14 @@ def _check_task(function: str, task: str) -> None:
 
 
 def _auto(transformers: Any, task: str, config: Any) -> Any:
-    """Return the class that makes a model for a task; a classifier may be one of images."""
+    """Return the class that makes a model for a task; what is classified or read may be images or speech."""
+    if task in ("classification", "seq2seq") and isinstance(config, str):
+        config = transformers.AutoConfig.from_pretrained(config, trust_remote_code=False)
+    if task == "seq2seq":
+        of_speech = transformers.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+        if type(config) in of_speech and type(config) not in transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+            return transformers.AutoModelForSpeechSeq2Seq
     if task == "classification":
-        if isinstance(config, str):
-            config = transformers.AutoConfig.from_pretrained(config, trust_remote_code=False)
         of_texts = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
         if type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING and type(config) not in of_texts:
             return transformers.AutoModelForImageClassification

@@ -13,6 +13,7 @@ from lightning_kd.hf import pretrained as the_file
 from tests import support
 from tests.ecosystem import zoo
 
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2}
 SIZES = {"model_type": "bert", "vocab_size": 50, **zoo.WIDE}
 
 
@@ -25,6 +26,12 @@ SIZES = {"model_type": "bert", "vocab_size": 50, **zoo.WIDE}
         ("features", SIZES, "BertModel"),
         ("causal_lm", {"model_type": "llama", "vocab_size": 50, **zoo.WIDE}, "LlamaForCausalLM"),
         ("classification", {"model_type": "vit", **zoo.WIDE, **zoo.PATCHES}, "ViTForImageClassification"),
+        ("classification", {"model_type": "deit", **zoo.WIDE, **zoo.PATCHES}, "DeiTForImageClassification"),
+        (
+            "seq2seq",
+            {"model_type": "whisper", "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, **HEADS},
+            "WhisperForConditionalGeneration",
+        ),
         (
             "seq2seq",
             {"model_type": "t5", "vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1},

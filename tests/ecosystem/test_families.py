@@ -1,0 +1,219 @@
+"""Every family through both doors and a configuration file: values and gradients by hand, of what the networks return.
+
+The loss of the first step is that of the networks' plain outputs, and so is its gradient; padding, another order and
+accumulation change neither.
+"""
+
+import copy
+import math
+from functools import lru_cache, partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+
+from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.commands.fit import run
+from lightning_kd.losses import HiddenStateLoss, HintLoss, KDLoss, TokenKDLoss
+from tests import support
+from tests.ecosystem.families import FAMILIES, NARROW, VOCABULARY, WIDE, batch_of
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*loss_type.*")
+SINGLE = {"mixtral"}
+"""Whose own code runs in 32 bits only."""
+OF_CLASSES = [name for name in FAMILIES if FAMILIES[name].of_classes]
+OF_TOKENS = [name for name in FAMILIES if name not in OF_CLASSES]
+PADDED = [name for name in FAMILIES if FAMILIES[name].task != "image_classification"]
+RATE = 0.01
+
+
+class Recorder(Callback):
+    """Keeps the weights before the first step, and the gradients of it."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 0:
+            self.before = {name: value.detach().clone() for name, value in module.state_dict().items()}
+
+    def on_before_optimizer_step(self, trainer, module, optimizer):
+        self.gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
+
+
+class Theirs(LightningModule):
+    """A plain module that calls its student itself."""
+
+    def __init__(self, student):
+        super().__init__()
+        self.student = student
+
+    def training_step(self, batch, batch_idx):
+        loss = self.student(**batch).loss
+        self.log("train/task", loss)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=RATE)
+
+
+class Rows(LightningDataModule):
+    """The batch of a family, by its name."""
+
+    def __init__(self, family: str):
+        super().__init__()
+        self.family = family
+
+    def train_dataloader(self):
+        return support.batches(batch_of(self.family))
+
+    val_dataloader = train_dataloader
+
+
+def parts_of(name):
+    """The losses as classes with options: those of the logits, and those of the last blocks and the ones before."""
+    family = FAMILIES[name]
+    blocks = [family.blocks.format(i) for i in (0, 1)]
+    logits = (KDLoss, {"temperature": 2.0}) if family.of_classes else (TokenKDLoss, {})
+    layers = HintLoss if family.task == "image_classification" else HiddenStateLoss
+    return [logits, (layers, {"student": blocks, "teacher": blocks, "weight": 0.5})]
+
+
+def losses_of(name):
+    return [loss(**options) for loss, options in parts_of(name)]
+
+
+def task_of(name):
+    return torch.nn.CrossEntropyLoss() if FAMILIES[name].of_classes else "model"
+
+
+def fit(name, batches, *, door="module", losses=None, **options):
+    """Train one step; returns the recorder, the logged values and the student."""
+    family, recorder = FAMILIES[name], Recorder()
+    student, teacher = family.make(NARROW), family.make(WIDE)
+    losses = losses_of(name) if losses is None else losses
+    callbacks = [recorder]
+    if door == "module":
+        still = partial(torch.optim.SGD, lr=RATE)
+        module = DistillationModule(student, teacher, losses, task_loss=task_of(name), optimizer=still)
+    else:
+        module = Theirs(student)
+        callbacks.append(DistillationCallback(teacher, losses))
+    precision = None if name in SINGLE else "64-true"
+    trainer = support.trainer(
+        max_epochs=1, limit_val_batches=0, callbacks=callbacks, precision=precision, use_distributed_sampler=False, **options
+    )
+    torch.manual_seed(5)
+    with torch.random.fork_rng():
+        loader = support.batches(*batches)
+        trainer.fit(module, loader, loader if door == "module" else None)
+    return recorder, trainer.callback_metrics, student
+
+
+@lru_cache(maxsize=None)
+def first(name):
+    return fit(name, [batch_of(name)])
+
+
+# --- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def outputs(network, batch, names):
+    """The logits of a plain call, and what the named blocks return."""
+    kept = {}
+    handles = [
+        network.get_submodule(name).register_forward_hook(
+            lambda _, __, out, name=name: kept.update({name: out if isinstance(out, torch.Tensor) else out[0]})
+        )
+        for name in names
+    ]
+    logits = network(**batch).logits
+    for handle in handles:
+        handle.remove()
+    return logits, [kept[name] for name in names]
+
+
+def tokens_of(name, batch):
+    """The positions of the logits that count, and the token that each is to predict."""
+    labels = batch["labels"]
+    if FAMILIES[name].causal:
+        labels = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], -100)], 1)
+    return labels != -100, labels
+
+
+def by_hand(name, batch, recorder, prefix="", teacher=None):
+    """The three parts of the loss, and the gradients of the student and the projectors."""
+    family = FAMILIES[name]
+    wide = torch.float32 if name in SINGLE else torch.float64
+    batch = {key: value.to(wide) if value.is_floating_point() else value for key, value in batch.items()}
+    state = {key.removeprefix("student."): v for key, v in recorder.before.items() if key.startswith("student.")}
+    student = family.make(NARROW).to(wide)
+    student.load_state_dict(state)
+    teacher = (family.make(WIDE) if teacher is None else teacher).to(wide).eval()
+    blocks = [family.blocks.format(i) for i in (0, 1)]
+    ours, inner = outputs(student.train(), batch, blocks)
+    with torch.no_grad():
+        theirs, outer = outputs(teacher, batch, blocks)
+    if family.of_classes:
+        task = F.cross_entropy(ours, batch["labels"])
+        p, q = (theirs / 2).softmax(-1), (ours / 2).log_softmax(-1)
+        kd = 4 * (p * (p.log() - q)).sum(-1).mean()
+    else:
+        counts, labels = tokens_of(name, batch)
+        task = -torch.stack([row[label] for row, label in zip(ours.log_softmax(-1)[counts], labels[counts])]).mean()
+        p, q = theirs[counts].softmax(-1), ours[counts].log_softmax(-1)
+        kd = (p * (p.log() - q)).sum(-1).mean()
+    projectors = {key: v.clone().requires_grad_() for key, v in recorder.before.items() if "projector" in key}
+    real = batch["attention_mask"].bool() if "attention_mask" in batch else None
+    layers = torch.zeros((), dtype=wide)
+    for i, (mine, its) in enumerate(zip(inner, outer, strict=True)):
+        values = [v for key, v in projectors.items() if f"projectors.{i}." in key]
+        (weight,) = [v for v in values if v.ndim > 1]
+        bias = next((v for v in values if v.ndim == 1), torch.zeros((), dtype=wide))
+        error = (mine @ weight.flatten(1).T + bias - its).square()
+        layers = layers + (error if real is None else error[real]).mean()
+    total = task + kd + 0.5 * layers
+    named = {**{f"student.{n}": p for n, p in student.named_parameters()}, **projectors}
+    found = torch.autograd.grad(total, list(named.values()), allow_unused=True)
+    gradients = {n: g for n, g in zip(named, found, strict=True) if g is not None}
+    return {"task": task, "kd": kd, "layers": layers, "loss": total}, gradients
+
+
+def near(found, expected, tolerance):
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert largest > 1e-3
+    for name, gradient in expected.items():
+        assert float((found[name] - gradient).abs().max()) <= tolerance * largest, name
+
+
+def tolerance(name):
+    return 2e-4 if name in SINGLE else 1e-6  # norms and rotations of some compute in 32 bits in any case
+
+
+def check(name, recorder, metrics, teacher=None):
+    values, gradients = by_hand(name, batch_of(name), recorder, teacher=teacher)
+    for key, value in metrics.items():
+        part = key.removeprefix("train/")
+        part = {"token_kd": "kd", "hint": "layers", "hidden_state": "layers"}.get(part, part)
+        if key.startswith("train/") and part in values:
+            expected = float(values.pop(part))
+            assert math.isclose(float(value), expected, rel_tol=1e-5), (key, float(value), expected)
+    assert not values.keys() - {"loss"}, f"not logged: {sorted(values)} of {sorted(metrics)}"
+    near({n.replace("distillation_losses", "losses"): g for n, g in recorder.gradients.items()}, gradients, tolerance(name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_module(name, tmp_path):
+    recorder, metrics, student = first(name)
+    check(name, recorder, metrics)
+    student.save_pretrained(tmp_path)
+    again = type(student).from_pretrained(tmp_path, dtype=next(student.parameters()).dtype).eval()
+    batch = {k: v.to(again.dtype) if v.is_floating_point() else v for k, v in batch_of(name).items()}
+    with torch.no_grad():
+        assert torch.equal(again(**batch).logits, copy.deepcopy(student).eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_callback(name):
+    recorder, metrics, _ = fit(name, [batch_of(name)], door="callback")
+    check(name, recorder, metrics)
