@@ -72,6 +72,9 @@ class Names:
     def _claim(self, module: LightningModule, name: str) -> None:
         self._theirs.add(name)
         if name in self._ours:
+            trainer = module.trainer
+            trainer.progress_bar_metrics.pop(name, None)  # of ours; Lightning puts the user's there again
+            trainer.callback_metrics.pop(name, None)
             self._tell(module, name)
 
     def _tell(self, module: LightningModule, name: str) -> None:
@@ -80,9 +83,6 @@ class Names:
             return
         new = plain not in self._told
         self._told |= {name, plain}
-        trainer = module.trainer
-        trainer.progress_bar_metrics.pop(name, None)  # of ours; Lightning puts the user's there again
-        trainer.callback_metrics.pop(name, None)
         if new:
             rank_zero_warn(
                 f"{type(module).__name__} logs {plain!r} itself, so the distillation's value of that name is left out. "
