@@ -18,7 +18,15 @@ WIDE, NARROW = 32, 16
 
 def sizes(width: int, **options: Any) -> dict[str, Any]:
     given = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    return {"vocab_size": VOCABULARY, "max_position_embeddings": 32, "num_labels": 3, **given, **MARKS, **RANGE, **options}
+    return {
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 32,
+        "num_labels": 3,
+        **given,
+        **MARKS,
+        **RANGE,
+        **options,
+    }
 
 
 def grouped(width: int, **options: Any) -> dict[str, Any]:

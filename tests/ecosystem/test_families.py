@@ -6,7 +6,7 @@ accumulation change neither.
 
 import copy
 import math
-from functools import lru_cache, partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.commands.fit import run
 from lightning_kd.losses import HiddenStateLoss, HintLoss, KDLoss, TokenKDLoss
 from tests import support
-from tests.ecosystem.families import FAMILIES, NARROW, VOCABULARY, WIDE, batch_of
+from tests.ecosystem.families import FAMILIES, NARROW, WIDE, batch_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:.*loss_type.*")
 SINGLE = {"mixtral", "gemma2"}
@@ -26,6 +26,8 @@ SINGLE = {"mixtral", "gemma2"}
 OF_CLASSES = [name for name in FAMILIES if FAMILIES[name].of_classes]
 OF_TOKENS = [name for name in FAMILIES if name not in OF_CLASSES]
 PADDED = [name for name in FAMILIES if FAMILIES[name].task != "image_classification"]
+IN_A_FILE = ("bert, classes", "llama", "whisper", "deit")
+"""The others are slow: a command line takes a second or two."""
 RATE = 0.01
 
 
@@ -37,7 +39,7 @@ class Recorder(Callback):
             every = {**module.state_dict(), **dict(module.named_parameters())}  # a callback's are not in the state
             self.before = {name: value.detach().clone() for name, value in every.items()}
 
-    def on_before_optimizer_step(self, trainer, module, optimizer):
+    def on_train_batch_end(self, trainer, module, *_):  # after the module's own hooks, which divide by the tokens
         self.gradients = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
 
 
@@ -99,7 +101,12 @@ def fit(name, batches, *, door="module", losses=None, **options):
         callbacks.append(DistillationCallback(teacher, losses))
     precision = None if name in SINGLE else "64-true"
     trainer = support.trainer(
-        max_epochs=1, limit_val_batches=0, callbacks=callbacks, precision=precision, use_distributed_sampler=False, **options
+        max_epochs=1,
+        limit_val_batches=0,
+        callbacks=callbacks,
+        precision=precision,
+        use_distributed_sampler=False,
+        **options,
     )
     torch.manual_seed(5)
     with torch.random.fork_rng():
@@ -108,7 +115,7 @@ def fit(name, batches, *, door="module", losses=None, **options):
     return recorder, trainer.callback_metrics, student
 
 
-@lru_cache(maxsize=None)
+@cache
 def first(name):
     return fit(name, [batch_of(name)])
 
@@ -198,7 +205,11 @@ def check(name, recorder, metrics, teacher=None):
             expected = float(values.pop(part))
             assert math.isclose(float(value), expected, rel_tol=1e-5), (key, float(value), expected)
     assert not values.keys() - {"loss"}, f"not logged: {sorted(values)} of {sorted(metrics)}"
-    near({n.replace("distillation_losses", "losses"): g for n, g in recorder.gradients.items()}, gradients, tolerance(name))
+    near(
+        {n.replace("distillation_losses", "losses"): g for n, g in recorder.gradients.items()},
+        gradients,
+        tolerance(name),
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -216,3 +227,71 @@ def test_the_module(name, tmp_path):
 def test_the_callback(name):
     recorder, metrics, _ = fit(name, [batch_of(name)], door="callback")
     check(name, recorder, metrics)
+
+
+@pytest.mark.parametrize("name", [n if n in IN_A_FILE else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+def test_a_configuration_file(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    family, teacher = FAMILIES[name], FAMILIES[name].make(WIDE)
+    teacher.save_pretrained(tmp_path / "teacher")
+    given = {"config": family.config(NARROW), "task": family.task}
+    loaded = {"folder": str(tmp_path / "teacher"), "task": family.task}
+    task = {"class_path": "torch.nn.CrossEntropyLoss"} if family.of_classes else "model"
+    model = {
+        "student": {"class_path": "lightning_kd.hf.from_config", "init_args": given},
+        "teacher": {"class_path": "lightning_kd.hf.from_pretrained", "init_args": loaded},
+        "losses": [{"class_path": loss.__name__, "init_args": options} for loss, options in parts_of(name)],
+        "task_loss": task,
+        "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": RATE}},
+    }
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = {"max_epochs": 1, "accelerator": "cpu", "enable_model_summary": False, **quiet, "log_every_n_steps": 1}
+    trainer |= {"precision": "32-true" if name in SINGLE else "64-true", "limit_val_batches": 0}
+    trainer["callbacks"] = [{"class_path": f"{__name__}.Recorder"}]
+    data = {"class_path": f"{__name__}.Rows", "init_args": {"family": name}}
+    content = {"seed_everything": 3, "model": model, "trainer": trainer, "data": data}
+    (tmp_path / "fit.yaml").write_text(yaml.safe_dump(content))
+    done = run(["fit", f"--config={tmp_path / 'fit.yaml'}"])
+    (recorder,) = [one for one in done.trainer.callbacks if type(one).__name__ == "Recorder"]
+    check(name, recorder, done.trainer.callback_metrics, teacher=teacher)
+
+
+# --- the same batch in other dress -----------------------------------------------------------------------------------
+
+
+def padded(batch):
+    """Two columns of padding more on the right."""
+    fill = {"labels": -100, "input_ids": 0, "attention_mask": 0}
+    return {key: F.pad(value, (0, 2), value=fill[key]) if value.ndim == 2 else value for key, value in batch.items()}
+
+
+def rows(batch, order):
+    return {key: value[order] for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_more_padding_changes_nothing(name):
+    same(name, fit(name, [padded(batch_of(name))]))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_another_order_of_the_rows_changes_nothing(name):
+    same(name, fit(name, [rows(batch_of(name), [2, 0, 3, 1])]))
+
+
+def same(name, found):
+    (recorder, metrics, _), (plain, expected, _) = found, first(name)
+    assert metrics.keys() == expected.keys()
+    for key, value in expected.items():
+        assert math.isclose(float(metrics[key]), float(value), rel_tol=1e-5), key
+    near(recorder.gradients, plain.gradients, tolerance(name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_two_halves_are_one_batch(name):
+    """Of unequal numbers of tokens; layers are left out, since they have other tokens than the labels."""
+    loss = losses_of(name)[0]
+    whole, _, _ = fit(name, [batch_of(name)], losses=[copy.deepcopy(loss)])
+    halves = [rows(batch_of(name), order) for order in ([0, 1], [2, 3])]
+    accumulated, _, _ = fit(name, halves, losses=[loss], accumulate_grad_batches=2)
+    near(accumulated.gradients, whole.gradients, tolerance(name))

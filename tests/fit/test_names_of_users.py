@@ -68,6 +68,14 @@ def fitted(module, callbacks, **options):
 
 @pytest.mark.parametrize("moment", TRAINING)
 @pytest.mark.parametrize("door", ["module", "callback"])
+def test_a_training_value_of_a_fit_of_one_epoch_stays_theirs(door, moment):
+    hook, options = TRAINING[moment]
+    trainer, _ = fitted(*made(door, hook, ["train/task"], options), max_epochs=1)
+    assert trainer.callback_metrics["train/task"] == THEIRS
+
+
+@pytest.mark.parametrize("moment", TRAINING)
+@pytest.mark.parametrize("door", ["module", "callback"])
 def test_a_training_value_of_the_user_stays_theirs(door, moment, tmp_path):
     hook, options = TRAINING[moment]
     names, logger = ["train/loss", "train/kd"], CSVLogger(tmp_path)
