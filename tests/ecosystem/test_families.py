@@ -165,7 +165,8 @@ def by_hand(name, batch, recorder, prefix="", teacher=None):
         kd = 4 * (p * (p.log() - q)).sum(-1).mean()
     else:
         counts, labels = tokens_of(name, batch)
-        task = -torch.stack([row[label] for row, label in zip(ours.log_softmax(-1)[counts], labels[counts])]).mean()
+        chosen = zip(ours.log_softmax(-1)[counts], labels[counts], strict=True)
+        task = -torch.stack([row[label] for row, label in chosen]).mean()
         p, q = theirs[counts].softmax(-1), ours[counts].log_softmax(-1)
         kd = (p * (p.log() - q)).sum(-1).mean()
     projectors = {key: v.clone().requires_grad_() for key, v in recorder.before.items() if ".projectors." in key}
