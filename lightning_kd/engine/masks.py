@@ -1,34 +1,82 @@
 """Whether the mask of a batch fits the layers that losses read, and whether these losses can leave out padding."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
+from lightning_kd.capture.decoder_mask import decoder_mask, sides_of
+from lightning_kd.capture.networks import original
 from lightning_kd.engine.layouts import tokens_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
 
 
+@dataclass(frozen=True)
+class Masks:
+    """The masks of the first samples.
+
+    Args:
+        tokens: Which tokens are no padding, or which samples count; of a network with encoder and decoder the encoder's
+            tokens.
+        decoder: Which tokens of the decoder are no padding.
+    """
+
+    tokens: Tensor | None
+    decoder: Tensor | None
+
+    def of_tokens(self, loss: DistillationLoss) -> Tensor | None:
+        """Return the mask of tokens of the layers that a loss reads; one of samples alone is none."""
+        mask = self.decoder if loss.of_decoder else self.tokens
+        return None if mask is None or mask.ndim == 1 else mask
+
+
+def settle_masks(step: TrainingStep, read: Batch) -> Masks:
+    """Return the masks of the first samples, and tell each loss whether its layers are those of a decoder.
+
+    A mask of a method of the user's own stays that of all layers.
+
+    Args:
+        step: The training step, with the losses.
+        read: The batch taken apart.
+
+    Raises:
+        ValueError: If a loss reads layers of the encoder and of the decoder, which have no common mask.
+    """
+    masks = Masks(read.mask, decoder_mask(read))
+    for name, loss in step.objective.leaves:
+        sides = sides_of(original(step.student), loss.student_layers) if is_own(step.hooks.unpack_batch) else set()
+        loss.of_decoder = sides == {"decoder"}
+        if len(sides) > 1 and (masks.tokens is not None or masks.decoder is not None):
+            raise ValueError(
+                f"Part {name!r}: {type(loss).__name__} reads layers of the encoder and of the decoder, whose tokens "
+                "differ, so one mask cannot tell which are padding. Make a loss of each side."
+            )
+    return masks
+
+
 def check_mask(
-    losses: Iterable[tuple[str, DistillationLoss]], mask: Tensor | None, shapes: Mapping[str, Mapping[str, Shape]]
+    losses: Iterable[tuple[str, DistillationLoss]], masks: Masks, shapes: Mapping[str, Mapping[str, Shape]]
 ) -> None:
     """Check that a mask of tokens fits, and that the losses that read text can leave out padding.
 
     Args:
         losses: The losses by name, whose views are settled.
-        mask: The mask of the first samples; one of samples alone fits every loss.
+        masks: The masks of the first samples; one of samples alone fits every loss.
         shapes: The shapes of the layers of each role.
 
     Raises:
         ValueError: If it does not; names the part, the layer and the remedy.
     """
-    if mask is None or mask.ndim == 1:
-        return
     for name, loss in losses:
+        mask = masks.of_tokens(loss)
+        if mask is None:
+            continue
         text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
         for role, layer, view in text:
             shape = shapes[role][layer]

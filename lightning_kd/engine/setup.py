@@ -29,7 +29,7 @@ from lightning_kd.engine.fused_heads import BothLogits, settle_heads
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
-from lightning_kd.engine.masks import check_mask, tell_unread_masks
+from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_unread_masks
 from lightning_kd.engine.model_loss import tell_of_router
 from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
 from lightning_kd.engine.step import TrainingStep
@@ -113,12 +113,12 @@ class SetUp:
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
-        shapes, known, mask = self._measure(batch, call_student, module)
+        shapes, known, masks = self._measure(batch, call_student, module)
         if self.shapes is None:
-            self._settle_views(known, mask)
+            self._settle_views(known, masks)
         self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
-        check_mask(self.step.objective.leaves, mask, shapes)
-        tell_unread_masks(self.step, batch, mask, shapes)
+        check_mask(self.step.objective.leaves, masks, shapes)
+        tell_unread_masks(self.step, batch, masks.tokens, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:
@@ -294,11 +294,11 @@ class SetUp:
 
     def _measure(
         self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
-    ) -> tuple[Shapes, Known, Tensor | None]:
+    ) -> tuple[Shapes, Known, Masks]:
         """Call both networks.
 
         Returns:
-            The shapes of what the losses read, what the axes of the layers mean, and the mask of the batch.
+            The shapes of what the losses read, what the axes of the layers mean, and the masks of the batch.
         """
         capture, teacher = self.step.capture, self.step.teacher
         network = None if teacher is None else teacher.module
@@ -328,7 +328,7 @@ class SetUp:
             shapes = {"student": shapes_read(self.step, "student", call, tensors)}
             shapes["teacher"] = shapes_read(self.step, "teacher", lesson, tensors)
             self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
-            return shapes, known, read.mask
+            return shapes, known, settle_masks(self.step, read)
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
@@ -348,10 +348,10 @@ class SetUp:
         image = first if first is not None and first.ndim == 4 and axis == 0 else None
         return find_axes(layers, runs, more, size, image)
 
-    def _settle_views(self, known: Known, mask: Tensor | None) -> None:
+    def _settle_views(self, known: Known, masks: Masks) -> None:
         for name, loss in self.step.objective.leaves:
             try:
-                views = settle_views(loss, known, masked=mask is not None and mask.ndim == 2)
+                views = settle_views(loss, known, masked=masks.of_tokens(loss) is not None)
             except ValueError as error:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}

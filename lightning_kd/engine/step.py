@@ -14,6 +14,7 @@ from lightning_kd.capture.batch import Batch, Hooks
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teacher
+from lightning_kd.capture.decoder_mask import decoder_mask
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
@@ -278,6 +279,7 @@ class TrainingStep:
             target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
+            decoder_mask=decoder_mask(batch),
             teacher_ready=self.teacher_ready,
             hidden=self._hidden(sparse),
             sparse=sparse,

@@ -41,10 +41,10 @@ def from_pretrained(
 
     Args:
         folder: The folder, or a name on the hub.
-        task: What the model is for: ``causal_lm``, ``masked_lm``, ``seq2seq`` (of texts or speech), ``classification`` (of
-            texts, or of images where the folder holds a model of images), ``image_classification``,
-            ``token_classification``, or ``features`` for the network without a head, as encoders of sentences are made
-            of.
+        task: What the model is for: ``causal_lm``, ``masked_lm``, ``seq2seq`` (of texts or speech),
+            ``classification`` (of texts, or of images where the folder holds a model of images),
+            ``image_classification``, ``token_classification``, or ``features`` for the network without a head, as
+            encoders of sentences are made of.
         dtype: Format of the weights by name, such as ``float32``; by default that of the file.
         new_weights: Whether weights that the folder does not hold, such as a new head, may be drawn at random.
         **options: Passed on, such as ``num_labels`` or ``attn_implementation``.

@@ -42,6 +42,7 @@ class StepTensors:
         target: The batch's target, ``None`` for unlabelled data.
         index: Row of each sample in the data set, ``None`` if the batch has none.
         mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
+        decoder_mask: Which tokens of the decoder are no padding, in a network that has an encoder too.
         teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
         hidden: What the output layers of student and teacher were given, where logits do not stand whole.
         heads: The output layers, for losses of tokens.
@@ -60,6 +61,7 @@ class StepTensors:
     target: Tensor | None = None
     index: Tensor | None = None
     mask: Tensor | None = None
+    decoder_mask: Tensor | None = None
     teacher_ready: bool = True
     hidden: tuple[Tensor, Any] | None = None
     heads: Any = None
@@ -165,6 +167,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         self.moment = Moment()
         self.details: dict[str, Tensor] = {}
         """Values of the last step that are logged beside the loss, under its name and theirs."""
+        self.of_decoder = False
+        """Whether the layers are those of a decoder, whose tokens are not the encoder's; set-up finds out."""
         self.name_layers(student, teacher)
 
     def name_layers(self, student: Layers, teacher: Layers) -> None:
@@ -312,7 +316,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["index"] = step.index
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
-        mask = step.mask if step.mask is not None and step.mask.ndim == 2 else None
+        mask = self.mask_of(step)
+        mask = mask if mask is not None and mask.ndim == 2 else None
         if self.reads_raw:
             extra["mask"] = mask
         padded = mask is not None and self.reads_text
@@ -336,6 +341,10 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             value = value * (mask.numel() / mask.sum().clamp_min(1))
         return self.of_all(value, self._tokens(step)) if self.means_over_tokens else value
 
+    def mask_of(self, step: StepTensors) -> Tensor | None:
+        """Return which tokens or samples of this loss's layers count, ``None`` if all do."""
+        return step.decoder_mask if self.of_decoder else step.mask
+
     @property
     def means_over_tokens(self) -> bool:
         """Whether the loss is a mean over the valid tokens of texts, of all processes."""
@@ -343,8 +352,9 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     def _tokens(self, step: StepTensors) -> Tensor:
         """Return the number of valid tokens of a step; without a mask, of all positions of the first layer of texts."""
-        if step.mask is not None and step.mask.ndim == 2:
-            return step.mask.sum()
+        mask = self.mask_of(step)
+        if mask is not None and mask.ndim == 2:
+            return mask.sum()
         views = self.views["student"]
         first = next((name for name in self._student_layers if name in views and views[name].text), None)
         value = step.student_features[first or self._student_layers[0]]
@@ -366,7 +376,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             features, layers = step.student_features, self._student_layers
         else:
             features, layers = step.teacher_features, self._teacher_layers
-        views, mask = self.views[role], step.mask
+        views, mask = self.views[role], self.mask_of(step)
         if not views and mask is None:
             return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
         values = []

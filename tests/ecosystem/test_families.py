@@ -296,3 +296,42 @@ def test_two_halves_are_one_batch(name):
     halves = [rows(batch_of(name), order) for order in ([0, 1], [2, 3])]
     accumulated, _, _ = fit(name, halves, losses=[loss], accumulate_grad_batches=2)
     near(accumulated.gradients, whole.gradients, tolerance(name))
+
+
+# --- the decoder's own padding ----------------------------------------------------------------------------------------
+
+DECODERS = {"t5": "decoder.block.{}", "bart": "model.decoder.layers.{}", "whisper": "model.decoder.layers.{}"}
+
+
+def of_one_length(name):
+    """Source and target of five tokens each, so that the wrong mask would fit."""
+    batch = batch_of(name)
+    return {key: value[:, :5] if key in ("input_ids", "attention_mask") else value for key, value in batch.items()}
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize("lengths", ["one length", "two lengths", "its own mask"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_padding_of_a_decoder_is_its_own(name, lengths, door):
+    batch = of_one_length(name) if lengths == "one length" else batch_of(name)
+    real = batch["labels"] != -100
+    if lengths == "its own mask":
+        batch["decoder_attention_mask"] = real.long()
+        batch["labels"][:, 0] = -100  # no target, and no padding
+    block = DECODERS[name].format(1)
+    recorder, metrics, _ = fit(name, [batch], door=door, losses=[HiddenStateLoss(block, block)])
+    values = []
+    for width in (NARROW, WIDE):
+        network = FAMILIES[name].make(width).double()
+        given = {key: value.double() if value.is_floating_point() else value for key, value in batch.items()}
+        values.append(outputs(network, given, [block])[1][0][real])
+    (weight,) = [v for key, v in recorder.before.items() if ".projectors." in key and v.ndim > 1]
+    biases = [v for key, v in recorder.before.items() if ".projectors." in key and v.ndim == 1]
+    expected = (F.linear(values[0], weight, *biases) - values[1]).square().mean()
+    assert math.isclose(float(metrics["train/hidden_state"]), float(expected), rel_tol=1e-5)
+
+
+def test_layers_of_both_sides_have_no_common_mask():
+    blocks = [FAMILIES["bart"].blocks.format(1), DECODERS["bart"].format(1)]
+    with pytest.raises(ValueError, match=r"reads layers of the encoder and of the decoder.*Make a loss of each side"):
+        fit("bart", [batch_of("bart")], losses=[HiddenStateLoss(blocks, blocks)])
