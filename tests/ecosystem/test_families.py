@@ -87,7 +87,7 @@ def task_of(name):
     return torch.nn.CrossEntropyLoss() if FAMILIES[name].of_classes else "model"
 
 
-def fit(name, batches, *, door="module", losses=None, **options):
+def fit(name, batches, *, door="module", losses=None, task=True, **options):
     """Train one step; returns the recorder, the logged values and the student."""
     family, recorder = FAMILIES[name], Recorder()
     student, teacher = family.make(NARROW), family.make(WIDE)
@@ -95,7 +95,9 @@ def fit(name, batches, *, door="module", losses=None, **options):
     callbacks = [recorder]
     if door == "module":
         still = partial(torch.optim.SGD, lr=RATE)
-        module = DistillationModule(student, teacher, losses, task_loss=task_of(name), optimizer=still)
+        module = DistillationModule(
+            student, teacher, losses, task_loss=task_of(name) if task else None, optimizer=still
+        )
     else:
         module = Theirs(student)
         callbacks.append(DistillationCallback(teacher, losses))

@@ -5,7 +5,9 @@ import torch
 
 from lightning_kd.losses import SPLoss
 from lightning_kd.losses.strategies import DistillationStrategyType as Strategy
+from tests.ecosystem import family_table
 from tests.ecosystem.__main__ import BEGIN, END, README, ROWS, judge, loss_name
+from tests.ecosystem.families import FAMILIES
 
 SERIES = "Conv1d, a series (B, C, L)"
 
@@ -36,3 +38,18 @@ def test_a_wrong_loss_gets_no_mark(wrong, words, monkeypatch):
     verdict = judge(Strategy.SIMILARITY_PRESERVING, SERIES)
     assert verdict.startswith("WRONG")
     assert words in verdict
+
+
+def test_the_table_of_families_has_each():
+    table = README.read_text().split(family_table.BEGIN)[1].split(family_table.END)[0].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table[: len(FAMILIES) + 2]]
+    assert rows[0][1:] == list(family_table.COLUMNS)
+    assert [row[0] for row in rows[2:]] == list(FAMILIES)
+    assert "WRONG" not in "".join(table)
+
+
+@pytest.mark.parametrize("column", family_table.COLUMNS)
+def test_a_cell_of_a_family_is_that_of_the_table(column):
+    table = README.read_text().split(family_table.BEGIN)[1]
+    (row,) = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("| llama |")]
+    assert family_table.judge("llama", column) == row[1 + family_table.COLUMNS.index(column)].strip()
