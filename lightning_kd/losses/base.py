@@ -167,8 +167,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         self.moment = Moment()
         self.details: dict[str, Tensor] = {}
         """Values of the last step that are logged beside the loss, under its name and theirs."""
-        self.of_decoder = False
-        """Whether the layers are those of a decoder, whose tokens are not the encoder's; set-up finds out."""
+        self.of_decoder = False  # whether the layers are those of a decoder beside an encoder; set-up finds out
         self.name_layers(student, teacher)
 
     def name_layers(self, student: Layers, teacher: Layers) -> None:
@@ -316,8 +315,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             extra["index"] = step.index
         if self.needs_student_logits:
             extra["student_logits"] = step.student_logits
-        mask = self.mask_of(step)
-        mask = mask if mask is not None and mask.ndim == 2 else None
+        mask = _mask_of_tokens(self, step)
         if self.reads_raw:
             extra["mask"] = mask
         padded = mask is not None and self.reads_text
@@ -341,10 +339,6 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             value = value * (mask.numel() / mask.sum().clamp_min(1))
         return self.of_all(value, self._tokens(step)) if self.means_over_tokens else value
 
-    def mask_of(self, step: StepTensors) -> Tensor | None:
-        """Return which tokens or samples of this loss's layers count, ``None`` if all do."""
-        return step.decoder_mask if self.of_decoder else step.mask
-
     @property
     def means_over_tokens(self) -> bool:
         """Whether the loss is a mean over the valid tokens of texts, of all processes."""
@@ -352,8 +346,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     def _tokens(self, step: StepTensors) -> Tensor:
         """Return the number of valid tokens of a step; without a mask, of all positions of the first layer of texts."""
-        mask = self.mask_of(step)
-        if mask is not None and mask.ndim == 2:
+        if (mask := _mask_of_tokens(self, step)) is not None:
             return mask.sum()
         views = self.views["student"]
         first = next((name for name in self._student_layers if name in views and views[name].text), None)
@@ -376,7 +369,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             features, layers = step.student_features, self._student_layers
         else:
             features, layers = step.teacher_features, self._teacher_layers
-        views, mask = self.views[role], self.mask_of(step)
+        views, mask = self.views[role], _mask_of(self, step)
         if not views and mask is None:
             return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
         values = []
@@ -413,6 +406,15 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         """Show the options. Modules are left out, because torch prints each on its own line."""
         shown = {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
         return ", ".join(f"{name}={value!r}" for name, value in shown.items() if not _holds_modules(value))
+
+
+def _mask_of(loss: DistillationLoss, step: StepTensors) -> Tensor | None:
+    return step.decoder_mask if loss.of_decoder else step.mask
+
+
+def _mask_of_tokens(loss: DistillationLoss, step: StepTensors) -> Tensor | None:
+    mask = _mask_of(loss, step)
+    return mask if mask is not None and mask.ndim == 2 else None
 
 
 def _holds_modules(value: object) -> bool:
