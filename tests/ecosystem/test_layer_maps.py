@@ -62,7 +62,9 @@ NETWORKS = {
         DistilBertConfig(dim=16, hidden_dim=24, n_heads=4, n_layers=3, vocab_size=40)
     ),
     "h": lambda: AutoModel.from_config(GPT2Config(n_embd=16, n_head=4, n_layer=3, vocab_size=40)),
-    "layers": lambda: AutoModel.from_config(ModernBertConfig(**SMALL, num_hidden_layers=3, vocab_size=40, pad_token_id=0)),
+    "layers": lambda: AutoModel.from_config(
+        ModernBertConfig(**SMALL, num_hidden_layers=3, vocab_size=40, pad_token_id=0)
+    ),
     "layers of experts": lambda: AutoModel.from_config(
         MixtralConfig(**SMALL, num_key_value_heads=2, num_hidden_layers=3, num_local_experts=2, vocab_size=40)
     ),
