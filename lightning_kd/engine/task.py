@@ -134,7 +134,7 @@ def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | 
     labelled = target != task_loss.ignore_index
     weights = task_loss.weight
     if weights is None:
-        return labelled.sum()
+        return torch.count_nonzero(labelled)  # the sum of truth values takes three times as long
     return weights[torch.where(labelled, target, 0).long()].mul(labelled).sum()
 
 

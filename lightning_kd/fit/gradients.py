@@ -81,7 +81,7 @@ class GradientCheck:
         if not self._on:
             return
         tensors, goal, self.tensors, self._goal = self.tensors, self._goal, None, None
-        sums = [p.grad.sum() for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        sums = [g.sum() for group in optimizer.param_groups for p in group["params"] if (g := p.grad) is not None]
         if not sums:
             return
         if self._waits(sums[0]):

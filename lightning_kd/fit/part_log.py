@@ -77,7 +77,7 @@ class PartLog:
             self._add_up()
             self._names = names
         self._steps.append(step)
-        self._weights.append(tuple(counts.get(name, rows) for name in names) if counts else (rows,) * len(names))
+        self._weights.append(tuple([counts.get(name, rows) for name in names]) if counts else (rows,) * len(names))
         if self._waits(total):
             with torch.no_grad():
                 self._waiting.append(torch.stack([total, *parts.values()]))
