@@ -484,7 +484,7 @@ def test_resume_equals_the_uninterrupted_run_bit_for_bit(door, unit, workers, tm
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended:UserWarning")
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("steps", [4, 5, 6])
+@pytest.mark.parametrize("steps", [5, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (4, 6))])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_in_the_middle_of_an_epoch_sees_the_samples_that_are_left(door, steps, workers, tmp_path):
     train = loader(num_workers=workers)  # three batches an epoch

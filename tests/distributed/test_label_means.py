@@ -37,6 +37,6 @@ def work(rank, folder, name, split):
 
 
 @pytest.mark.parametrize("split", ["odd and even", "one is empty"])
-@pytest.mark.parametrize("name", ["dkd", "tfkd"])
+@pytest.mark.parametrize("name", ["dkd", pytest.param("tfkd", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_where_labels_are_spread_unevenly(name, split, tmp_path):
     processes.spawned(work, tmp_path, name, split, limit=LIMIT)
