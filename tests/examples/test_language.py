@@ -1,6 +1,5 @@
 """The example of a language model: its files as written, on the standard library of the Python that runs the tests."""
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_args
@@ -10,6 +9,7 @@ import torch
 import yaml
 
 from lightning_kd.commands.fit import run
+from tests.support import processes
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "language"
@@ -157,8 +157,7 @@ def test_the_table_is_made():
     pytest.importorskip("transformers")
     options = ["--methods=[JSD]", "--texts=[64 kB of text]", "--held_out_bytes=2000", "--jobs=1"]
     command = [sys.executable, str(EXAMPLE / "compare.py"), "--seeds=2", "--steps=20", *options]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert made.returncode == 0, made.stderr
+    (made,) = processes.run([command], cwd=ROOT, limit=300)
     names = [line.split("|")[1].strip() for line in made.stdout.splitlines() if line.startswith("| ")]
     assert names[:2] == ["64 kB of text", "student alone, 20 steps"]
     assert names[2].startswith("student alone, ")
