@@ -16,7 +16,8 @@ from lightning_kd.losses.tokens.order import Order, order_of
 from lightning_kd.losses.tokens.selection import IGNORE_INDEX, choose, counting_positions, predicted
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 from lightning_kd.losses.tokens.uld import ULDLoss
-from lightning_kd.metrics.tokens import Perplexity, TokenAverage, mean_negative_log_likelihood
+from lightning_kd.metrics.counts import WeightedMean
+from lightning_kd.metrics.tokens import Perplexity, mean_negative_log_likelihood
 
 _NO_LANGUAGE = ("ForTokenClassification", "ForQuestionAnswering")
 
@@ -120,18 +121,18 @@ class TokenMeans:
             assert loss.counted is not None, "it is a mean over tokens"
             counts[name] = loss.counted
             for detail, value in loss.details.items():
-                metric = _of(metrics, f"{name}/{detail}", TokenAverage, value)
+                metric = _of(metrics, f"{name}/{detail}", WeightedMean, value)
                 metric.update(value, loss.counted)
                 updated[f"{name}/{detail}"] = metric
             loss.details = before
         for name, value in parts.items():
-            metric = updated[name] = _of(metrics, name, TokenAverage, value)
+            metric = updated[name] = _of(metrics, name, WeightedMean, value)
             metric.update(value, counts[name])
         if with_total and parts and set(parts) == set(goal.components):
             first, *others = counts.values()
             if all(bool(other == first) for other in others):
                 total = objective.total(goal, parts)
-                updated["loss"] = _of(metrics, "loss", TokenAverage, total)
+                updated["loss"] = _of(metrics, "loss", WeightedMean, total)
                 updated["loss"].update(total, first)
         return updated
 
@@ -187,12 +188,12 @@ class TokenMeans:
                 "The student's own loss (task_loss='model') holds the loss of its router, once. It trains as a part of "
                 "the task; on validation and test data it is logged apart, as 'router'."
             )
-        metric = _of(self._metrics.setdefault(loader, {}), "router", TokenAverage, router)
+        metric = _of(self._metrics.setdefault(loader, {}), "router", WeightedMean, router)
         metric.update(router, router.new_tensor(count))
         return task - router, metric
 
 
-def _of(metrics: dict[str, Metric], name: str, kind: type[TokenAverage], value: Tensor) -> Metric:
+def _of(metrics: dict[str, Metric], name: str, kind: type[WeightedMean], value: Tensor) -> Metric:
     if name not in metrics:
         metrics[name] = kind().to(value.device)
     return metrics[name]

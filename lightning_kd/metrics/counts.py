@@ -49,26 +49,47 @@ class Share(Metric):
 
 
 class WeightedMean(Metric):
-    """Mean over weights that are no whole numbers, by which Lightning 2.6 cannot count a logged value."""
+    """Mean of means over an evaluation, each with the weight that it is over, such as its tokens; NaN without any.
+
+    Example:
+        >>> average = WeightedMean()
+        >>> average.update(torch.tensor(1.0), torch.tensor(3))
+        >>> average.update(torch.tensor(5.0), torch.tensor(1))
+        >>> average.compute()
+        tensor(2., dtype=torch.float64)
+    """
 
     is_differentiable = False
+    higher_is_better = False
     full_state_update = False
     total: Tensor
     weight: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("weight", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, value: Tensor, weight: Tensor) -> None:
-        """Count one batch's mean, and the weight that it is over."""
-        self.total = self.total + value.detach().to(self.total.dtype) * weight
-        self.weight = self.weight + weight
+    def update(self, mean: Tensor, weight: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            mean: Mean over what the batch counts.
+            weight: How much that is.
+        """
+        weight = weight.to(self.weight)
+        self.total += torch.where(weight > 0, mean.detach().to(self.total) * weight, 0.0)
+        self.weight += weight
 
     def compute(self) -> Tensor:
         """Return the mean over everything counted so far."""
         return self.total / self.weight
+
+    def to(self, *args: Any, **kwargs: Any) -> "WeightedMean":
+        """Move the sums to a device; to one of 32 bits in such."""
+        if torch.device(args[0] if args else kwargs.get("device", "cpu")).type == "mps":
+            self.set_dtype(torch.float32)
+        return super().to(*args, **kwargs)
 
 
 class F1(Metric):

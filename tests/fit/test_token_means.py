@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.functional import token_kd_loss
 from lightning_kd.losses import DistillationLoss, HiddenStateLoss, TokenKDLoss, ULDLoss
-from lightning_kd.metrics.tokens import TokenAverage, mean_negative_log_likelihood
+from lightning_kd.metrics.counts import WeightedMean
+from lightning_kd.metrics.tokens import mean_negative_log_likelihood
 from tests import support
 from tests.losses.tokens.test_fused_in_fit import networks as named
 from tests.losses.tokens.test_in_fit import UsersModule, networks, texts
@@ -205,7 +206,7 @@ def test_labels_that_a_collator_has_shifted() -> None:
 
 
 def test_the_sums_are_those_of_all_batches() -> None:
-    average = TokenAverage()
+    average = WeightedMean()
     for mean, count in ((1.0, 3), (math.nan, 0), (5.0, 1)):
         average.update(torch.tensor(mean), torch.tensor(count))
     assert average.compute() == 2.0
