@@ -36,6 +36,7 @@ def _told_at_info():
 
 @pytest.fixture(autouse=True)
 def _unseeded_workers():
-    """The command line and ``seed_everything(workers=True)`` set a variable that changes how later loaders draw."""
+    """``seed_everything`` sets variables that change how later loaders draw, and what processes of later fits draw."""
     yield
     os.environ.pop("PL_SEED_WORKERS", None)
+    os.environ.pop("PL_GLOBAL_SEED", None)
