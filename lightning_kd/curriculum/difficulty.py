@@ -8,17 +8,23 @@ from typing import Any, ClassVar, TypeAlias, cast, final
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import is_own
 from lightning_kd.capture.networks import undisturbed
 from lightning_kd.capture.rehearsal import student_call
+from lightning_kd.capture.rows import is_of_batch, leaves_of
 from lightning_kd.configurable import Configurable
 from lightning_kd.curriculum.private import before_transfer
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.losses.logits.base import IGNORE_INDEX
 from lightning_kd.losses.tensors import upcast
+
+_CHANGED = "Curriculum: training_step calls the student with other values than the batch holds"
+_REMEDY = "Give the scores, scorer=tensor; or change samples in on_after_batch_transfer while trainer.training."
 
 
 class Difficulty(Configurable, ABC):
@@ -164,6 +170,8 @@ def _score_batch(
     batch = trainer.strategy.batch_to_device(batch, dataloader_idx=0)
     hooks = run.step.hooks
     call = student_call(pl_module, run.student, batch)
+    if run.step.calls is not None and is_own(hooks.unpack_batch) and not is_of_batch(call, batch):
+        _check_order(call, batch)
     logits = run.step.reading.teacher_logits(run.step.ask(batch, call))
     if logits is None:
         raise ValueError("Curriculum: the teacher's output has no logits; override logits_of.")
@@ -181,6 +189,20 @@ def _score_batch(
             f"sample, got {got}."
         )
     return scores.float()
+
+
+def _check_order(call: Call, batch: Any) -> None:
+    """Refuse a step that reorders the samples of a batch, and warn of one that changes their values."""
+    inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+    for one in inputs:
+        for leaf in leaves_of(batch):
+            if isinstance(leaf, Tensor) and leaf.shape == one.shape:
+                sums = [value.reshape(len(value), -1).double().sum(1).sort().values for value in (one, leaf.to(one))]
+                if torch.equal(*sums):
+                    raise ValueError(f"{_CHANGED}, in another order, so scores would be those of others. {_REMEDY}")
+    rank_zero_warn(
+        f"{_CHANGED}. If it mixes samples, as mixup does, the scores are not those of each sample. {_REMEDY}"
+    )
 
 
 def _in_order(loader: "DataLoader[Any]", dataset: "Dataset[Any]", rows: range) -> "DataLoader[Any]":

@@ -41,7 +41,11 @@ def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object
     Raises:
         ValueError: If the target is of another kind; names the part and the losses that suit.
     """
-    if not isinstance(target, Tensor) or logits is None or target.shape != logits.shape or logits.ndim < 2:
+    if not isinstance(target, Tensor) or logits is None or logits.ndim < 2:
+        return
+    losses = list(losses)
+    _check_class_axis(losses, target, logits)
+    if target.shape != logits.shape:
         return
     if logits.shape[1] < 2 or target.is_complex():
         return
@@ -56,6 +60,19 @@ def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object
             f"{part} compares classes that exclude one another, but a row of the target, of shape "
             f"{tuple(target.shape)}, is [{shown}], as of several labels or of values. Use MultiLabelKDLoss for labels, "
             "RegressionKDLoss for values."
+        )
+
+
+def _check_class_axis(losses: Iterable[tuple[str, DistillationLoss]], target: Tensor, logits: Tensor) -> None:
+    """Refuse losses that read the classes on axis 1 of maps that have them on the last axis, as class ids tell."""
+    if logits.ndim < 4 or target.is_floating_point() or target.shape != logits.shape[:-1]:
+        return
+    part = next((name for name, loss in losses if loss.output_kind == "classes" and loss.needs_teacher_logits), None)
+    if part is not None and target.shape != logits.shape[:1] + logits.shape[2:]:
+        raise ValueError(
+            f"Part {part!r} reads the classes on axis 1, but by a target of shape {tuple(target.shape)} the logits "
+            f"{tuple(logits.shape)} have them on the last axis. Override logits_of(output) to return "
+            "output.movedim(-1, 1)."
         )
 
 

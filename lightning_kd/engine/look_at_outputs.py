@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.heads import Head, heads_of
 from lightning_kd.capture.outputs import kind_of_probabilities
+from lightning_kd.capture.rows import leaves_of
 from lightning_kd.engine.checks import check_has_logits
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
@@ -132,10 +133,14 @@ def _tell_which_is_read(step: TrainingStep, outputs: dict[str, Any], tensors: St
     for role, logits in (("student", tensors.student_logits), ("teacher", tensors.teacher_logits)):
         heads = heads_of(outputs[role])
         head = named.logits if role == "student" or named.teacher_logits is None else named.teacher_logits
-        if head is None and logits is not None and isinstance(outputs[role], tuple | list) and len(heads) > 1:
-            shapes = {name: tuple(value.shape) for name, value in heads.items()}
-            if not hasattr(outputs[role], "logits"):
-                rank_zero_info(f"The {role} returns {shapes}, of which the first is read as logits; or say logits=1.")
+        if head is not None or logits is None or not isinstance(outputs[role], tuple | list):
+            continue
+        inside = [tuple(value.shape) for value in leaves_of(outputs[role]) if isinstance(value, Tensor)]
+        if hasattr(outputs[role], "logits") or len(inside) < 2:
+            continue
+        shapes = {name: tuple(value.shape) for name, value in heads.items()} if len(heads) > 1 else inside
+        other = "say logits=1" if len(heads) > 1 else "override logits_of(output)"
+        rank_zero_info(f"The {role} returns {shapes}, of which the first is read as logits; or {other}.")
 
 
 def _check_classes(step: TrainingStep, tensors: StepTensors) -> None:

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_kd.distributed.whole_state import load_whole, placed_like, whole, whole_state
+from lightning_kd.teachers.frozen import FrozenTeacher
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
 
 
@@ -63,6 +64,12 @@ class EMATeacher(TeacherSource):
         """Optimizer steps that are in the average."""
         self._seen: int | None = None
         self._wide: dict[str, Tensor] = {}
+
+    def provide(self, student: nn.Module) -> FrozenTeacher:
+        """Return the average of a student; that of another one begins at its first step."""
+        if self.student is not student:
+            self.steps, self._seen, self._wide = 0, None, {}
+        return super().provide(student)
 
     def begin(self, losses: nn.Module, trainer: Trainer) -> None:
         """Count the Trainer's steps anew; the average of an earlier fit of the same student goes on."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
@@ -21,9 +21,10 @@ from torch.utils.data import (
 )
 
 import lightning_kd.curriculum.difficulty
-from lightning_kd import Curriculum, DistillationModule
+from lightning_kd import Curriculum, DistillationCallback, DistillationModule
 from lightning_kd.curriculum.difficulty import Difficulty, TeacherConfidence, TeacherEntropy, TeacherLoss
 from lightning_kd.curriculum.sampler import CurriculumSampler
+from lightning_kd.losses import KDLoss
 from lightning_kd.schedules import LinearSchedule, Moment
 from tests import support
 from tests.support import processes
@@ -342,6 +343,7 @@ def test_the_scores_are_those_of_the_teacher_without_gradient():
     assert flags == [(False, False, (n,)) for n in (10, 10, 4)]
 
 
+@pytest.mark.filterwarnings("ignore:Curriculum. training_step calls the student with other values:UserWarning")
 def test_the_callback_scores_what_the_student_is_called_with():
     """A module that prepares its batch: the teacher must see the prepared one."""
 
@@ -557,8 +559,8 @@ def bad_loaders():
     return {
         "IterableDataset": DataLoader(Stream(), batch_size=4),
         "batch_size=None": DataLoader(batches, batch_size=None),
-        "WeightedRandomSampler": DataLoader(rows, sampler=WeightedRandomSampler([1.0] * COUNT, COUNT)),
-        "SubsetRandomSampler": DataLoader(rows, sampler=SubsetRandomSampler(range(8))),
+        "WeightedRandomSampler": DataLoader(rows, 8, sampler=WeightedRandomSampler([1.0] * COUNT, COUNT)),
+        "SubsetRandomSampler": DataLoader(rows, 8, sampler=SubsetRandomSampler(range(8))),
         "Bucketing": DataLoader(rows, batch_sampler=Bucketing(SequentialSampler(rows), 4, False)),
         "several data loaders": CombinedLoader([loader(), loader()]),
         "is a Plain": Plain(),
@@ -695,3 +697,30 @@ def test_tensor_data_sets_work():
     made = curriculum(scorer=None)
     fit("module", made, train=DataLoader(TensorDataset(x, y), batch_size=8))
     assert len(made.difficulty) == COUNT
+
+
+def step_that(change):
+    class Own(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = support.student()
+
+        def training_step(self, batch, batch_idx):
+            x, y = change(batch[0]), batch[1]
+            return torch.nn.functional.cross_entropy(self.net(x), y)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.net.parameters(), lr=0.1)
+
+    callbacks = [DistillationCallback(support.teacher(), losses=[KDLoss()], student="net"), Curriculum(length=1)]
+    support.trainer(max_epochs=2, callbacks=callbacks).fit(Own(), support.loader())
+
+
+def test_a_step_that_reorders_the_samples_before_the_call_is_refused():
+    with pytest.raises(ValueError, match=r"Curriculum: training_step calls.*in another order.*scorer=tensor"):
+        step_that(lambda x: x.flip(0))
+
+
+def test_a_step_that_mixes_the_samples_before_the_call_is_warned_of():
+    with pytest.warns(UserWarning, match=r"Curriculum: training_step calls.*If it mixes samples.*scorer=tensor"):
+        step_that(lambda x: 0.6 * x + 0.4 * x.flip(0))

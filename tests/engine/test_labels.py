@@ -155,3 +155,13 @@ def test_a_cohort_of_single_logits_is_refused():
     rows = DataLoader(TensorDataset(x, (y[:, None] > 0).float()), 8)
     with pytest.raises(ValueError, match="MutualLearning: a single logit"):
         support.trainer(max_epochs=1).fit(made, rows, rows)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 6, 3), (2, 4, 5, 6, 3)])
+def test_classes_on_the_last_axis_of_maps_are_refused(shape):
+    target = torch.zeros(shape[:-1], dtype=torch.long)
+    losses = [("kd", KDLoss())]
+    with pytest.raises(ValueError, match=r"have them on the last axis. Override logits_of.*movedim\(-1, 1\)"):
+        check_classes(losses, target, torch.zeros(shape))
+    check_classes(losses, target, torch.zeros(shape).movedim(-1, 1))
+    check_classes([], target, torch.zeros(shape))

@@ -509,3 +509,20 @@ def test_a_resumed_fit_says_which_options_of_outputs_differ(door, tmp_path):
     words = r"teacher_classes was \[0, 1, 2, 3\], is \[1, 0, 2, 3\]; teacher_inputs was None, is "
     with pytest.warns(UserWarning, match=words):
         support.fit(module, callbacks=callbacks, ckpt_path=path)
+
+
+@pytest.mark.parametrize("form", [lambda f, z: (f, {"logits": z}), lambda f, z: (f, [z])], ids=["dictionary", "list"])
+def test_the_first_of_a_tuple_with_more_inside_is_told(form, caplog):
+    class Nested(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 5), nn.Linear(5, 3)
+
+        def forward(self, x):
+            features = self.body(x)
+            return form(features, self.head(features))
+
+    module = DistillationModule(Nested(), Nested(), [KDLoss()], optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    with caplog.at_level("INFO"):
+        module.prepare(torch.randn(4, 4))
+    assert "The student returns [(4, 5), (4, 3)], of which the first is read as logits; or override" in caplog.text
