@@ -197,8 +197,8 @@ def _check_order(call: Call, batch: Any) -> None:
     for one in inputs:
         for leaf in leaves_of(batch):
             if isinstance(leaf, Tensor) and leaf.shape == one.shape:
-                sums = [value.reshape(len(value), -1).double().sum(1).sort().values for value in (one, leaf.to(one))]
-                if torch.equal(*sums):
+                rows = [torch.unique(value.reshape(len(value), -1), dim=0) for value in (one, leaf.to(one))]
+                if rows[0].shape == rows[1].shape and torch.equal(*rows):  # the same samples
                     raise ValueError(f"{_CHANGED}, in another order, so scores would be those of others. {_REMEDY}")
     rank_zero_warn(
         f"{_CHANGED}. If it mixes samples, as mixup does, the scores are not those of each sample. {_REMEDY}"

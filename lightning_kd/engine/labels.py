@@ -39,7 +39,8 @@ def check_classes(losses: Iterable[tuple[str, DistillationLoss]], target: object
         logits: The student's logits.
 
     Raises:
-        ValueError: If the target is of another kind; names the part and the losses that suit.
+        ValueError: If the target is of another kind; names the part and the losses that suit. If class ids tell that
+            maps have their classes on the last axis.
     """
     if not isinstance(target, Tensor) or logits is None or logits.ndim < 2:
         return

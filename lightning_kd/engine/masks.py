@@ -57,6 +57,7 @@ def settle_masks(step: TrainingStep, read: Batch) -> Masks:
                 f"Part {name!r}: {type(loss).__name__} reads layers of the encoder and of the decoder, whose tokens "
                 "differ, so one mask cannot tell which are padding. Make a loss of each side."
             )
+    step.reads_decoder = any(loss.of_decoder for _, loss in step.objective.leaves)
     return masks
 
 

@@ -78,6 +78,8 @@ class TrainingStep:
         """The output layers of both networks, where no logits stand whole; set-up finds out."""
         self.takes_mask = False
         """Whether a loss reads tokens, of which a mask of the batch may say which are padding; set-up finds out."""
+        self.reads_decoder = False
+        """Whether a loss reads layers of a decoder, which has a mask of its own; set-up finds out."""
         self.batch_axis = 0
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
         self.positions = Positions(student, "student", may_change=calls is None, whole=self.whole)
@@ -279,7 +281,7 @@ class TrainingStep:
             target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
-            decoder_mask=decoder_mask(batch),
+            decoder_mask=decoder_mask(batch) if self.reads_decoder else None,
             teacher_ready=self.teacher_ready,
             hidden=self._hidden(sparse),
             sparse=sparse,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.model_loss import ModelLoss
-from lightning_kd.losses.logits.base import without_column
+from lightning_kd.metrics.task import without_column
 
 _VALUE_BY_VALUE = (
     nn.MSELoss,

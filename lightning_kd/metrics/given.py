@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_kd.metrics.task import without_column
+
 Metrics: TypeAlias = Metric | MetricCollection | Sequence[Metric] | Mapping[str, Metric] | None
 """One metric, a collection, a list, or metrics by name."""
 
@@ -73,9 +75,7 @@ class GivenMetrics:
         if not kind or not isinstance(target, Tensor):
             return outputs, target
         if kind == "Multiclass":
-            column = (*outputs.shape[:1], 1, *outputs.shape[2:])
-            if target.shape == column != outputs.shape and not target.is_floating_point():
-                target = target.squeeze(1)
+            target = without_column(target, outputs)
             of_ids = target.ndim + 1 == outputs.ndim
             return (_distributions(outputs) if of_ids and outputs.is_floating_point() else outputs), target
         if target.is_floating_point() and torch.equal(target, target.round()):

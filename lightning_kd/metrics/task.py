@@ -167,3 +167,15 @@ def out_of_range(ids: Tensor, classes: int) -> Tensor:
 def holds_ids(target: Tensor) -> bool:
     """Whether a target's type can hold class ids."""
     return not (target.is_floating_point() or target.is_complex() or target.dtype == torch.bool)
+
+
+def without_column(target: Tensor, logits: Tensor) -> Tensor:
+    """Return class ids (B, 1) or (B, 1, H, W) without their axis of length 1; anything else as it is.
+
+    Example:
+        >>> without_column(torch.tensor([[2], [0]]), torch.zeros(2, 3))
+        tensor([2, 0])
+    """
+    column = (*logits.shape[:1], 1, *logits.shape[2:])
+    is_column = logits.ndim > 1 and target.shape == column != logits.shape and not target.is_floating_point()
+    return target.squeeze(1) if is_column else target

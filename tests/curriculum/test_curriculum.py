@@ -721,6 +721,9 @@ def test_a_step_that_reorders_the_samples_before_the_call_is_refused():
         step_that(lambda x: x.flip(0))
 
 
-def test_a_step_that_mixes_the_samples_before_the_call_is_warned_of():
+@pytest.mark.parametrize(
+    "change", [lambda x: 0.6 * x + 0.4 * x.flip(0), lambda x: x.flip(-1)], ids=["mixed", "mirrored"]
+)
+def test_a_step_that_changes_the_samples_before_the_call_is_warned_of(change):
     with pytest.warns(UserWarning, match=r"Curriculum: training_step calls.*If it mixes samples.*scorer=tensor"):
-        step_that(lambda x: 0.6 * x + 0.4 * x.flip(0))
+        step_that(change)

@@ -298,10 +298,10 @@ def test_an_error_in_the_fit_leaves_nothing_in_the_models():
 
     class Stop(Callback):
         def on_train_batch_end(self, *_):
-            raise OSError
+            raise OSError("the loader has ended")
 
     loss = AttentionMatrixLoss(*layers, kind="probabilities")
-    with pytest.raises(OSError):  # noqa: PT011 - ours
+    with pytest.raises(OSError, match="the loader has ended"):
         fitted(DistillationModule(student, teacher, [loss]), inputs, callbacks=[Stop()])
     assert own_configs(student)
     assert own_configs(teacher)

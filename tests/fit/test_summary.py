@@ -1,9 +1,11 @@
 """The table at the end of a run says what was measured, whatever the task."""
 
 from types import SimpleNamespace
+from typing import cast
 
 from torch import nn
 
+from lightning_kd.fit.run import DistillationRun
 from lightning_kd.report.summary import summary_table
 
 
@@ -14,7 +16,7 @@ def lines_of(results: dict[str, float], *, teacher: bool = True) -> list[str]:
         teacher=SimpleNamespace(module=nn.Linear(3, 1)) if teacher else None,
         shares=lambda: [("embedding", 1.0, 0.25, 1.0)],
     )
-    return summary_table(run).splitlines()  # type: ignore[arg-type]
+    return summary_table(cast(DistillationRun, run)).splitlines()
 
 
 SHARES = [

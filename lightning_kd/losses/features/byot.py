@@ -14,9 +14,9 @@ from lightning_kd.losses.logits.base import (
     count_labels,
     cross_entropy_of_labelled,
     with_one_mark,
-    without_column,
 )
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
+from lightning_kd.metrics.task import without_column
 from lightning_kd.schedules import Scalar
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_kd.capture.heads import Head
 from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.checks import check_same_shape
+from lightning_kd.metrics.task import without_column
 from lightning_kd.schedules import Scalar
 
 IGNORE_INDEX = -100
@@ -154,18 +155,6 @@ def class_ids(function: str, logits: Tensor, target: Tensor, ignore_index: int) 
     target = target.long()  # an unsigned type cannot hold a negative id, and compares as if -100 were 156
     labelled = target != ignore_index
     return torch.where(labelled, target, 0).long().unsqueeze(1), labelled.unsqueeze(1)
-
-
-def without_column(target: Tensor, logits: Tensor) -> Tensor:
-    """Return class ids (B, 1) or (B, 1, H, W) without their axis of length 1; anything else as it is.
-
-    Example:
-        >>> without_column(torch.tensor([[2], [0]]), torch.zeros(2, 3))
-        tensor([2, 0])
-    """
-    column = (*logits.shape[:1], 1, *logits.shape[2:])
-    is_column = logits.ndim > 1 and target.shape == column != logits.shape and not target.is_floating_point()
-    return target.squeeze(1) if is_column else target
 
 
 def mean_over_labelled(values: Tensor, labelled: Tensor) -> Tensor:

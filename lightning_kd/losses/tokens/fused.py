@@ -88,7 +88,7 @@ class _FusedLinear(torch.autograd.Function):
         check_differentiated_once("TokenKDLoss")
         if not ctx.saves:
             ctx.gradients = ctx.work.run(ctx.needs_input_grad[2:5], *ctx.saved_tensors)[1]
-        return None, None, *_scaled(ctx, upstream), None, None, None, None
+        return None, None, *scaled_gradients(ctx, upstream), None, None, None, None
 
 
 class _FusedCall(torch.autograd.Function):
@@ -111,7 +111,7 @@ class _FusedCall(torch.autograd.Function):
             narrow = work.format.itemsize < 4
             with torch.autocast(upstream.device.type, work.format if narrow else torch.bfloat16, enabled=narrow):
                 ctx.gradients = work.run(wanted, *ctx.saved_tensors)[1]
-        of_hidden, *gradients = _scaled(ctx, upstream)
+        of_hidden, *gradients = scaled_gradients(ctx, upstream)
         return None, None, of_hidden, None, None, *gradients
 
 
@@ -130,7 +130,7 @@ def _sums(ctx: Any, total: Tensor, aim: Aim) -> tuple[Tensor, Tensor]:
     return value, entropy
 
 
-def _scaled(ctx: Any, upstream: Tensor) -> Gradients:
+def scaled_gradients(ctx: Any, upstream: Tensor) -> Gradients:
     """Take the gradients out of a context, times the one that comes in: a loss scale, a weight, a denominator."""
     gradients: Gradients | None = ctx.gradients
     ctx.gradients = None

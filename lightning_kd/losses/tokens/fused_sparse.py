@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_kd.distributed.whole_parameter import is_split, whole_parameter
 from lightning_kd.losses.tensors import check_differentiated_once, upcast
 from lightning_kd.losses.tokens.chunks import Gradients, product_format, tokens_at_a_time
+from lightning_kd.losses.tokens.fused import scaled_gradients
 from lightning_kd.losses.tokens.heads import Aim, Head
 from lightning_kd.losses.tokens.selection import choose
 from lightning_kd.losses.tokens.sparse import Missing, SparseLogits, sparse_values
@@ -152,11 +153,4 @@ class _Fused(torch.autograd.Function):
             narrow = work.format.itemsize < 4
             with torch.autocast(upstream.device.type, work.format if narrow else torch.bfloat16, enabled=narrow):
                 ctx.gradients = work.run(ctx.needs_input_grad[5:], *ctx.saved_tensors)[1]
-        gradients: Gradients | None = ctx.gradients
-        ctx.gradients = None
-        if gradients is None:
-            raise RuntimeError(
-                "The gradient of a fused TokenKDLoss was used up by a backward pass; for a second one compute the loss "
-                "again, or use fused=False."
-            )
-        return None, None, None, None, None, *(None if one is None else one.mul_(upstream) for one in gradients)
+        return None, None, None, None, None, *scaled_gradients(ctx, upstream)

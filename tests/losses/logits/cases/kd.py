@@ -1,6 +1,7 @@
 """The cases of KD with one temperature for all samples."""
 
 import math
+from typing import cast
 
 from torch import Tensor
 
@@ -79,8 +80,9 @@ KD_STANDARDIZED_MUTANTS = (
 
 def kd_by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, KDLoss)
+    student, teacher = (cast(Tensor, value) for value in inputs.args)  # the logits; layers would be lists
     options = {name: getattr(component, name) for name in ("temperature", "standardize", "hard")}
-    return kd_loss(*inputs.args, **options)  # type: ignore[arg-type]
+    return kd_loss(student, teacher, **options)
 
 
 KD = Case(

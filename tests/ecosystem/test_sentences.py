@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from lightning import Trainer
 
-transformers = pytest.importorskip("transformers")
-
-from examples.sentences import distil, encoder, evidence, wordnet  # noqa: E402
-from lightning_kd.commands.fit import run  # noqa: E402
+from examples.sentences import distil, encoder, evidence, wordnet
+from lightning_kd.commands.fit import run
 
 ROOT = Path(__file__).parents[2]
 WORDS = [f"{start}{end}n" for start in "bdfgkl" for end in ("a", "e", "i", "o")]
