@@ -17,6 +17,7 @@ FLOORS = [
     {"engine", "hf"},
     {"fit", "export"},
     {"module", "callback", "report", "curriculum"},
+    {"cache"},
     {"commands"},
 ]
 ALLOWED = {room: set().union(*FLOORS[:floor], {room}) for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -7,7 +7,7 @@ channels on axis 1, linear layers, embeddings and attention on the last.
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -281,6 +281,33 @@ def find_axes(
                     axes.prefix, axes.grid = prefix, grid
         found[layer] = axes
     return found
+
+
+def axes_in_call(
+    network: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any, layers: Iterable[str], runs: Followed
+) -> dict[str, Axes]:
+    """Find what the axes of a network's layers mean, by calling the network with one sample more.
+
+    Args:
+        network: The network, or who calls it and has it as ``module``.
+        args: What it was called with.
+        kwargs: What it was called with by name.
+        target: The target of the batch, which tells the number of samples.
+        layers: Dotted names of the layers.
+        runs: The module calls of the first call.
+    """
+    layers, samples = set(layers), batch_of(args, kwargs, target)
+    if not layers or samples is None:
+        return {}
+    size, axis = samples
+    more_args, more_kwargs = one_more_sample(args, kwargs, size, axis)
+    more = None
+    # a network of one graph cannot be called so; then the layout may be asked for
+    with suppress(Exception), following(getattr(network, "module", network)) as second:
+        network(*more_args, **more_kwargs)
+        more = second
+    first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+    return find_axes(layers, runs, more, size, first if first is not None and first.ndim == 4 and axis == 0 else None)
 
 
 def patch_grid(tokens: int, image: Tensor) -> tuple[int, tuple[int, int] | None]:

@@ -37,6 +37,12 @@ class Call:
     """Layers that ran more than once in the call."""
     without_grad: Sequence[str] = ()
     """Layers that ran while gradients were switched off, ``""`` for the module itself."""
+    of: "Call | None" = None
+    """The student's call that the teacher is asked about, for one that looks its answer up."""
+    index: Tensor | None = None
+    """The row of each sample in the data set, if the batch carries it, for such a teacher."""
+    is_example: bool = False
+    """Whether the student was called with an example, not with samples of the data."""
 
     def changed_layers(self) -> list[str]:
         """Return the layers whose value was changed in place after they had returned it."""

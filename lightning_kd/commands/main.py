@@ -33,6 +33,7 @@ COMMANDS: Mapping[str, Command] = {
     "validate": Command("Compare a student with its teacher on the validation data.", "fit:validate"),
     "test": Command("Compare a student with its teacher on the test data.", "fit:test"),
     "predict": Command("Compute what a student predicts.", "fit:predict"),
+    "cache": Command("Store a teacher's answers, so that later fits need not run it.", "cache:cache"),
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
 }
 

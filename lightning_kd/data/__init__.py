@@ -8,3 +8,4 @@ from lightning_kd.data.cifar100 import CIFAR100DataModule as CIFAR100DataModule
 from lightning_kd.data.digits import DigitsDataModule as DigitsDataModule
 from lightning_kd.data.indexed import Indexed as Indexed
 from lightning_kd.data.networks.digits import DigitsConvNet as DigitsConvNet
+from lightning_kd.data.replayed import Replayed as Replayed

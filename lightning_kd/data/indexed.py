@@ -60,14 +60,19 @@ class Indexed(Dataset[Any]):
 
     def __getitem__(self, index: int) -> Any:
         row = int(index)
-        return _with_row(self.dataset[row], row + len(self) if row < 0 else row)
+        return with_row(self.dataset[row], row + len(self) if row < 0 else row)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Fetch the samples of a batch, in one go if the data set can."""
         if not hasattr(self.dataset, "__getitems__"):
             return [self[index] for index in indices]
         samples = self.dataset.__getitems__(indices)
-        return [_with_row(sample, int(index)) for sample, index in zip(samples, indices, strict=True)]
+        return [with_row(sample, int(index)) for sample, index in zip(samples, indices, strict=True)]
+
+
+def has_rows(dataset: object) -> bool:
+    """Whether a data set has a length and rows by number."""
+    return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
 
 
 def targets_of(dataset: Dataset[Any]) -> Tensor | None:
@@ -149,7 +154,8 @@ def _class_ids(found: Any, dataset: Any) -> Tensor | None:
     return ids.long() if is_class and ids.shape == (len(dataset),) else None
 
 
-def _with_row(sample: Any, row: int) -> Any:
+def with_row(sample: Any, row: int) -> Any:
+    """Return a sample with its row, as ``Indexed`` gives it."""
     if isinstance(sample, Mapping):
         taken = [key for key in ("index", "idx") if key in sample]
         if taken:

@@ -1,14 +1,14 @@
 """Set-up: choose the layers, learn every size from one small batch, and build what depends on sizes."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_kd.capture.axes import Axes, Followed, batch_of, find_axes, following, one_more_sample
+from lightning_kd.capture.axes import Axes, Followed, axes_in_call, batch_of, following
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
@@ -36,7 +36,7 @@ from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.projectors import width
-from lightning_kd.teachers.base import Lesson
+from lightning_kd.teachers.base import Lesson, Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 
 Shapes = dict[str, dict[str, Shape]]
@@ -107,6 +107,8 @@ class SetUp:
             check_not_lazy(self.step.student)
         if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
             self.step.teacher.read_weights()
+        if self.step.teacher is not None and self.step.teacher.chosen_layers:
+            self.name_layers(self.step.teacher.chosen_layers)
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
         self._show_networks()
@@ -278,12 +280,14 @@ class SetUp:
             ValueError: If a loss looks at a teacher's layers that have no weights yet.
         """
         step = self.step
-        if step.teacher is not None and step.teacher.on_meta:
+        if step.teacher is not None and (step.teacher.on_meta or step.teacher.looks_up):
             for name, loss in step.objective.leaves:
                 if type(loss).see_layers is not DistillationLoss.see_layers:
+                    why = "the teacher is on the meta device; build it with its weights"
+                    why = "a stored teacher has none; give the teacher itself" if step.teacher.looks_up else why
                     raise ValueError(
-                        f"Part {name!r} reads the weights of the teacher's layers at set-up, but the teacher is on the "
-                        "meta device; build it with its weights, or leave this loss out."
+                        f"Part {name!r} reads the weights of the teacher's layers at set-up, but {why}, or leave this "
+                        "loss out."
                     )
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.module is None else original(step.teacher.module)
@@ -319,7 +323,7 @@ class SetUp:
             self.step.settle_positions(batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
-                "teacher": _as_stored(lesson)
+                "teacher": _as_stored(teacher, lesson)
                 if teacher_runs is None or not isinstance(lesson, Call)
                 else self._axes(teacher, lesson, teacher_runs, "teacher", read),
             }
@@ -334,19 +338,7 @@ class SetUp:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
         losses = self.step.objective.components
         layers = {name for loss in losses for name in getattr(loss, f"{role}_layers") if is_module(name)}
-        samples = batch_of(call.args, call.kwargs, read.target)
-        if not layers or samples is None:
-            return {}
-        size, axis = samples
-        args, kwargs = one_more_sample(call.args, call.kwargs, size, axis)
-        more = None
-        # a network of one graph cannot be called so; then the layout may be asked for
-        with suppress(Exception), following(getattr(network, "module", network)) as second:
-            network(*args, **kwargs)
-            more = second
-        first = next((one for one in (*call.args, *call.kwargs.values()) if isinstance(one, Tensor)), None)
-        image = first if first is not None and first.ndim == 4 and axis == 0 else None
-        return find_axes(layers, runs, more, size, image)
+        return axes_in_call(network, call.args, call.kwargs, read.target, layers, runs)
 
     def _settle_views(self, known: Known, masks: Masks) -> None:
         for name, loss in self.step.objective.leaves:
@@ -404,7 +396,7 @@ class SetUp:
         try:
             return self.step.ask(batch, call, first=True)
         except Exception as error:
-            if call.changed_input or teacher is None:
+            if call.changed_input or teacher is None or teacher.looks_up:
                 raise
             name = type(teacher if teacher.module is None else original(teacher.module)).__name__
             raise ValueError(
@@ -443,8 +435,10 @@ class SetUp:
                         )
 
 
-def _as_stored(lesson: Lesson) -> dict[str, Axes]:
-    """Return the axes of answers that no network gives: stored ones are (B, C), (B, N, C) or (B, C, H, W)."""
+def _as_stored(teacher: Teacher | None, lesson: Lesson) -> dict[str, Axes]:
+    """Return the axes of answers that no network gives; of whom nothing is known (B, C), (B, N, C) or (B, C, H, W)."""
+    known = {} if teacher is None else teacher.axes
     return {
-        layer: Axes(tuple(value.shape), channels={3: 2}.get(value.ndim, 1)) for layer, value in lesson.features.items()
+        layer: known.get(layer) or Axes(tuple(value.shape), channels={3: 2}.get(value.ndim, 1))
+        for layer, value in lesson.features.items()
     }

@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_kd.capture.batch import Batch, Hooks
+from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teacher
@@ -18,6 +18,7 @@ from lightning_kd.capture.decoder_mask import decoder_mask
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
+from lightning_kd.capture.rows import is_of_batch
 from lightning_kd.engine.blocks import show_blocks
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
@@ -199,7 +200,7 @@ class TrainingStep:
             with_output = self.objective.reads_logits or self.reading.has_layers
             self.capture.check_unchanged(call, with_output=with_output)
             self.capture.check_gradients(call)
-        lesson = self.ask(batch, call) if goal.needs_teacher and self.teacher_ready else NO_LESSON
+        lesson = self.ask(batch, call, read) if goal.needs_teacher and self.teacher_ready else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
         tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
         if not goal.in_stage:
@@ -210,12 +211,13 @@ class TrainingStep:
                 self._warn_of_frozen(goal.active, tensors)
         return tensors
 
-    def ask(self, batch: Any, call: Call, *, first: bool = False) -> Lesson:
+    def ask(self, batch: Any, call: Call, read: Callable[[], Batch] | None = None, *, first: bool = False) -> Lesson:
         """Ask the teacher about its view of the batch.
 
         Args:
             batch: The batch as the data loader gave it.
             call: The student's recorded call.
+            read: Returns the batch taken apart, if it was.
             first: Whether this is the teacher's first answer, at set-up.
 
         Raises:
@@ -233,6 +235,12 @@ class TrainingStep:
         if self.teacher_positions is not None:
             kwargs = self.teacher_positions(args, kwargs)
         view = Call(args=args, kwargs=kwargs)
+        if self.teacher.looks_up:
+            index = (read_if_known(self.hooks, batch) if read is None else read()).index
+            view = Call(args=args, kwargs=kwargs, of=call, index=index)
+            view.is_example = first and (
+                getattr(self.hooks, "example_input_array", None) is not None or not is_of_batch(call, batch)
+            )
         lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("teacher"))

@@ -77,6 +77,8 @@ class Evaluation:
         self._losses = {}
         self._waiting = []
         trainer = module.trainer
+        if self.step.teacher is not None:
+            self.step.teacher.begin_split("test" if trainer.testing else "val")
         self.tokens.start(in_fit=trainer.state.fn == TrainerFn.FITTING)
         batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
         self.names.start_evaluation(several=len(batches) > 1)
@@ -129,7 +131,7 @@ class Evaluation:
             loader: Number of the data loader.
             with_student: Whether to log the student's accuracy too.
         """
-        lesson = self.step.ask(batch, call) if self.step.teacher_ready else NO_LESSON
+        lesson = self.step.ask(batch, call, lambda: read) if self.step.teacher_ready else NO_LESSON
         teacher_logits = self.step.reading.teacher_logits(lesson)
         if reads_other_tokens(read):
             teacher_logits = None  # which have no labels among the student's
@@ -224,6 +226,8 @@ class Evaluation:
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
         self.names.end_evaluation()
+        if self.step.teacher is not None:
+            self.step.teacher.begin_split("train")
         trainer, first = module.trainer, self.comparisons.get(0)
         self.results = {} if first is None else first.compute()
         unread = [name for name in self.results if first is not None and first.unread(name)]

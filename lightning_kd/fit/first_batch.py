@@ -96,6 +96,17 @@ def rows_and_targets(trainer: Trainer, patches: Patches) -> tuple[int, Tensor | 
     return len(dataset), targets_of(dataset)
 
 
+def number_of_samples(trainer: Trainer, patches: Patches) -> int | None:
+    """Return the number of samples of the training data, ``None`` if it does not tell.
+
+    Args:
+        trainer: The Trainer, during ``setup`` of a fit.
+        patches: Where it is remembered what the Trainer is given back.
+    """
+    dataset = getattr(train_loader(trainer, patches), "dataset", None)
+    return len(dataset) if dataset is not None and hasattr(dataset, "__len__") else None
+
+
 def _first_batch(trainer: Trainer, loader: Any, patches: Patches) -> Any:
     if isinstance(loader, DataLoader):
         return _first(_short(trainer, loader, patches, rows=2))

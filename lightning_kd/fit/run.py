@@ -32,7 +32,7 @@ from lightning_kd.files.checkpoint_io import write_whole_checkpoints
 from lightning_kd.fit.as_it_was import AsItWas
 from lightning_kd.fit.clock import Clock
 from lightning_kd.fit.evaluation import Evaluation
-from lightning_kd.fit.first_batch import rows_and_targets
+from lightning_kd.fit.first_batch import number_of_samples, rows_and_targets
 from lightning_kd.fit.gradients import GradientCheck, with_state_of_weights
 from lightning_kd.fit.lines import Lines
 from lightning_kd.fit.names import Names
@@ -182,6 +182,9 @@ class DistillationRun:
         self.as_it_was.set_up(self.teacher, made_of_student=self.clock.source is not None)
         if self.objective.needs_index:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
+        if self.teacher is not None and self.teacher.looks_up:
+            self.teacher.begin_split("train")
+            self.teacher.see_data(number_of_samples(trainer, self.patches))
         self.setup.prepare(batch, call_student, module)
         self._tell_unused_columns(batch)
         if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):

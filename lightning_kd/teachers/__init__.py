@@ -9,6 +9,7 @@ from lightning_kd.files.weights import materialize as materialize
 from lightning_kd.teachers.base import Lesson as Lesson
 from lightning_kd.teachers.base import Teacher as Teacher
 from lightning_kd.teachers.born_again import BornAgain as BornAgain
+from lightning_kd.teachers.cached import CachedTeacher as CachedTeacher
 from lightning_kd.teachers.ema import EMATeacher as EMATeacher
 from lightning_kd.teachers.ensemble import Ensemble as Ensemble
 from lightning_kd.teachers.frozen import FrozenTeacher as FrozenTeacher

@@ -1,14 +1,18 @@
 """What a teacher is: somebody who answers a call of the student."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
+
+Split = Literal["train", "val", "test"]
+"""Which data is read."""
 
 
 class Lesson(Protocol):
@@ -39,6 +43,8 @@ class Teacher(ABC):
     """Whether it has something to teach; losses that need a teacher wait until then."""
     module: nn.Module | None = None
     """The network that answers, if it is one."""
+    looks_up: ClassVar[bool] = False
+    """Whether it looks answers up, so that a call holds the student's own call and each sample's row."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # copies of a module, such as weight averages, share the teacher
@@ -72,6 +78,22 @@ class Teacher(ABC):
         Raises:
             ValueError: If there is no layer of that name; the message shows the nearest names.
         """
+
+    @property
+    def axes(self) -> Mapping[str, Axes]:
+        """What the axes of its layers mean, where no network runs that would tell."""
+        return {}
+
+    @property
+    def chosen_layers(self) -> Mapping[str, Mapping[str, Any]]:
+        """Which layers the losses read that name none, by the names of the losses, where no network would tell."""
+        return {}
+
+    def begin_split(self, split: Split) -> None:
+        """Learn which data is read from now on; ``ready`` may depend on it."""
+
+    def see_data(self, samples: int | None) -> None:
+        """Learn how many samples the training data has, ``None`` if that is not known; for one that looks up."""
 
     def attach(self) -> None:
         """Begin to watch: put hooks on, open files."""

@@ -1,0 +1,167 @@
+"""Who asks the teacher about one batch, as a fit would."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lightning_kd.capture.axes import axes_in_call, following
+from lightning_kd.capture.batch import Batch, logits_of, unpack_batch
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import takes
+from lightning_kd.capture.heads import is_output
+from lightning_kd.capture.outputs import Outputs
+from lightning_kd.engine.step import TrainingStep
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.teachers.base import Lesson
+from lightning_kd.teachers.frozen import FrozenTeacher
+from lightning_kd.teachers.inputs import TeacherInputs, TeacherView
+
+
+class Asker(Protocol):
+    """Asks a teacher about batches."""
+
+    frozen: FrozenTeacher
+    layers: tuple[str, ...]
+    """The teacher's layers that the losses read."""
+
+    def read(self, batch: Any) -> Batch:
+        """Take a batch apart."""
+
+    def ask(self, batch: Any, read: Batch) -> Lesson:
+        """Return the teacher's answer on a batch."""
+
+    def logits(self, lesson: Lesson) -> Any:
+        """Return the logits in an answer, as the teacher returned them."""
+
+    def stop(self) -> None:
+        """Leave the teacher as it was."""
+
+
+class OfTeacher:
+    """Asks a teacher by itself: without a student, so that the losses must name their layers.
+
+    Args:
+        frozen: The teacher.
+        losses: The losses, of which the teacher's layers are read.
+        view: What makes the teacher's inputs, ``None`` if it gets those of the batch.
+        unpack: Takes a batch apart.
+
+    Raises:
+        ValueError: If a loss names no layers, or one that does not exist.
+    """
+
+    def __init__(
+        self,
+        frozen: FrozenTeacher,
+        losses: Sequence[DistillationLoss],
+        view: TeacherView | None = None,
+        unpack: Callable[[Any], Batch] = unpack_batch,
+    ) -> None:
+        leaves = [leaf for loss in losses for _, leaf in loss.leaves()]
+        for leaf in leaves:
+            if leaf.needs_layers:
+                raise ValueError(
+                    f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
+                    "them, or pass student=..., for which they are chosen as in a fit."
+                )
+        self.frozen, self.view, self.read = frozen, view, unpack
+        self.layers = tuple(dict.fromkeys(n for leaf in leaves for n in leaf.teacher_layers if not is_output(n)))
+        frozen.watch(self.layers)
+        frozen.attach()
+
+    def ask(self, batch: Any, read: Batch) -> Lesson:
+        """Return the teacher's answer on a batch."""
+        args, kwargs = read.args, read.kwargs
+        if isinstance(self.view, TeacherInputs):
+            if not self.view.ready:
+                self.view.see_networks(None, self.frozen.module)
+            args, kwargs = self.view.of_batch(batch, args, kwargs)
+        elif self.view is not None:
+            args, kwargs = self.view(args, kwargs)
+        else:
+            taken = takes(self.frozen.module)
+            kwargs = {name: value for name, value in kwargs.items() if name in taken}
+        return self.frozen.answer(batch, Call(args=args, kwargs=kwargs))
+
+    def logits(self, lesson: Lesson) -> Any:
+        """Return the logits in an answer."""
+        return Outputs().as_returned(lesson.output, logits_of)
+
+    def stop(self) -> None:
+        """Leave the teacher as it was."""
+        self.frozen.detach()
+
+
+class OfStep:
+    """Asks the teacher of a training step that is set up, just as a fit would.
+
+    Args:
+        step: The step, whose losses know their layers.
+    """
+
+    def __init__(self, step: TrainingStep) -> None:
+        assert isinstance(step.teacher, FrozenTeacher), "checked by the writer"
+        self.step, self.frozen = step, step.teacher
+        components = step.objective.components
+        self.layers = tuple(dict.fromkeys(n for one in components for n in one.teacher_layers if not is_output(n)))
+        step.attach()
+
+    def read(self, batch: Any) -> Batch:
+        """Take a batch apart."""
+        return self.step.hooks.unpack_batch(batch)
+
+    def ask(self, batch: Any, read: Batch) -> Lesson:
+        """Return the teacher's answer on a batch."""
+        return self.step.ask(batch, Call(called=True, args=read.args, kwargs=read.kwargs), lambda: read)
+
+    def logits(self, lesson: Lesson) -> Any:
+        """Return the logits in an answer."""
+        return self.step.hooks.output_options.as_returned(lesson.output, self.step.hooks.logits_of)
+
+    def stop(self) -> None:
+        """Leave the networks as they were."""
+        self.step.detach()
+
+
+def axes_of_layers(asker: Asker, batch: Any, read: Batch) -> dict[str, dict[str, Any]]:
+    """Return as plain data what the axes of the teacher's layers mean.
+
+    Raises:
+        ValueError: If the rows of a layer are not those of the batch, so that they cannot be stored by row.
+    """
+    if not asker.layers:
+        return {}
+    with following(asker.frozen.module) as runs:
+        lesson = asker.ask(batch, read)
+    assert isinstance(lesson, Call), "a frozen teacher's answer"
+    found = axes_in_call(asker.frozen, lesson.args, lesson.kwargs, read.target, asker.layers, runs)
+    for name in asker.layers:
+        axes = found.get(name)
+        if axes is None or axes.batch != 0 or axes.windows != 1:
+            why = (
+                "its rows are windows of samples"
+                if axes is not None and axes.windows != 1
+                else "samples are not on axis 0"
+            )
+            raise ValueError(
+                f"The teacher's layer {name!r} cannot be stored by row: {why}. Name a layer (B, ...) around it."
+            )
+    return {name: asdict(axes) for name, axes in found.items()}
+
+
+def fingerprint_of_weights(module: nn.Module) -> str:
+    """Return the SHA-256 of the names, formats, shapes and values of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted((*module.named_parameters(), *module.named_buffers())):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        digest.update(bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor in the order of its axes."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

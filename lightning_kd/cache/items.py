@@ -1,0 +1,152 @@
+"""What is stored of one batch: the logits and layers by row, in the format of the store."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.contents import MASK, contents
+from lightning_kd.files.store.bits import bits_of, packed
+from lightning_kd.losses.tokens.sparse import SparseLogits
+
+LOGITS = "logits"
+LAYER = "layer:"
+
+
+@dataclass(frozen=True)
+class Format:
+    """How answers are stored.
+
+    Args:
+        dtype: Format of the numbers.
+        top_k: How many of the most likely tokens are kept at each position, ``None`` for all.
+        draws: How many draws out of the teacher's distribution are kept at each position in their place.
+    """
+
+    dtype: torch.dtype
+    top_k: int | None = None
+    draws: int | None = None
+
+
+def mask_of(read: Batch) -> Tensor | None:
+    """Return which tokens of a batch are no padding, on the CPU."""
+    mask = read.kwargs.get(MASK)
+    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+
+
+def describe_items(values: Mapping[str, Tensor], read: Batch, form: Format) -> dict[str, dict[str, Any]]:
+    """Return as plain data what is stored of each row.
+
+    Args:
+        values: Logits and layers of the first batch, by the item's name.
+        read: The batch taken apart.
+        form: How they are stored.
+
+    Raises:
+        ValueError: If few tokens are to be kept of what are no logits of tokens.
+    """
+    mask = mask_of(read)
+    items: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        of_tokens = mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape
+        item: dict[str, Any] = {
+            "kind": "tokens" if of_tokens else "dense",
+            "shape": list(value.shape[2:] if of_tokens else value.shape[1:]),
+            "dtype": str(form.dtype).removeprefix("torch."),
+        }
+        if name == LOGITS and (form.top_k or form.draws):
+            kept = form.top_k or form.draws or 0
+            if value.ndim != 3 or (form.top_k is not None and kept > value.shape[-1]):
+                raise ValueError(
+                    f"top_k and draws keep tokens of logits (B, T, V) with V >= top_k, but the teacher's logits have "
+                    f"the shape {tuple(value.shape)}; leave them out."
+                )
+            item |= {"top_k": form.top_k, "draws": form.draws, "vocabulary": value.shape[-1]}
+            item["bits"] = bits_of(value.shape[-1])
+        items[name] = item
+    return items
+
+
+def rows_of(
+    values: Mapping[str, Tensor], read: Batch, items: Mapping[str, Mapping[str, Any]], form: Format, rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return what is stored of a batch, on the CPU; positions of all rows one after another.
+
+    Args:
+        values: Logits and layers, by the item's name.
+        read: The batch taken apart.
+        items: What is stored of each row.
+        form: How it is stored.
+        rows: The numbers of the rows.
+
+    Raises:
+        ValueError: If a number is not finite, or does not fit the format; names the row.
+    """
+    mask, stored = mask_of(read), {}
+    for name, item in items.items():
+        value = values[name].detach().cpu()
+        of_tokens = item["kind"] == "tokens"
+        shape = list(value.shape[2:] if of_tokens else value.shape[1:])
+        if of_tokens:
+            if mask is None or value.shape[:2] != mask.shape:
+                raise ValueError(f"{name}: a batch has no attention_mask of its positions, unlike the first one.")
+            owner = torch.arange(len(value)).repeat_interleave(mask.sum(1))
+            value = value[mask]
+        else:
+            owner = torch.arange(len(value))
+        if shape != item["shape"]:
+            raise ValueError(
+                f"{name}: rows from {rows[0]} on have the shape {shape}, but those before {item['shape']}; cut or pad "
+                "the samples to one size, or give texts with an attention_mask."
+            )
+        if item.get("top_k") or item.get("draws"):
+            kept = _few(value, item, form, rows)
+            ids = packed(kept.ids.reshape(-1, kept.ids.shape[-1]), item["bits"])
+            stored[f"{name}#ids"] = ids.view(*value.shape[:-1], ids.shape[1])
+            if item.get("draws"):
+                continue
+            name, value = f"{name}#log_probs", kept.log_probs
+        stored[name] = _in_format(name, value, form.dtype, owner, rows)
+    if mask is not None and any(item["kind"] == "tokens" for item in items.values()):
+        stored["lengths"] = mask.sum(1)
+    for name, of in contents(read.args, read.kwargs).items():
+        stored[f"input:{name}"] = of.cpu()
+    return stored
+
+
+def _few(value: Tensor, item: Mapping[str, Any], form: Format, rows: Sequence[int]) -> SparseLogits:
+    if form.top_k is not None:
+        return SparseLogits.top_k(value, form.top_k)
+    assert form.draws is not None, "one of both"
+    generator = torch.Generator().manual_seed(rows[0])
+    chances = torch.softmax(value.float().reshape(-1, value.shape[-1]), -1)
+    ids = torch.multinomial(chances, form.draws, replacement=True, generator=generator)
+    ids = ids.view(*value.shape[:-1], form.draws)
+    return SparseLogits(ids, torch.zeros(ids.shape))
+
+
+def _in_format(name: str, value: Tensor, dtype: torch.dtype, owner: Tensor, rows: Sequence[int]) -> Tensor:
+    """Return numbers in the format of the store, and refuse those that it cannot hold."""
+    cast = value.to(dtype)
+    if name.endswith("#log_probs"):  # a token without probability is stored as such
+        return cast
+    bad = ~cast.isfinite().reshape(len(cast), -1).all(1)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        row, one = rows[int(owner[first])], value[first]
+        if bool(one.isfinite().all()):
+            raise ValueError(
+                f"{name}: row {row} has a number of {float(one.abs().max()):.4g}, which does not fit {dtype}: the "
+                f"largest is {torch.finfo(dtype).max:.4g}. Store in another format: dtype='bfloat16' or 'float32'."
+            )
+        raise ValueError(f"{name}: the teacher's answer on row {row} is not finite; look at this sample.")
+    return cast
+
+
+def bytes_per_row(stored: Mapping[str, Tensor], rows: int) -> float:
+    """Return how many bytes a row takes on the disk, in the mean."""
+    return float(np.ceil(sum(t.numel() * t.element_size() for t in stored.values()) / max(rows, 1))) + 8.0

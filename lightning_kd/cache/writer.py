@@ -1,0 +1,387 @@
+"""Reads every row of a data set, and writes what the teacher answers into the shards of a store."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from filelock import FileLock, Timeout
+from lightning_utilities.core.rank_zero import rank_zero_info
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
+from lightning_kd.cache.items import LAYER, LOGITS, Format, bytes_per_row, describe_items, rows_of
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.contents import MASK, contents, same
+from lightning_kd.capture.networks import device_of
+from lightning_kd.data.indexed import Indexed, has_rows, with_row
+from lightning_kd.data.replayed import Replayed
+from lightning_kd.files.atomic import atomic_write
+from lightning_kd.files.store.manifest import (
+    NAME,
+    PLAN,
+    ROWS,
+    Manifest,
+    Shard,
+    differences,
+    read_manifest,
+    read_plain,
+    shard_name,
+    write_manifest,
+    write_plain,
+)
+
+SHARD_BYTES = 256 * 2**20
+"""Size of a shard, unless the user gives its number of rows."""
+_SMALL = 65_536
+"""Logits of at most so many numbers are stored though no loss reads them: the evaluation compares them."""
+
+
+class Every(Dataset[Any]):
+    """All rows of a store: each sample, or each view of each sample."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+        replayed = dataset.dataset if isinstance(dataset, Indexed) else dataset
+        self.views = replayed.views if isinstance(replayed, Replayed) else 1
+
+    def __len__(self) -> int:
+        return len(self.dataset) * self.views
+
+    def __getitem__(self, row: int) -> Any:
+        if self.views == 1:
+            return self.dataset[row]
+        sample, view = divmod(row, self.views)
+        if isinstance(self.dataset, Indexed):
+            return with_row(cast(Replayed, self.dataset.dataset).view(sample, view), sample)
+        return self.dataset.view(sample, view)
+
+
+class Writer:
+    """Writes a store.
+
+    Args:
+        asker: Who asks the teacher.
+        dataset: The data set.
+        folder: The folder of the store.
+        form: How the answers are stored.
+        batch_size: How many rows the teacher is asked about at once.
+        shard_rows: How many rows a file holds.
+        collate_fn: Makes a batch of samples.
+        num_workers: How many processes read the data.
+        transfer: Brings a batch to the teacher, as the fit would bring it to the student.
+        part: Number of this process, and of all processes.
+        layers: Which layers each loss reads, by the loss's name.
+        needs_logits: Whether a loss reads the logits.
+
+    Raises:
+        TypeError: If the data set has no rows by number.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        dataset: Dataset[Any],
+        folder: Path,
+        form: Format,
+        *,
+        batch_size: int = 64,
+        shard_rows: int | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+        num_workers: int = 0,
+        transfer: Callable[[Any], Any],
+        part: tuple[int, int] = (0, 1),
+        layers: dict[str, dict[str, Any]] | None = None,
+        needs_logits: bool = True,
+    ) -> None:
+        if isinstance(dataset, IterableDataset) or not has_rows(dataset):
+            raise TypeError(
+                f"A teacher's answers are stored by row, but {type(dataset).__name__} has no rows by number; use a "
+                "data set with __getitem__ and __len__."
+            )
+        if batch_size < 1 or (shard_rows is not None and shard_rows < 1) or not 0 <= part[0] < part[1]:
+            raise ValueError(
+                "Expected batch_size >= 1, shard_rows >= 1 and 0 <= rank < world_size, got "
+                f"{batch_size}, {shard_rows}, {part[0]} and {part[1]}."
+            )
+        if form.top_k is not None and form.draws is not None:
+            raise ValueError("top_k and draws are two ways to keep a few tokens; give one of them.")
+        self.asker, self.folder, self.form, self.part = asker, folder, form, part
+        self.every = Every(dataset)
+        self.dataset = dataset
+        self.batch_size, self.shard_rows = batch_size, shard_rows
+        self.collate_fn, self.num_workers = collate_fn, num_workers
+        self.transfer = transfer
+        self.layers, self.needs_logits = layers or {}, needs_logits
+
+    def write(self) -> Path:
+        """Write the store, or go on with it, and return its folder."""
+        if not len(self.every):
+            raise ValueError("The data set has no rows, so there is nothing to store.")
+        try:
+            manifest, size = self._plan()
+            if (self.folder / NAME).is_file():
+                self._check_same(read_manifest(self.folder), manifest)
+                rank_zero_info(f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows.")
+                return self.folder
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with self._alone():
+                self._begin(manifest)
+                waiting = [n for n in range(self.part[0], manifest.count, self.part[1]) if self._done(n) is None]
+                self._check_room(manifest, waiting, size)
+                self._write_shards(manifest, waiting)
+                self._finish(manifest)
+        finally:
+            self.asker.stop()
+        return self.folder
+
+    def _plan(self) -> tuple[Manifest, float]:
+        """Ask about the first rows, and return what the store will say of itself, and the bytes of a row."""
+        rows = list(range(min(self.batch_size, len(self.every))))
+        batch = self.transfer(next(iter(self._loader([rows]))))
+        read = self.asker.read(batch)
+        self._check_same_twice(rows, read)
+        lesson = self.asker.ask(batch, read)
+        values = self._values(lesson)
+        if LOGITS in values and not self.needs_logits and values[LOGITS][0].numel() > _SMALL:
+            del values[LOGITS]
+        if not values:
+            raise ValueError("The losses read nothing of the teacher, so there is nothing to store.")
+        self.names = list(values)
+        items = describe_items(values, read, self.form)
+        stored = rows_of(values, read, items, self.form, rows)
+        size = bytes_per_row(stored, len(rows))
+        by_size = max(1, min(len(self.every), int(SHARD_BYTES // size)))
+        shard_rows = self.shard_rows or self._known_shard_rows() or by_size
+        module = self.asker.frozen.module
+        inputs = {n.removeprefix("input:") for n in stored if n.startswith("input:")}
+        manifest = Manifest(
+            rows=len(self.every),
+            views=self.every.views,
+            shard_rows=shard_rows,
+            items=items,
+            inputs={name: _dtype_of(read, name) for name in sorted(inputs)},
+            axes=axes_of_layers(self.asker, batch, read),
+            layers=self.layers,
+            teacher={
+                "class": type(module).__name__,
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "sha256": fingerprint_of_weights(module),
+            },
+            data={"class": type(self.dataset).__name__, "samples": len(self.dataset)},  # type: ignore[arg-type]
+            made_with={
+                "torch": torch.__version__,
+                "device": device_of(module).type,
+                "dtype": str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
+                "batch_size": self.batch_size,
+            },
+        )
+        return manifest, size
+
+    def _values(self, lesson: Any) -> dict[str, Tensor]:
+        logits = self.asker.logits(lesson)
+        found = {} if not isinstance(logits, Tensor) else {LOGITS: logits}
+        return found | {LAYER + name: lesson.features[name] for name in self.asker.layers}
+
+    def _loader(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
+        options: dict[str, Any] = {} if self.collate_fn is None else {"collate_fn": self.collate_fn}
+        return DataLoader(self.every, batch_sampler=batches, num_workers=self.num_workers, **options)  # type: ignore[arg-type]
+
+    def _check_same_twice(self, rows: list[int], read: Batch) -> None:
+        """Read the first rows again; a sample that is another one by then can have no stored answer."""
+        again = self.asker.read(self.transfer(next(iter(self._loader([rows])))))
+        first, second = contents(read.args, read.kwargs), contents(again.args, again.kwargs)
+        for name, of in first.items():
+            if len(of) != len(rows):
+                raise ValueError(
+                    f"A batch of {len(rows)} rows has {len(of)} samples in its input {name!r}, so its rows are not "
+                    "known; let the collate function keep every sample."
+                )
+            if name not in second or not bool(same(second[name].cpu(), of.cpu()).all()):
+                raise ValueError(
+                    f"Read twice, row {rows[0]} of the data set gives two different inputs {name!r}: it is augmented "
+                    "at random, in the data set, the collate function or on_after_batch_transfer. An answer that is "
+                    "stored would be of another picture. Wrap the data set in lightning_kd.data.Replayed(dataset, "
+                    "views=K), which makes its own augmentation come again, or take the augmentation away."
+                )
+
+    def _known_shard_rows(self) -> int | None:
+        with suppress(OSError, ValueError, KeyError):
+            return int(read_plain(self.folder / PLAN)["shard_rows"])
+        with suppress(OSError, ValueError):
+            return read_manifest(self.folder).shard_rows
+        return None
+
+    def _check_same(self, there: Manifest, wanted: Manifest) -> None:
+        self._check_plans(there.plan(), wanted.plan())
+
+    def _check_plans(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+        # the same answers may be written with other batch sizes, and on another machine
+        there, wanted = ({k: v for k, v in one.items() if k != "made_with"} for one in (there, wanted))
+        found = differences(there, wanted)
+        if found:
+            raise ValueError(
+                f"{str(self.folder)!r} holds another store already: {'; '.join(found[:4])}. Give another folder, or "
+                "delete this one."
+            )
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuse to write what another process is writing."""
+        lock = FileLock(self.folder / f".rank-{self.part[0]}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ValueError(
+                f"Another process is writing the store {str(self.folder)!r}. Wait for it, or give each process a rank "
+                "of its own."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _begin(self, manifest: Manifest) -> None:
+        plan = _plain(manifest.plan())
+        with FileLock(self.folder / ".plan.lock"):
+            if (self.folder / PLAN).is_file():
+                self._check_plans(read_plain(self.folder / PLAN), plan)
+            else:
+                write_plain(self.folder / PLAN, plan)
+
+    def _done(self, number: int) -> Shard | None:
+        """Return what is known of a shard that is on the disk whole."""
+        try:
+            shard = Shard(**read_plain(_note(self.folder, number)))
+        except (OSError, ValueError, TypeError):
+            return None
+        path = self.folder / shard.file
+        return shard if path.is_file() and path.stat().st_size == shard.size else None
+
+    def _check_room(self, manifest: Manifest, waiting: Sequence[int], size: float) -> None:
+        rows = sum(end - start for start, end in map(manifest.shard_of, waiting))
+        needed = int(rows * size) + manifest.rows * 12 * len(manifest.inputs)
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise OSError(
+                f"The store would take {_show(needed)} more, but {str(self.folder)!r} has room for {_show(free)}; give "
+                "a folder on a larger disk, fewer layers, top_k=..., or a format of 16 bits."
+            )
+        rank_zero_info(
+            f"Writing {rows:,} rows of {_show(size)} each, {_show(needed)} in all, into {str(self.folder)!r}."
+        )
+
+    def _write_shards(self, manifest: Manifest, waiting: Sequence[int]) -> None:
+        spans = [manifest.shard_of(number) for number in waiting]
+        step = self.batch_size
+        batches = [list(range(at, min(at + step, end))) for start, end in spans for at in range(start, end, step)]
+        bar = tqdm(total=sum(map(len, batches)), unit="row", desc="teacher", disable=self.part[0] > 0 or not batches)
+        loader = iter(self._loader(batches)) if batches else iter(())
+        with bar:
+            for number, (start, end) in zip(waiting, spans, strict=True):
+                parts: list[dict[str, Tensor]] = []
+                for at in range(start, end, step):
+                    rows = list(range(at, min(at + step, end)))
+                    parts.append(self._rows(next(loader), manifest, rows))
+                    bar.update(len(rows))
+                self._save(number, end - start, parts)
+
+    def _rows(self, batch: Any, manifest: Manifest, rows: list[int]) -> dict[str, Tensor]:
+        batch = self.transfer(batch)
+        read = self.asker.read(batch)
+        values = self._values(self.asker.ask(batch, read))
+        stored = rows_of(values, read, manifest.items, self.form, rows)
+        for name in manifest.inputs:
+            if f"input:{name}" not in stored or len(stored[f"input:{name}"]) != len(rows):
+                raise ValueError(
+                    f"The batch of rows {rows[0]} to {rows[-1]} lacks an input {name!r} of as many samples."
+                )
+        return {**stored, "digest": _digests(read, len(rows))}
+
+    def _save(self, number: int, rows: int, parts: list[dict[str, Tensor]]) -> None:
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
+        if "lengths" in tensors:
+            tensors["offsets"] = torch.cat([torch.zeros(1, dtype=torch.long), tensors["lengths"].cumsum(0)])
+        data = save(tensors)
+        name = shard_name(number)
+        with atomic_write(self.folder / name) as file:
+            file.write(data)
+        note = Shard(name, rows, len(data), hashlib.sha256(data).hexdigest())
+        write_plain(_note(self.folder, number), vars(note))
+
+    def _finish(self, manifest: Manifest) -> None:
+        """Write the manifest, if every shard is there: the last process does so."""
+        with FileLock(self.folder / ".plan.lock"):
+            found = [self._done(number) for number in range(manifest.count)]
+            shards = [shard for shard in found if shard is not None]
+            if len(shards) < manifest.count or (self.folder / NAME).is_file():
+                return
+            wanted = [f"input:{name}" for name in manifest.inputs]
+            columns: dict[str, list[Tensor]] = {}
+            digest = hashlib.sha256()
+            for shard in shards:
+                tensors = load_file(self.folder / shard.file)
+                digest.update(bytes_of(tensors["digest"]))
+                for name in (*wanted, "lengths"):
+                    if name in tensors:
+                        columns.setdefault(name, []).append(tensors[name])
+            data = save({name: torch.cat(column) for name, column in columns.items()})
+            with atomic_write(self.folder / ROWS) as file:
+                file.write(data)
+            manifest.contents = Shard(ROWS, manifest.rows, len(data), hashlib.sha256(data).hexdigest())
+            manifest.shards = shards
+            manifest.data["sha256"] = digest.hexdigest()
+            write_manifest(self.folder, manifest)
+            (self.folder / PLAN).unlink(missing_ok=True)
+            for number in range(manifest.count):
+                _note(self.folder, number).unlink(missing_ok=True)
+        (self.folder / ".plan.lock").unlink(missing_ok=True)
+
+
+def _note(folder: Path, number: int) -> Path:
+    return folder / f"{shard_name(number)}.json"
+
+
+def _plain(content: Any) -> Any:
+    return json.loads(json.dumps(content))
+
+
+def _dtype_of(read: Batch, name: str) -> str:
+    head, _, rest = name.partition(".")
+    value: Any = read.args[int(head)] if head.isdigit() and int(head) < len(read.args) else read.kwargs.get(head)
+    for part in rest.split(".") if rest else ():
+        value = value[int(part)] if isinstance(value, tuple) else value[part]
+    value = value[0] if isinstance(value, list) else value
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _digests(read: Batch, rows: int) -> Tensor:
+    """Return for each row eight bytes of the SHA-256 of its inputs, exact to the bit."""
+    mask = read.kwargs.get(MASK)
+    named = {**{str(i): value for i, value in enumerate(read.args)}, **read.kwargs}
+    tensors = [v for _, v in sorted(named.items()) if isinstance(v, Tensor) and v.ndim and len(v) == rows]
+    digests = []
+    for row in range(rows):
+        digest = hashlib.sha256()
+        for value in tensors:
+            one = value[row]
+            hidden = isinstance(mask, Tensor) and mask.ndim == 2 and value.shape[:2] == mask.shape
+            digest.update(bytes_of(one[mask[row].bool()] if hidden else one))  # type: ignore[index]
+        digests.append(int.from_bytes(digest.digest()[:8], "little", signed=True))
+    return torch.tensor(digests, dtype=torch.long)
+
+
+def _show(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

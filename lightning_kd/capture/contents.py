@@ -1,0 +1,127 @@
+"""Three numbers that tell one sample's inputs from another's, whatever its batch, padding, device and format."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_kd.capture.columns import INDEX_KEYS, is_label
+
+MASK = "attention_mask"
+NUMBERS = 3
+_TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
+_TOLERANCE = 2e-5
+
+
+def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+    r"""Return for each input the norm and two projections of each sample.
+
+    .. math::
+        \left( \lVert x_i \rVert, \; \sum_j u_j x_{ij}, \; \sum_j v_j x_{ij} \right)
+
+    with numbers :math:`u, v` between -1 and 1 that are drawn once and for all. Whole numbers, such as token ids, are
+    replaced by drawn numbers first, so that each change of an id counts the same. Where there is an attention mask of
+    two axes, tokens that it hides do not count, and the others count by their place among those that it shows.
+
+    Shape:
+        - an input: :math:`(B, *)`, or a list of :math:`B` tensors; what it returns: :math:`(B, 3)`, float32.
+
+    Args:
+        args: The positional inputs, which are called by their numbers.
+        kwargs: The named inputs; labels and rows are left out.
+
+    Example:
+        >>> picture = torch.arange(6.0).view(1, 2, 3)
+        >>> mirrored = contents((picture.flip(-1),), {})["0"]
+        >>> torch.allclose(contents((picture,), {})["0"], mirrored)
+        False
+    """
+    named = {str(i): value for i, value in enumerate(args)}
+    named |= {k: v for k, v in kwargs.items() if k not in INDEX_KEYS and not is_label(k)}
+    mask = kwargs.get(MASK)
+    mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    found: dict[str, Tensor] = {}
+    for name, value in named.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": of for key, of in contents((), value).items()}
+        elif isinstance(value, tuple):
+            found |= {f"{name}.{key}": of for key, of in contents(value, {}).items()}
+        elif isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
+            found[name] = torch.cat([_of(one.unsqueeze(0), None) for one in value])
+        elif isinstance(value, Tensor) and value.ndim and name != MASK:
+            hidden = mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape
+            found[name] = _of(value, mask if hidden else None)
+    return found
+
+
+def same(found: Tensor, stored: Tensor, *dtypes: torch.dtype) -> Tensor:
+    """Return for each sample whether two triples of numbers are of the same input.
+
+    Args:
+        found: The numbers of the input at hand (B, 3).
+        stored: Those that were stored, of the same shape, or (K, B, 3) of several candidates.
+        dtypes: The formats of both inputs; numbers of 16 bits may differ more.
+    """
+    return ((found - stored).abs() <= margin(stored, *dtypes)).all(-1)
+
+
+def margin(stored: Tensor, *dtypes: torch.dtype) -> Tensor:
+    """Return by how much numbers of the same input may differ (..., 1): by their rounding, relative to the norm."""
+    return stored[..., :1] * max([_TOLERANCE, *(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)]) + 1e-12
+
+
+@torch.no_grad()
+def _of(value: Tensor, mask: Tensor | None) -> Tensor:
+    rows = len(value)
+    if value.is_floating_point() or value.dtype in (torch.uint8, torch.bool):
+        numbers = value.detach().float()
+    elif value.is_complex():
+        numbers = torch.view_as_real(value.detach()).float()
+    else:
+        numbers = _drawn(value.detach())
+    if mask is not None:
+        numbers, places = numbers.reshape(rows, mask.shape[1], -1), (mask.cumsum(1) - 1).clamp_min(0)
+        drawn = _weights(numbers[0].numel(), value.device).view(mask.shape[1], -1, 2)[places]
+        numbers = numbers * mask.unsqueeze(-1)
+        return _numbers(numbers.flatten(1), (numbers.unsqueeze(-1) * drawn).flatten(1, 2).sum(1))
+    numbers = numbers.reshape(rows, -1) if numbers.numel() else numbers.new_zeros(rows, 1)
+    drawn = _weights(numbers.shape[1], value.device)
+    if numbers.device.type == "cpu":
+        return _numbers(numbers, numbers @ drawn)
+    # matrix products of accelerators may round to fewer digits
+    return _numbers(numbers, torch.stack([(numbers * drawn[:, i]).sum(1) for i in range(2)], 1))
+
+
+def _numbers(flat: Tensor, projections: Tensor) -> Tensor:
+    return torch.cat([torch.linalg.vector_norm(flat, dim=1, keepdim=True), projections], 1)
+
+
+@lru_cache(maxsize=64)
+def _weights(size: int, device: torch.device) -> Tensor:
+    """Return the drawn numbers (size, 2) of the first positions; those of a position do not depend on the size."""
+    with np.errstate(over="ignore"):
+        mixed = _mixed(np.arange(2 * size, dtype=np.uint32) + np.uint32(0x9E3779B9))
+    drawn = torch.from_numpy(mixed.astype(np.float64) / 2.0**31 - 1.0).float().view(size, 2)
+    return drawn.to(device)
+
+
+def _mixed(numbers: Any) -> Any:
+    """Return other whole numbers of 32 bits, which look drawn: the finalizer of MurmurHash3."""
+    numbers = numbers ^ (numbers >> np.uint32(16))
+    numbers = numbers * np.uint32(0x85EBCA6B)
+    numbers = numbers ^ (numbers >> np.uint32(13))
+    numbers = numbers * np.uint32(0xC2B2AE35)
+    return numbers ^ (numbers >> np.uint32(16))
+
+
+def _drawn(ids: Tensor) -> Tensor:
+    """Return a drawn number between -1 and 1 for each whole number."""
+    low = 0xFFFFFFFF
+    mixed = ids.long() & low
+    mixed = ((mixed ^ (mixed >> 16)) * 0x85EBCA6B) & low
+    mixed = ((mixed ^ (mixed >> 13)) * 0xC2B2AE35) & low
+    mixed = mixed ^ (mixed >> 16)
+    return (mixed.double() / 2.0**31 - 1.0).float()

@@ -1,0 +1,206 @@
+"""Reads rows of a store, and finds the rows of samples by their contents."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lightning_kd.capture.contents import NUMBERS, margin, same
+from lightning_kd.files.store.manifest import ROWS, Manifest, Shard, read_manifest
+from lightning_kd.files.store.verified import check_once, check_size, check_whole
+
+_OPEN = 64
+"""How many shards are mapped into memory at once."""
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Store:
+    """A store that is open for reading. Shards are mapped into memory, so only the rows that are asked for are read.
+
+    On opening, the sizes of all files and the whole file of contents are checked. The checksum of a shard is computed
+    when it is first read.
+
+    Args:
+        folder: The folder of the store.
+
+    Raises:
+        FileNotFoundError: If there is no finished store, or a file of it is missing.
+        ValueError: If a file is cut, longer, damaged or of another version.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest: Manifest = read_manifest(folder)
+        for shard in self.manifest.shards:
+            check_size(folder / shard.file, shard)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._shards: OrderedDict[int, _Mapped] = OrderedDict()
+        rows = self.manifest.contents
+        assert rows is not None, "a manifest that was read"
+        mapped = _Mapped(self.folder / ROWS, rows)
+        self.contents = {name: mapped.tensors[f"input:{name}"] for name in self.manifest.inputs}
+        """Three numbers of each row's inputs, by the input's name; see ``lightning_kd.capture.contents``."""
+        self.lengths = mapped.tensors.get("lengths")
+        """Number of tokens of each row, where rows have positions of their own."""
+        self._keep = mapped
+        self._orders: dict[str, tuple[Any, Any]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a process that is started anew opens the files itself
+        return {"folder": self.folder, "manifest": self.manifest}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def __len__(self) -> int:
+        return self.manifest.rows
+
+    def check_all(self) -> None:
+        """Read every file to its end, and raise a ``ValueError`` if one is damaged."""
+        assert self.manifest.contents is not None, "a manifest that was read"
+        for shard in (*self.manifest.shards, self.manifest.contents):
+            check_whole(self.folder / shard.file, shard)
+
+    def find(self, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
+        """Return the row of each sample, -1 of those that the store does not hold.
+
+        Args:
+            found: The contents of the samples' inputs, by the inputs' names.
+            dtypes: The formats of these inputs.
+        """
+        key = max(found, key=self._distinct)
+        numbers = found[key].cpu()
+        order, ordered = self._order(key)
+        off = margin(numbers, dtypes[key], _dtype(self.manifest.inputs[key])).squeeze(1).double().numpy() * 2
+        middle = numbers[:, 1].double().numpy()
+        first = np.searchsorted(ordered, middle - off, "left")
+        count = np.searchsorted(ordered, middle + off, "right") - first
+        rows = torch.full((len(numbers),), -1, dtype=torch.long)
+        widest = int(count.max(initial=0))
+        if not widest:
+            return rows
+        steps = np.arange(min(widest, 4096))
+        places = np.minimum(first[None] + steps[:, None], len(order) - 1)
+        candidates = torch.from_numpy(order[places])
+        fits = torch.from_numpy(steps[:, None] < count[None])
+        for name, of in found.items():
+            stored = self.contents[name][candidates.flatten()].view(*candidates.shape, NUMBERS)
+            fits &= same(of.cpu(), stored, dtypes[name], _dtype(self.manifest.inputs[name]))
+        best = fits.to(torch.uint8).argmax(0)
+        return torch.where(fits.any(0), candidates.gather(0, best.unsqueeze(0)).squeeze(0), rows)
+
+    def fits(self, rows: Tensor, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
+        """Return for each row whether it was written of the sample whose contents are given.
+
+        Args:
+            rows: Rows of the store (B,), or (K, B) of several candidates.
+            found: The contents of the samples' inputs.
+            dtypes: The formats of these inputs.
+        """
+        fits = torch.ones(rows.shape, dtype=torch.bool)
+        for name, of in found.items():
+            stored = self.contents[name][rows.flatten()].view(*rows.shape, NUMBERS)
+            fits &= same(of.cpu(), stored, dtypes[name], _dtype(self.manifest.inputs[name]))
+        return fits
+
+    def read(self, name: str, rows: Tensor) -> Tensor:
+        """Return some rows of an item; of one with positions, the positions of all rows one after another.
+
+        Args:
+            name: The item, such as ``logits`` or ``layer:layer3``.
+            rows: The rows, on the CPU.
+
+        Raises:
+            ValueError: If a shard is damaged, or has changed since it was opened.
+        """
+        wanted, of_tokens = rows.numpy(), self.manifest.items[name.partition("#")[0]]["kind"] == "tokens"
+        numbers = wanted // self.manifest.shard_rows
+        shards = np.unique(numbers).tolist()
+        if len(shards) == 1:
+            return self._rows(shards[0], name, wanted, of_tokens)
+        if of_tokens:
+            single = [self._rows(int(n), name, wanted[i : i + 1], True) for i, n in enumerate(numbers)]
+            return torch.cat(single)
+        places = [np.flatnonzero(numbers == number) for number in shards]
+        parts = [self._rows(n, name, wanted[of], False) for n, of in zip(shards, places, strict=True)]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
+
+    def _rows(self, shard: int, name: str, wanted: Any, of_tokens: bool) -> Tensor:
+        return self._shard(shard).rows(name, wanted - shard * self.manifest.shard_rows, of_tokens)
+
+    def _shard(self, number: int) -> "_Mapped":
+        mapped = self._shards.get(number)
+        if mapped is None:
+            shard = self.manifest.shards[number]
+            mapped = self._shards[number] = _Mapped(self.folder / shard.file, shard)
+            if len(self._shards) > _OPEN:
+                self._shards.popitem(last=False)
+        else:
+            mapped.check_unchanged()
+            self._shards.move_to_end(number)
+        return mapped
+
+    def _distinct(self, name: str) -> int:
+        """Return how many inputs of a name can be told apart by the number that the rows are ordered by."""
+        _, ordered = self._order(name)
+        return int(np.count_nonzero(np.diff(ordered)))
+
+    def _order(self, name: str) -> tuple[Any, Any]:
+        if name not in self._orders:
+            column = self.contents[name][:, 1].numpy()
+            order = np.argsort(column, kind="stable")
+            self._orders[name] = order, column[order].astype(np.float64)
+        return self._orders[name]
+
+
+class _Mapped:
+    """A file of tensors that is mapped into memory."""
+
+    def __init__(self, path: Path, shard: Shard) -> None:
+        self.path = path
+        self.found = check_once(path, shard)
+        try:
+            opened: Any = safe_open(path, "pt")
+            names = opened.keys()
+            self.tensors: dict[str, Tensor] = {name: opened.get_tensor(name) for name in names}
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"The file {str(path)!r} of the store cannot be read: {error}; write the store anew."
+            ) from error
+        self._raw = {name: of.view(_INTEGERS[of.element_size()]).numpy() for name, of in self.tensors.items()}
+        offsets = self.tensors.get("offsets")
+        self._offsets = None if offsets is None else offsets.numpy()
+
+    def check_unchanged(self) -> None:
+        """Raise a ``ValueError`` in words where reading a file that was cut would end the process."""
+        try:
+            now = self.path.stat()
+        except OSError as error:
+            raise ValueError(f"The file {str(self.path)!r} of the store has gone during the run: {error}.") from error
+        if (now.st_size, now.st_mtime_ns) != (self.found.st_size, self.found.st_mtime_ns):
+            raise ValueError(
+                f"The file {str(self.path)!r} of the store has changed during the run, from {self.found.st_size:,} to "
+                f"{now.st_size:,} bytes; a store must stay as it is while a fit reads it."
+            )
+
+    def rows(self, name: str, rows: Any, of_tokens: bool) -> Tensor:
+        """Return rows of a tensor, copied; the positions of all rows one after another if each has its own."""
+        raw, dtype = self._raw[name], self.tensors[name].dtype
+        if of_tokens and self._offsets is not None:
+            spans = [np.arange(self._offsets[row], self._offsets[row + 1]) for row in rows]
+            rows = np.concatenate(spans) if spans else rows
+        return torch.from_numpy(raw.take(rows, 0)).view(dtype)
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype), "as the writer names it"
+    return dtype
