@@ -117,7 +117,8 @@ def write(
         needs_logits = any(leaf.needs_teacher_logits for loss in losses for _, leaf in loss.leaves())
         asker = OfTeacher(frozen, losses, teacher_inputs, unpack_batch)
         return Writer(asker, dataset, **options, needs_logits=needs_logits).write()
-    module = DistillationModule(student, frozen, losses, teacher_inputs=teacher_inputs)
+    # a fit with a task reads the embedding before the last layer; one without reads the logits, which are stored too
+    module = DistillationModule(student, frozen, losses, task_loss=nn.CrossEntropyLoss(), teacher_inputs=teacher_inputs)
     if unpack_batch is not batches.unpack_batch:
         vars(module)["unpack_batch"] = unpack_batch
     return writer_of(module, dataset, **options).write()
@@ -138,7 +139,12 @@ def writer_of(module: DistillationModule, dataset: Dataset[Any], **options: Any)
         run.setup.show_dataset(len(dataset), targets_of(dataset))  # type: ignore[arg-type]
     every = Every(dataset)
     loader = DataLoader(every, batch_size=min(2, len(every)), collate_fn=options.get("collate_fn"))
-    run.setup.prepare(options["transfer"](next(iter(loader))), module._call_student, module)
+
+    def call(batch: Any) -> Any:
+        read = module.unpack_batch(batch)
+        return run.step.capture.call(*read.args, **read.kwargs)
+
+    run.setup.prepare(options["transfer"](next(iter(loader))), call, module)
     layers = run.setup.state()["layers"]
     needs_logits = any(loss.needs_teacher_logits for loss in run.objective.components)
     return Writer(OfStep(run.step), dataset, **options, layers=layers, needs_logits=needs_logits)

@@ -175,7 +175,11 @@ class Writer:
                 "parameters": sum(p.numel() for p in module.parameters()),
                 "sha256": fingerprint_of_weights(module),
             },
-            data={"class": type(self.dataset).__name__, "samples": len(self.dataset)},  # type: ignore[arg-type]
+            data={
+                "samples": len(self.every) // self.every.views,
+                "first_row": int(_digests(read, len(rows))[0]),
+                "last_row": self._last(),
+            },
             made_with={
                 "torch": torch.__version__,
                 "device": device_of(module).type,
@@ -211,6 +215,12 @@ class Writer:
                     "stored would be of another picture. Wrap the data set in lightning_kd.data.Replayed(dataset, "
                     "views=K), which makes its own augmentation come again, or take the augmentation away."
                 )
+
+    def _last(self) -> int:
+        """Return the fingerprint of the last row."""
+        rows = [len(self.every) - 1]
+        read = self.asker.read(self.transfer(next(iter(self._loader([rows])))))
+        return int(_digests(read, 1)[0])
 
     def _known_shard_rows(self) -> int | None:
         with suppress(OSError, ValueError, KeyError):

@@ -6,9 +6,11 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lightning_kd.data.in_memory import InMemoryDataModule, Rows
 from lightning_kd.data.indexed import NO_TARGET
+from lightning_kd.data.replayed import Replayed
 
 NUM_CLASSES = 10
 
@@ -27,6 +29,8 @@ class DigitsDataModule(InMemoryDataModule):
         label_seed: Chooses which training images keep their label.
         with_index: Whether a batch is (x, y, index) instead of (x, y); index is the row in its half of the data.
         augment: Whether training images are turned, scaled and shifted a little, anew in every batch.
+        views: Number of fixed ways in which each training image is turned, scaled and shifted, in place of new ones in
+            every batch: then a teacher's answers can be stored. Batches carry no index then.
         num_workers: Processes that load data, >= 0; 0 is the fastest for data this small.
 
     Raises:
@@ -51,8 +55,12 @@ class DigitsDataModule(InMemoryDataModule):
         with_index: bool = False,
         augment: bool = True,
         num_workers: int = 0,
+        views: int | None = None,
     ) -> None:
-        super().__init__(batch_size, with_index, augment, num_workers)
+        super().__init__(batch_size, with_index, augment and views is None, num_workers)
+        if views is not None and (not augment or with_index):
+            raise ValueError("DigitsDataModule: views are of augmented images without index; give views alone.")
+        self.views = views
         if labelled_per_class is not None and labelled_per_class < 0:
             raise ValueError(
                 f"DigitsDataModule: expected labelled_per_class >= 0 or None for all labels, got {labelled_per_class}."
@@ -66,6 +74,12 @@ class DigitsDataModule(InMemoryDataModule):
         if self.labelled_per_class is not None:
             train = train[0], _hide_labels(train[1], self.labelled_per_class, self.label_seed)
         return train, held_out
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Serve the training images in random order, in one of their views if these are fixed."""
+        if self.views is None:
+            return super().train_dataloader()
+        return self._loader(Replayed(_Augmented(self.train_set), self.views), shuffle=True)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Augment the images of a training batch, where the batch is; nothing changes in the other stages."""
@@ -100,6 +114,20 @@ def augment_digits(
     ).view(count, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images.float(), grid, align_corners=False).to(images.dtype)
+
+
+class _Augmented(Dataset[tuple[Tensor, Tensor]]):
+    """Images that are augmented one by one, when they are read."""
+
+    def __init__(self, rows: TensorDataset) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        image, target = self.rows[row]
+        return augment_digits(image.unsqueeze(0)).squeeze(0), target
 
 
 def _halves() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:

@@ -1,11 +1,12 @@
 """The base of data modules whose images are tensors in memory."""
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 Rows = tuple[Tensor, Tensor]
 """Images and class ids."""
@@ -73,7 +74,7 @@ class InMemoryDataModule(LightningDataModule, ABC):
         index = (torch.arange(len(target)),) if self.with_index else ()
         return TensorDataset(images, target, *index)
 
-    def _loader(self, rows: TensorDataset, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+    def _loader(self, rows: Dataset[Any], shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
         return DataLoader(
             rows,
             batch_size=self.batch_size,

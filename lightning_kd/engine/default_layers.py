@@ -1,8 +1,10 @@
 """Which layers a loss reads that was constructed without their names."""
 
+from lightning_kd.capture.heads import OUTPUT
 from lightning_kd.capture.trace import Ran, Seen
 from lightning_kd.engine.stages import Stages, before_activations, find_features, find_stages, towers
-from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.base import DistillationLoss, as_names
+from lightning_kd.teachers.base import Teacher
 
 _KINDS = {
     "embedding": "features before the output",
@@ -46,6 +48,33 @@ def choose_layers(loss: DistillationLoss, student: Ran, teacher: Ran) -> str:
     )
     told = f"student {_shown(mine, ours)}"
     return f"{told} and teacher {_shown(its, theirs)}" if loss.pairs_layers else told
+
+
+def chosen_before(name: str, loss: DistillationLoss, teacher: Teacher | None) -> str | None:
+    """Name the layers of a loss that were chosen when a teacher's answers were stored.
+
+    Args:
+        name: The name of the part.
+        loss: The loss, which names no layers.
+        teacher: Who answers.
+
+    Returns:
+        Both layers in words, ``None`` if the teacher is a network that can be looked at.
+
+    Raises:
+        ValueError: If the answers were stored without this loss.
+    """
+    if teacher is None or not teacher.looks_up or not loss.pairs_layers:
+        return None
+    chosen = teacher.chosen_layers.get(name, {})
+    if not chosen.get("teacher") or OUTPUT in as_names(chosen["teacher"]):
+        raise ValueError(
+            f"Part {name!r} names no layers, and none were stored for a part of this name, so which of the teacher's "
+            f"it reads is not known. Name them: {type(loss).__name__}(STUDENT, TEACHER), or store them with "
+            "`lightning-kd cache` and a configuration that has this loss."
+        )
+    loss.name_layers(chosen["student"], chosen["teacher"])
+    return f"student {list(loss.student_layers)} and teacher {list(loss.teacher_layers)}, as they were stored"
 
 
 def _find(loss: DistillationLoss, role: str, ran: Ran) -> Stages:

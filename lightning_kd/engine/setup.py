@@ -23,7 +23,7 @@ from lightning_kd.engine.checks import (
     check_parts_not_lazy,
     has_lazy,
 )
-from lightning_kd.engine.default_layers import choose_layers
+from lightning_kd.engine.default_layers import choose_layers, chosen_before
 from lightning_kd.engine.embedding_output import Embeddings
 from lightning_kd.engine.fused_heads import BothLogits, settle_heads
 from lightning_kd.engine.labels import check_classes
@@ -107,8 +107,6 @@ class SetUp:
             check_not_lazy(self.step.student)
         if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
             self.step.teacher.read_weights()
-        if self.step.teacher is not None and self.step.teacher.chosen_layers:
-            self.name_layers(self.step.teacher.chosen_layers)
         if any(loss.needs_layers for loss in self.step.objective.components):
             self._choose_layers(batch, call_student, module)
         self._show_networks()
@@ -362,7 +360,8 @@ class SetUp:
         outputs = self.embeddings.that_are_outputs(output)
         for name, loss in step.objective.leaves:
             if name in outputs or loss.needs_layers:
-                told = outputs.get(name) or choose_layers(loss, student_layers, teacher_layers)
+                told = outputs.get(name) or chosen_before(name, loss, step.teacher)
+                told = told or choose_layers(loss, student_layers, teacher_layers)
                 rank_zero_info(f"Part {name!r} reads {told}.")
         step.watch()
 

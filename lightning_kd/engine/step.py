@@ -236,15 +236,22 @@ class TrainingStep:
             kwargs = self.teacher_positions(args, kwargs)
         view = Call(args=args, kwargs=kwargs)
         if self.teacher.looks_up:
-            index = (read_if_known(self.hooks, batch) if read is None else read()).index
-            view = Call(args=args, kwargs=kwargs, of=call, index=index)
-            view.is_example = first and (
-                getattr(self.hooks, "example_input_array", None) is not None or not is_of_batch(call, batch)
-            )
+            view = self._looked_up(batch, call, view, read, first)
         lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("teacher"))
         return lesson
+
+    def _looked_up(self, batch: Any, call: Call, view: Call, read: Callable[[], Batch] | None, first: bool) -> Call:
+        """Return the teacher's view with the student's own call, and the rows that the batch carries."""
+        as_given = (self.calls is None and not first) or is_of_batch(
+            call, batch
+        )  # a step of the user's may mix samples
+        index = None
+        if as_given:
+            index = (read_if_known(self.hooks, batch) if read is None else read()).index
+        is_example = first and (getattr(self.hooks, "example_input_array", None) is not None or not as_given)
+        return replace(view, of=call, index=index, is_example=is_example)
 
     def of_teacher(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the teacher takes: of the student's call, and of the batch what only the teacher takes."""

@@ -231,8 +231,8 @@ class CachedTeacher(Teacher):
             f"{str(store.folder)!r}, the first is sample {missing[0]} of the batch{row}. The teacher has not seen "
             "them: the data is other data or has grown, another transform is applied, or the samples are augmented "
             "or mixed at random, in the data set, the collate function, on_after_batch_transfer or the training step. "
-            "Store views that come again, lightning_kd.data.Replayed(dataset, views=K), take the augmentation away, or use "
-            "the teacher itself"
+            "Store views that come again, lightning_kd.data.Replayed(dataset, views=K), take the augmentation away, or "
+            "use the teacher itself."
         )
 
     def _contents(self, store: Store, call: Call) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
@@ -278,7 +278,7 @@ class CachedTeacher(Teacher):
             if not kept:
                 output = read(LOGITS, LOGITS)
             else:
-                ids = read(f"{LOGITS}#ids", LOGITS, torch.arange(kept))
+                ids = read(f"{LOGITS}#ids", LOGITS, torch.arange(kept) % items[LOGITS]["vocabulary"])
                 draws = items[LOGITS].get("draws")
                 output = (
                     SparseLogits.from_draws(ids) if draws else SparseLogits(ids, read(f"{LOGITS}#log_probs", LOGITS))

@@ -49,7 +49,7 @@ class Manifest:
         axes: What the axes of each layer mean.
         layers: Which layers each loss reads, by the loss's name.
         teacher: Class, number of parameters and fingerprint of the teacher.
-        data: Class and number of samples of the data set, and a fingerprint of the contents of all rows.
+        data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
         shards: The files, in the order of the rows.
         contents: The file of the rows' contents.
@@ -73,7 +73,7 @@ class Manifest:
         plain = dataclasses.asdict(self)
         for name in ("shards", "contents", "data"):
             del plain[name]
-        return {**plain, "samples": self.data.get("samples"), "dataset": self.data.get("class")}
+        return {**plain, "data": {name: self.data.get(name) for name in ("samples", "first_row", "last_row")}}
 
     def shard_of(self, number: int) -> tuple[int, int]:
         """Return the first row of a shard, and the row after its last one."""

@@ -1,0 +1,339 @@
+"""The writer visits every row once, goes on where it was killed, and refuses what has no right answer."""
+
+import json
+from collections import namedtuple
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset, TensorDataset
+
+from lightning_kd import Batch, DistillationModule, cache
+from lightning_kd.cache import writer
+from lightning_kd.capture.call import Call
+from lightning_kd.data import Replayed
+from lightning_kd.functional import token_kd_loss
+from lightning_kd.losses import ATLoss, HintLoss, KDLoss, RKDLoss, SparseLogits
+from lightning_kd.teachers import CachedTeacher
+from tests import support
+
+
+class Counting(TensorDataset):
+    """Notes which rows are read."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.read = []
+
+    def __getitem__(self, row):
+        self.read.append(row)
+        return super().__getitem__(row)
+
+    __getitems__ = None
+
+
+def data():
+    return Counting(*support.data().tensors)
+
+
+def write(folder, **options):
+    defaults = {"losses": [KDLoss()], "dtype": "float32", "shard_rows": 5, "batch_size": 3}
+    guide, rows = options.pop("teacher", support.teacher()), options.pop("dataset", support.data())
+    return cache.write(guide, rows, folder, **(defaults | options))
+
+
+def stored(folder, x=None):
+    x = support.data().tensors[0] if x is None else x
+    return CachedTeacher(folder).answer(None, Call(args=(x,))).output
+
+
+def whole():
+    with torch.no_grad():
+        return support.teacher().eval()(support.data().tensors[0])
+
+
+def test_a_writer_that_was_killed_goes_on_and_no_half_shard_is_read(tmp_path, monkeypatch):
+    folder = tmp_path / "store"
+
+    def dies():
+        saved = writer.Writer._save
+
+        def save(self, number, rows, parts):
+            saved(self, number, rows, parts)
+            if number == 2:
+                support.kill()
+
+        writer.Writer._save = save
+        write(folder)
+
+    support.killed(dies)
+    assert len(list(folder.glob("shard-*.safetensors"))) == 3
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        CachedTeacher(folder)
+    rows = data()
+    write(folder, dataset=rows)
+    assert set(rows.read) == {0, 1, 2, *range(15, 24)}  # the first batch tells the sizes
+    assert torch.allclose(stored(folder), whole(), rtol=0, atol=1e-6)
+    assert sorted(path.name for path in folder.iterdir() if "shard" not in path.name) == [
+        "manifest.json",
+        "rows.safetensors",
+    ]
+
+
+def test_a_writer_that_is_killed_in_the_middle_of_a_shard_leaves_none(tmp_path):
+    folder = tmp_path / "store"
+
+    def dies():
+        opened = writer.atomic_write
+
+        def half(path):
+            return _HalfWritten(opened(path)) if path.name == writer.shard_name(1) else opened(path)
+
+        writer.atomic_write = half
+        write(folder)
+
+    support.killed(dies)
+    assert not (folder / writer.shard_name(1)).exists()
+    write(folder)
+    assert torch.allclose(stored(folder), whole(), rtol=0, atol=1e-6)
+
+
+class _HalfWritten:
+    def __init__(self, context):
+        self.context = context
+
+    def __enter__(self):
+        return support.Dying(self.context.__enter__(), 100)
+
+    def __exit__(self, *args):
+        return self.context.__exit__(*args)
+
+
+def test_several_processes_write_one_store(tmp_path):
+    for rank in (1, 0):
+        assert not (tmp_path / "manifest.json").exists()
+        write(tmp_path, rank=rank, world_size=2)
+    assert torch.allclose(stored(tmp_path), whole(), rtol=0, atol=1e-6)
+
+
+def test_two_writers_of_one_part_are_refused(tmp_path):
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".rank-0.lock"), pytest.raises(ValueError, match="Another process is writing"):
+        write(tmp_path)
+
+
+def test_a_folder_with_another_store_is_refused_and_the_same_one_is_kept(tmp_path):
+    write(tmp_path)
+    rows = data()
+    write(tmp_path, dataset=rows, batch_size=4)
+    assert set(rows.read) == {0, 1, 2, 3, 23}  # the first batch and the last row tell whose the store is
+    with pytest.raises(ValueError, match=r"holds another store already: .*dtype: 'float32', not 'float16'"):
+        write(tmp_path, dtype="float16")
+    with pytest.raises(ValueError, match=r"teacher\.sha256"):
+        write(tmp_path, teacher=support.seeded(partial(support.ConvNet, 8), 1))
+    with pytest.raises(ValueError, match=r"data\.samples: 24, not 23"):
+        write(tmp_path, dataset=TensorDataset(support.data().tensors[0][:23]))
+    with pytest.raises(ValueError, match=r"data\.first_row"):
+        write(tmp_path, dataset=TensorDataset(support.data().tensors[0].flip(0)))
+
+
+def test_every_row_is_read_once_beside_the_look_at_the_first(tmp_path):
+    rows = data()
+    write(tmp_path, dataset=rows, num_workers=0)
+    assert sorted(rows.read[7:]) == list(range(24))
+
+
+class Draws(support.ConvNet):
+    def __init__(self):
+        super().__init__(8, dropout=0.5)
+
+
+def test_the_teacher_answers_in_eval_mode_and_is_left_as_it_was(tmp_path):
+    guide = support.seeded(Draws, 7).train()
+    before = {name: value.clone() for name, value in guide.state_dict().items()}
+    write(tmp_path, teacher=guide, losses=[KDLoss(), HintLoss("features", "features")])
+    assert torch.allclose(stored(tmp_path), whole(), rtol=0, atol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in guide.state_dict().items())
+    assert not any(module._forward_hooks for module in guide.modules())
+
+
+class Times(nn.Module):
+    """Answers with its input, times a factor."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x.flatten(1) * self.factor
+
+
+@pytest.mark.parametrize(("factor", "why"), [(1e5, "does not fit torch.float16"), (float("nan"), "is not finite")])
+def test_the_first_row_that_has_no_right_number_is_named(tmp_path, factor, why):
+    x = torch.zeros(24, 2)
+    x[17] = 1.0
+    with pytest.raises(ValueError, match=f"logits: .*row (17|0) .*{why}"):
+        write(tmp_path, teacher=Times(factor), dataset=TensorDataset(x), dtype="float16")
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: usage(0, 0, 100))
+    with pytest.raises(OSError, match="has room for 100 B"):
+        write(tmp_path)
+    assert not list(tmp_path.glob("shard*"))
+
+
+class Noisy(TensorDataset):
+    def __getitem__(self, row):
+        x, *rest = super().__getitem__(row)
+        return (x + torch.randn_like(x), *rest)
+
+
+def test_data_that_is_augmented_at_random_is_refused_with_the_remedy(tmp_path):
+    noisy = Noisy(*support.data().tensors)
+    with pytest.raises(ValueError, match=r"two different inputs '0'.*Replayed\(dataset, views=K\)"):
+        write(tmp_path, dataset=noisy)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_replayed_views_are_seen_by_student_and_teacher_alike(tmp_path, workers):
+    rows = Replayed(Noisy(*support.data().tensors), views=3)
+    write(tmp_path, dataset=rows, losses=support.default_losses())
+    assert json.loads((tmp_path / "manifest.json").read_text())["rows"] == 72
+    options = {"num_workers": workers, "multiprocessing_context": "forkserver"} if workers else {}
+
+    def weights(guide):
+        module = support.module(teacher=guide)
+        loader = torch.utils.data.DataLoader(rows, batch_size=8, shuffle=True, **options)
+        support.fit(module, train=loader)
+        return torch.cat([p.detach().flatten() for p in module.student.parameters()])
+
+    live = weights(support.teacher())
+    assert torch.allclose(live, weights(CachedTeacher(tmp_path)), rtol=0, atol=1e-6)
+    module = support.module(teacher=CachedTeacher(tmp_path))
+    loader = torch.utils.data.DataLoader(Noisy(*support.data().tensors), batch_size=8)
+    with pytest.raises(ValueError, match="The teacher has not seen them"):
+        support.fit(module, train=loader)
+
+
+def test_streams_and_losses_without_layers_are_refused(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(1)
+
+    with pytest.raises(TypeError, match="has no rows by number"):
+        write(tmp_path, dataset=Stream())
+    with pytest.raises(ValueError, match=r"ATLoss names no layers.*pass student="):
+        write(tmp_path, losses=[ATLoss()])
+
+
+def test_layers_that_are_chosen_are_stored_and_chosen_again(tmp_path):
+    def networks():
+        return (support.seeded(partial(support.StagedNet, width), seed) for width, seed in ((3, 1), (4, 2)))
+
+    student, guide = networks()
+    write(tmp_path, teacher=guide, losses=[ATLoss()], student=student)
+    module = DistillationModule(next(networks()), CachedTeacher(tmp_path), [ATLoss()])
+    support.fit(module, max_epochs=1, limit_val_batches=0)
+    assert module.losses["at"].teacher_layers == ("stage1", "stage2")
+
+
+def test_layers_are_chosen_as_in_the_fit_of_the_teacher_itself(tmp_path):
+    def networks():
+        return (support.seeded(partial(support.StagedNet, width), seed) for width, seed in ((3, 1), (4, 2)))
+
+    student, guide = networks()
+    write(tmp_path, teacher=guide, losses=[RKDLoss()], student=student)
+    for task in (nn.CrossEntropyLoss(), None):
+        layers = []
+        for teacher in (guide, CachedTeacher(tmp_path)):
+            module = DistillationModule(next(networks()), teacher, [RKDLoss()], task_loss=task)
+            support.fit(module, max_steps=1, limit_val_batches=0)
+            layers.append(module.losses["rkd"].teacher_layers)
+        assert layers[0] == layers[1]
+    with pytest.raises(ValueError, match="'at' names no layers, and none were stored for a part of this name"):
+        support.fit(DistillationModule(next(networks()), CachedTeacher(tmp_path), [ATLoss()]))
+
+
+def test_the_users_own_reading_of_a_batch_is_used(tmp_path):
+    rows = TensorDataset(support.data().tensors[1], support.data().tensors[0])
+    write(tmp_path, dataset=rows, unpack_batch=lambda batch: Batch(args=(batch[1],), target=batch[0]))
+    assert torch.allclose(stored(tmp_path), whole(), rtol=0, atol=1e-6)
+
+
+class Words(nn.Module):
+    """Logits of tokens that depend on the token alone."""
+
+    def __init__(self, words=50, width=8, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.table = nn.Parameter(torch.randn(words, width, generator=generator))
+        self.head = nn.Parameter(torch.randn(width, words, generator=generator))
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.table[input_ids] @ self.head
+
+
+def texts(lengths=(3, 7, 5, 2)):
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(1, 50, (length,), generator=generator) for length in lengths]
+
+
+def padded(rows, side="right", more=0):
+    longest = max(map(len, rows)) + more
+    ids, mask = torch.zeros(len(rows), longest, dtype=torch.long), torch.zeros(len(rows), longest, dtype=torch.long)
+    for i, row in enumerate(rows):
+        place = slice(0, len(row)) if side == "right" else slice(longest - len(row), longest)
+        ids[i, place], mask[i, place] = row, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("k", [None, 5, 50])
+def test_texts_of_any_length_and_padding_find_their_tokens(tmp_path, side, k):
+    guide = Words().requires_grad_(False)
+    cache.write(
+        guide, texts(), tmp_path, losses=[KDLoss()], dtype="float32", top_k=k, batch_size=2, shard_rows=2,
+        collate_fn=padded,
+    )  # fmt: skip
+    teacher = CachedTeacher(tmp_path)
+    batch = padded([texts()[i] for i in (3, 1, 0)], side, more=2)
+    found = teacher.answer(batch, Call(kwargs=batch)).output
+    mask, whole = batch["attention_mask"].bool(), guide(**batch)
+    if k is None:
+        assert torch.equal(found[mask], whole[mask])
+        return
+    expected = SparseLogits.top_k(whole, k)
+    assert torch.equal(found.ids[mask], expected.ids[mask])
+    assert torch.allclose(found.log_probs[mask], expected.log_probs[mask], atol=1e-6)
+    if k == 50:
+        student = Words(seed=3)(**batch)
+        sparse, dense = (token_kd_loss(student, one, mask=mask) for one in (found, whole))
+        assert torch.allclose(sparse, dense, atol=1e-6)
+
+
+def test_draws_of_the_teacher_are_stored_as_counts(tmp_path):
+    guide = Words().requires_grad_(False)
+    cache.write(guide, texts(), tmp_path, losses=[KDLoss()], draws=4000, batch_size=4, collate_fn=padded)
+    batch = padded(texts())
+    found = CachedTeacher(tmp_path).answer(batch, Call(kwargs=batch)).output
+    mask = batch["attention_mask"].bool()
+    share = torch.zeros(*mask.shape, 50).scatter_add_(-1, found.ids, found.log_probs.exp())
+    assert (share[mask] - guide(**batch).softmax(-1)[mask]).abs().max() < 0.05
+
+
+def test_another_length_of_a_text_is_refused(tmp_path):
+    guide = Words()
+    cache.write(guide, texts(), tmp_path, losses=[KDLoss()], batch_size=4, collate_fn=padded)
+    batch = padded([row[:-1] for row in texts()])
+    with pytest.raises(ValueError, match="The teacher has not seen them"):
+        CachedTeacher(tmp_path).answer(batch, Call(kwargs=batch))
+
+
+def test_few_tokens_of_class_logits_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"keep tokens of logits \(B, T, V\)"):
+        write(tmp_path, top_k=2)
