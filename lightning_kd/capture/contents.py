@@ -14,6 +14,8 @@ MASK = "attention_mask"
 NUMBERS = 3
 _TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TOLERANCE = 2e-5
+TINY = 1e-12
+"""By how much numbers of an input that is 0 may differ."""
 
 
 def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -57,20 +59,20 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
     return found
 
 
-def same(found: Tensor, stored: Tensor, *dtypes: torch.dtype) -> Tensor:
-    """Return for each sample whether two triples of numbers are of the same input.
+def same(found: Any, stored: Any, *dtypes: torch.dtype) -> Any:
+    """Return for each sample whether two triples of numbers are of the same input; tensors or arrays of NumPy.
 
     Args:
         found: The numbers of the input at hand (B, 3).
         stored: Those that were stored, of the same shape, or (K, B, 3) of several candidates.
         dtypes: The formats of both inputs; numbers of 16 bits may differ more.
     """
-    return ((found - stored).abs() <= margin(stored, *dtypes)).all(-1)
+    return (abs(found - stored) <= stored[..., :1] * tolerance(*dtypes) + TINY).all(-1)
 
 
-def margin(stored: Tensor, *dtypes: torch.dtype) -> Tensor:
-    """Return by how much numbers of the same input may differ (..., 1): by their rounding, relative to the norm."""
-    return stored[..., :1] * max([_TOLERANCE, *(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)]) + 1e-12
+def tolerance(*dtypes: torch.dtype) -> float:
+    """Return by how much numbers of the same input may differ by their rounding, relative to the norm."""
+    return max([_TOLERANCE, *(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)])
 
 
 @torch.no_grad()

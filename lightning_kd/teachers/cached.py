@@ -246,14 +246,12 @@ class CachedTeacher(Teacher):
                 f"CachedTeacher: {str(store.folder)!r} was written of the inputs {list(known)}, but the student is "
                 f"called with {list(found) or 'no tensors'}, so its samples cannot be found."
             )
-        dtypes = [v.dtype for v in tree_leaves((call.args, call.kwargs)) if isinstance(v, Tensor)]
-        floating = [dtype for dtype in dtypes if dtype.is_floating_point]
-        coarse = next((d for d in (torch.bfloat16, torch.float16) if d in floating), torch.float32)
+        given = {v.dtype for v in _tensors(call)}
+        coarse = next((d for d in (torch.bfloat16, torch.float16) if d in given), torch.float32)
         return {n: of.cpu() for n, of in common.items()}, dict.fromkeys(common, coarse)
 
     def _lesson(self, store: Store | Table, rows: Tensor, call: Call) -> Call:
-        first = next((v for v in tree_leaves((call.args, call.kwargs)) if isinstance(v, Tensor)), None)
-        device = torch.device("cpu") if first is None else first.device
+        device = next((v.device for v in _tensors(call)), torch.device("cpu"))
         if isinstance(store, Table):
             return Call(called=True, output=store.read(rows).to(device))
         items = store.manifest.items
@@ -284,6 +282,14 @@ class CachedTeacher(Teacher):
                     SparseLogits.from_draws(ids) if draws else SparseLogits(ids, read(f"{LOGITS}#log_probs", LOGITS))
                 )
         return Call(called=True, output=output, features=features)
+
+
+def _tensors(call: Call) -> list[Tensor]:
+    """Return the tensors of a call."""
+    inputs = (*call.args, *call.kwargs.values())
+    if not all(isinstance(value, Tensor) for value in inputs):
+        inputs = tuple(tree_leaves((call.args, call.kwargs)))
+    return [value for value in inputs if isinstance(value, Tensor)]
 
 
 def _store(path: str | os.PathLike[str]) -> Store:

@@ -54,7 +54,11 @@ def test_the_fit_with_the_store_is_the_fit_with_the_teacher(data, files, call):
     stored, said = trained("--config", config, *LOOKED_UP, folder)
     assert torch.allclose(live, stored, rtol=0, atol=1e-6)
     assert said == pytest.approx(logged, abs=1e-5)
-    assert json.loads(Path(folder, "manifest.json").read_text())["layers"]["at"]["teacher"] == ["stage1", "stage2", "stage3"]
+    assert json.loads(Path(folder, "manifest.json").read_text())["layers"]["at"]["teacher"] == [
+        "stage1",
+        "stage2",
+        "stage3",
+    ]
     code, out, _ = call("cache", "--verify", folder)
     assert (code, "every file is as it was written" in out) == (0, True)
 

@@ -10,13 +10,19 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lightning_kd.capture.contents import NUMBERS, margin, same
+from lightning_kd.capture.contents import TINY, same, tolerance
 from lightning_kd.files.store.manifest import ROWS, Manifest, Shard, read_manifest
 from lightning_kd.files.store.verified import check_once, check_size, check_whole
 
 _OPEN = 64
 """How many shards are mapped into memory at once."""
+_NEAR = 4096
+"""How many rows of nearly the same number are looked at for one sample."""
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+Numbers = dict[str, Any]
+"""Arrays (rows, 3) of contents by the input's name; see ``lightning_kd.capture.contents``."""
 
 
 class Store:
@@ -45,8 +51,7 @@ class Store:
         rows = self.manifest.contents
         assert rows is not None, "a manifest that was read"
         mapped = _Mapped(self.folder / ROWS, rows)
-        self.contents = {name: mapped.tensors[f"input:{name}"] for name in self.manifest.inputs}
-        """Three numbers of each row's inputs, by the input's name; see ``lightning_kd.capture.contents``."""
+        self._arrays: Numbers = {name: mapped.tensors[f"input:{name}"].numpy() for name in self.manifest.inputs}
         self.lengths = mapped.tensors.get("lengths")
         """Number of tokens of each row, where rows have positions of their own."""
         self._keep = mapped
@@ -76,26 +81,27 @@ class Store:
             found: The contents of the samples' inputs, by the inputs' names.
             dtypes: The formats of these inputs.
         """
-        key = max(found, key=self._distinct)
-        numbers = found[key].cpu()
+        numbers = {name: of.numpy() for name, of in found.items()}
+        key = max(found, key=self._distinct) if len(found) > 1 else next(iter(found))
         order, ordered = self._order(key)
-        off = margin(numbers, dtypes[key], _dtype(self.manifest.inputs[key])).squeeze(1).double().numpy() * 2
-        middle = numbers[:, 1].double().numpy()
-        first = np.searchsorted(ordered, middle - off, "left")
-        count = np.searchsorted(ordered, middle + off, "right") - first
-        rows = torch.full((len(numbers),), -1, dtype=torch.long)
-        widest = int(count.max(initial=0))
-        if not widest:
-            return rows
-        steps = np.arange(min(widest, 4096))
-        places = np.minimum(first[None] + steps[:, None], len(order) - 1)
-        candidates = torch.from_numpy(order[places])
-        fits = torch.from_numpy(steps[:, None] < count[None])
-        for name, of in found.items():
-            stored = self.contents[name][candidates.flatten()].view(*candidates.shape, NUMBERS)
-            fits &= same(of.cpu(), stored, dtypes[name], _dtype(self.manifest.inputs[name]))
-        best = fits.to(torch.uint8).argmax(0)
-        return torch.where(fits.any(0), candidates.gather(0, best.unsqueeze(0)).squeeze(0), rows)
+        middle = numbers[key][:, 1].astype(np.float64)
+        off = 2.0 * (numbers[key][:, 0] * tolerance(dtypes[key], _dtype(self.manifest.inputs[key])) + TINY)
+        first = np.searchsorted(ordered, middle - off)
+        rows = order[np.minimum(first, len(order) - 1)]
+        if not self._fits(rows, numbers, dtypes).all():  # several inputs with nearly the same number, or none
+            rows = self._search(order, first, np.searchsorted(ordered, middle + off, "right") - first, numbers, dtypes)
+        return torch.from_numpy(rows)
+
+    def _search(self, order: Any, first: Any, count: Any, numbers: Numbers, dtypes: Mapping[str, torch.dtype]) -> Any:
+        """Look at all rows whose number is near that of a sample."""
+        rows = np.full(len(first), -1)
+        steps = np.arange(min(int(count.max(initial=0)), _NEAR))[:, None]
+        if len(steps):
+            candidates = order[np.minimum(first + steps, len(order) - 1)]
+            fits = (steps < count) & self._fits(candidates, numbers, dtypes)
+            best = fits.argmax(0)[None]
+            rows = np.where(fits.any(0), np.take_along_axis(candidates, best, 0)[0], rows)
+        return rows
 
     def fits(self, rows: Tensor, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
         """Return for each row whether it was written of the sample whose contents are given.
@@ -105,10 +111,16 @@ class Store:
             found: The contents of the samples' inputs.
             dtypes: The formats of these inputs.
         """
-        fits = torch.ones(rows.shape, dtype=torch.bool)
-        for name, of in found.items():
-            stored = self.contents[name][rows.flatten()].view(*rows.shape, NUMBERS)
-            fits &= same(of.cpu(), stored, dtypes[name], _dtype(self.manifest.inputs[name]))
+        fits: Tensor = torch.from_numpy(
+            self._fits(rows.numpy(), {name: of.numpy() for name, of in found.items()}, dtypes)
+        )
+        return fits
+
+    def _fits(self, rows: Any, numbers: Numbers, dtypes: Mapping[str, torch.dtype]) -> Any:
+        fits: Any = True
+        for name, of in numbers.items():
+            stored = self._arrays[name].take(rows, 0)
+            fits = fits & same(of, stored, dtypes[name], _dtype(self.manifest.inputs[name]))
         return fits
 
     def read(self, name: str, rows: Tensor) -> Tensor:
@@ -155,7 +167,7 @@ class Store:
 
     def _order(self, name: str) -> tuple[Any, Any]:
         if name not in self._orders:
-            column = self.contents[name][:, 1].numpy()
+            column = self._arrays[name][:, 1]
             order = np.argsort(column, kind="stable")
             self._orders[name] = order, column[order].astype(np.float64)
         return self._orders[name]
