@@ -14,7 +14,7 @@ from lightning_kd.capture.contents import TINY, same, tolerance
 from lightning_kd.files.store.manifest import ROWS, Manifest, Shard, read_manifest
 from lightning_kd.files.store.verified import check_once, check_size, check_whole
 
-_OPEN = 64
+_OPEN = 256
 """How many shards are mapped into memory at once."""
 _NEAR = 4096
 """How many rows of nearly the same number are looked at for one sample."""
