@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.axes import axes_in_call, following
-from lightning_kd.capture.batch import Batch, logits_of, unpack_batch
+from lightning_kd.capture.batch import Batch, logits_of, unpack_batch, with_labels_inside
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import takes
+from lightning_kd.capture.columns import of_teacher
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.outputs import Outputs
+from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.teachers.base import Lesson
@@ -68,10 +69,16 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
-        self.frozen, self.view, self.read = frozen, view, unpack
+        self.frozen, self.view, self.unpack = frozen, view, unpack
+        self.positions = Positions(frozen.module, "teacher", may_change=True)
+        self._settled = False
         self.layers = tuple(dict.fromkeys(n for leaf in leaves for n in leaf.teacher_layers if not is_output(n)))
         frozen.watch(self.layers)
         frozen.attach()
+
+    def read(self, batch: Any) -> Batch:
+        """Take a batch apart; labels are inputs of a teacher that makes a decoder's inputs of them."""
+        return with_labels_inside(self.unpack(batch), batch, self.frozen.module)
 
     def ask(self, batch: Any, read: Batch) -> Lesson:
         """Return the teacher's answer on a batch."""
@@ -83,9 +90,11 @@ class OfTeacher:
         elif self.view is not None:
             args, kwargs = self.view(args, kwargs)
         else:
-            taken = takes(self.frozen.module)
-            kwargs = {name: value for name, value in kwargs.items() if name in taken}
-        return self.frozen.answer(batch, Call(args=args, kwargs=kwargs))
+            args, kwargs = of_teacher(batch, args, kwargs, self.frozen.module, self.frozen.module)
+        if not self._settled:
+            self._settled = True
+            self.positions.settle(args, kwargs)
+        return self.frozen.answer(batch, Call(args=args, kwargs=self.positions(args, kwargs)))
 
     def logits(self, lesson: Lesson) -> Any:
         """Return the logits in an answer."""

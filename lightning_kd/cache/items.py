@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.contents import MASK, contents
+from lightning_kd.capture.contents import contents
+from lightning_kd.capture.decoder_mask import Side, is_encoder_decoder, masks_of, sides_of
 from lightning_kd.files.store.bits import bits_of, packed
 from lightning_kd.losses.tokens.sparse import SparseLogits
 
@@ -32,29 +33,30 @@ class Format:
     draws: int | None = None
 
 
-def mask_of(read: Batch) -> Tensor | None:
-    """Return which tokens of a batch are no padding, on the CPU."""
-    mask = read.kwargs.get(MASK)
-    return mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def describe_items(values: Mapping[str, Tensor], read: Batch, form: Format) -> dict[str, dict[str, Any]]:
+def describe_items(
+    values: Mapping[str, Tensor], read: Batch, form: Format, network: nn.Module
+) -> dict[str, dict[str, Any]]:
     """Return as plain data what is stored of each row.
 
     Args:
         values: Logits and layers of the first batch, by the item's name.
         read: The batch taken apart.
+        network: The teacher.
         form: How they are stored.
 
     Raises:
         ValueError: If few tokens are to be kept of what are no logits of tokens.
     """
-    mask = mask_of(read)
+    masks, two_sides = masks_of(read.kwargs, read.target), is_encoder_decoder(network)
     items: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
+        in_decoder = name == LOGITS or "decoder" in sides_of(network, [name.removeprefix(LAYER)])
+        side: Side = "decoder" if two_sides and in_decoder else "encoder"
+        mask = masks[side]
         of_tokens = mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape
         item: dict[str, Any] = {
             "kind": "tokens" if of_tokens else "dense",
+            "side": side,
             "shape": list(value.shape[2:] if of_tokens else value.shape[1:]),
             "dtype": str(form.dtype).removeprefix("torch."),
         }
@@ -86,14 +88,15 @@ def rows_of(
     Raises:
         ValueError: If a number is not finite, or does not fit the format; names the row.
     """
-    mask, stored = mask_of(read), {}
+    masks, stored = masks_of(read.kwargs, read.target), {}
     for name, item in items.items():
+        mask = masks[item["side"]]
         value = values[name].detach().cpu()
         of_tokens = item["kind"] == "tokens"
         shape = list(value.shape[2:] if of_tokens else value.shape[1:])
         if of_tokens:
             if mask is None or value.shape[:2] != mask.shape:
-                raise ValueError(f"{name}: a batch has no attention_mask of its positions, unlike the first one.")
+                raise ValueError(f"{name}: a batch has no mask of its positions, unlike the first one.")
             owner = torch.arange(len(value)).repeat_interleave(mask.sum(1))
             value = value[mask]
         else:
@@ -111,8 +114,10 @@ def rows_of(
                 continue
             name, value = f"{name}#log_probs", kept.log_probs
         stored[name] = _in_format(name, value, form.dtype, owner, rows)
-    if mask is not None and any(item["kind"] == "tokens" for item in items.values()):
-        stored["lengths"] = mask.sum(1)
+    for item in items.values():
+        mask = masks[item["side"]]
+        if item["kind"] == "tokens" and mask is not None:
+            stored[f"{item['side']}.lengths"] = mask.sum(1)
     for name, of in contents(read.args, read.kwargs).items():
         stored[f"input:{name}"] = of.cpu()
     return stored

@@ -118,7 +118,9 @@ def write(
         asker = OfTeacher(frozen, losses, teacher_inputs, unpack_batch)
         return Writer(asker, dataset, **options, needs_logits=needs_logits).write()
     # a fit with a task reads the embedding before the last layer; one without reads the logits, which are stored too
-    module = DistillationModule(student, frozen, losses, task_loss=nn.CrossEntropyLoss(), teacher_inputs=teacher_inputs)
+    embedding = any(leaf.needs_layers and leaf.reads == "embedding" for loss in losses for _, leaf in loss.leaves())
+    task = nn.CrossEntropyLoss() if embedding else None
+    module = DistillationModule(student, frozen, losses, task_loss=task, teacher_inputs=teacher_inputs)
     if unpack_batch is not batches.unpack_batch:
         vars(module)["unpack_batch"] = unpack_batch
     return writer_of(module, dataset, **options).write()

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from filelock import FileLock, Timeout
@@ -20,6 +20,7 @@ from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprin
 from lightning_kd.cache.items import LAYER, LOGITS, Format, bytes_per_row, describe_items, rows_of
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import MASK, contents, same
+from lightning_kd.capture.decoder_mask import Side
 from lightning_kd.capture.networks import device_of
 from lightning_kd.data.indexed import Indexed, has_rows, with_row
 from lightning_kd.data.replayed import Replayed
@@ -155,7 +156,7 @@ class Writer:
         if not values:
             raise ValueError("The losses read nothing of the teacher, so there is nothing to store.")
         self.names = list(values)
-        items = describe_items(values, read, self.form)
+        items = describe_items(values, read, self.form, self.asker.frozen.module)
         stored = rows_of(values, read, items, self.form, rows)
         size = bytes_per_row(stored, len(rows))
         by_size = max(1, min(len(self.every), int(SHARD_BYTES // size)))
@@ -318,8 +319,10 @@ class Writer:
 
     def _save(self, number: int, rows: int, parts: list[dict[str, Tensor]]) -> None:
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        if "lengths" in tensors:
-            tensors["offsets"] = torch.cat([torch.zeros(1, dtype=torch.long), tensors["lengths"].cumsum(0)])
+        for side in get_args(Side):
+            if f"{side}.lengths" in tensors:
+                ends = tensors[f"{side}.lengths"].cumsum(0)
+                tensors[f"{side}.offsets"] = torch.cat([torch.zeros(1, dtype=torch.long), ends])
         data = save(tensors)
         name = shard_name(number)
         with atomic_write(self.folder / name) as file:
@@ -334,13 +337,13 @@ class Writer:
             shards = [shard for shard in found if shard is not None]
             if len(shards) < manifest.count or (self.folder / NAME).is_file():
                 return
-            wanted = [f"input:{name}" for name in manifest.inputs]
+            wanted = [*(f"input:{name}" for name in manifest.inputs), *(f"{side}.lengths" for side in get_args(Side))]
             columns: dict[str, list[Tensor]] = {}
             digest = hashlib.sha256()
             for shard in shards:
                 tensors = load_file(self.folder / shard.file)
                 digest.update(bytes_of(tensors["digest"]))
-                for name in (*wanted, "lengths"):
+                for name in wanted:
                     if name in tensors:
                         columns.setdefault(name, []).append(tensors[name])
             data = save({name: torch.cat(column) for name, column in columns.items()})

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_kd.capture.columns import INDEX_KEYS, is_label
 
 MASK = "attention_mask"
+NO_TARGET = -100
 NUMBERS = 3
 _TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TOLERANCE = 2e-5
@@ -26,14 +27,15 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
 
     with numbers :math:`u, v` between -1 and 1 that are drawn once and for all. Whole numbers, such as token ids, are
     replaced by drawn numbers first, so that each change of an id counts the same. Where there is an attention mask of
-    two axes, tokens that it hides do not count, and the others count by their place among those that it shows.
+    two axes, tokens that it hides do not count, and the others count by their place among those that it shows. So do
+    labels of tokens, of which -100 hides one: a decoder's inputs may be made of them.
 
     Shape:
         - an input: :math:`(B, *)`, or a list of :math:`B` tensors; what it returns: :math:`(B, 3)`, float32.
 
     Args:
         args: The positional inputs, which are called by their numbers.
-        kwargs: The named inputs; labels and rows are left out.
+        kwargs: The named inputs; rows are left out.
 
     Example:
         >>> picture = torch.arange(6.0).view(1, 2, 3)
@@ -42,7 +44,7 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
         False
     """
     named = {str(i): value for i, value in enumerate(args)}
-    named |= {k: v for k, v in kwargs.items() if k not in INDEX_KEYS and not is_label(k)}
+    named |= {k: v for k, v in kwargs.items() if k not in INDEX_KEYS}
     mask = kwargs.get(MASK)
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     found: dict[str, Tensor] = {}
@@ -54,9 +56,15 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
         elif isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
             found[name] = torch.cat([_of(one.unsqueeze(0), None) for one in value])
         elif isinstance(value, Tensor) and value.ndim and name != MASK:
-            hidden = mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape
-            found[name] = _of(value, mask if hidden else None)
+            found[name] = _of(value, _shown(name, value, mask))
     return found
+
+
+def _shown(name: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Return which tokens of an input count, ``None`` if all do."""
+    if is_label(name) and value.ndim == 2 and not value.is_floating_point():
+        return value != NO_TARGET
+    return mask if mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape else None
 
 
 def same(found: Any, stored: Any, *dtypes: torch.dtype) -> Any:

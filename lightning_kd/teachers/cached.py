@@ -11,7 +11,9 @@ from torch import Tensor
 
 from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.contents import MASK, contents
+from lightning_kd.capture.columns import TARGET_KEYS
+from lightning_kd.capture.contents import contents
+from lightning_kd.capture.decoder_mask import masks_of
 from lightning_kd.capture.private import tree_leaves
 from lightning_kd.files.store.bits import unpacked
 from lightning_kd.files.store.foreign import SUFFIXES, Holds, Table
@@ -255,8 +257,8 @@ class CachedTeacher(Teacher):
         if isinstance(store, Table):
             return Call(called=True, output=store.read(rows).to(device))
         items = store.manifest.items
-        mask = call.kwargs.get(MASK)
-        places = mask.bool().cpu() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        labels = next((call.kwargs[key] for key in TARGET_KEYS if key in call.kwargs), None)
+        masks = masks_of(call.kwargs, labels) if store.lengths else {}
 
         kept = items[LOGITS].get("top_k") or items[LOGITS].get("draws") or 0 if LOGITS in items else 0
 
@@ -267,7 +269,8 @@ class CachedTeacher(Teacher):
                 value = ids.view(*value.shape[:-1], kept)
             value = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
             if items[item]["kind"] == "tokens":
-                value = _at_places(value, places, rows, store, fill)
+                side = items[item]["side"]
+                value = _at_places(value, masks[side], store.lengths[side][rows], fill)
             return value.to(device, non_blocking=True)
 
         features = {name: read(LAYER + name, LAYER + name) for name in self._layers}
@@ -300,21 +303,20 @@ def _pair(value: Any) -> tuple[int, int] | None:
     return None if value is None else (value[0], value[1])
 
 
-def _at_places(value: Tensor, mask: Tensor | None, rows: Tensor, store: Store, fill: Tensor | float) -> Tensor:
+def _at_places(value: Tensor, mask: Tensor | None, lengths: Tensor, fill: Tensor | float) -> Tensor:
     """Put the positions of all rows where the batch at hand has its tokens."""
-    assert store.lengths is not None, "rows with positions have lengths"
-    lengths = store.lengths[rows]
     if mask is None:
         if len(lengths.unique()) > 1:
             raise ValueError(
-                f"CachedTeacher: the rows have from {int(lengths.min())} to {int(lengths.max())} tokens, and no "
-                "attention_mask says where they stand in the batch; call the student with an attention_mask."
+                f"CachedTeacher: the rows have from {int(lengths.min())} to {int(lengths.max())} tokens, and nothing "
+                "says where they stand in the batch; call the student with an attention_mask, or with the labels of "
+                "its decoder."
             )
-        return value.view(len(rows), -1, *value.shape[1:])
+        return value.view(len(lengths), -1, *value.shape[1:])
     if not torch.equal(mask.sum(1), lengths):
         raise ValueError(
-            f"CachedTeacher: the rows were stored with {lengths.tolist()} tokens, but the attention_mask of the batch "
-            f"shows {mask.sum(1).tolist()}; cut and pad the texts as when {str(store.folder)!r} was written."
+            f"CachedTeacher: the rows were stored with {lengths.tolist()} tokens, but the batch has "
+            f"{mask.sum(1).tolist()}; cut and pad the texts as when the store was written."
         )
     placed = value.new_zeros(*mask.shape, *value.shape[1:])
     placed[:] = fill

@@ -79,8 +79,17 @@ def test_one_token_makes_a_difference():
     assert not same(contents((), batch)["input_ids"], stored).any()
 
 
-def test_labels_and_rows_do_not_count_and_nested_inputs_do():
+def test_labels_count_by_their_place_among_those_that_are_no_padding():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(0, 50, (3, 4), generator=generator)
+    padded = torch.cat([torch.full((3, 2), -100), labels, torch.full((3, 3), -100)], 1)
+    stored = contents((), {"labels": labels})["labels"]
+    assert same(contents((), {"labels": padded})["labels"], stored).all()
+    assert not same(contents((), {"labels": labels.flip(1)})["labels"], stored).any()
+
+
+def test_rows_do_not_count_and_nested_inputs_do():
     x = images(4)
-    found = contents(((x, x),), {"labels": x, "index": torch.arange(4), "more": {"a": x}, "boxes": [x[0], x[1][:2]]})
+    found = contents(((x, x),), {"index": torch.arange(4), "more": {"a": x}, "boxes": [x[0], x[1][:2]]})
     assert sorted(found) == ["0.0", "0.1", "boxes", "more.a"]
     assert torch.equal(found["boxes"][0], found["0.0"][0])

@@ -43,8 +43,8 @@ class Manifest:
         views: How many views of each sample there are; the rows of a sample lie side by side.
         shard_rows: Number of rows of each shard but the last.
         items: What is stored of each row, by name (``logits``, or a layer after ``layer:``): ``shape`` of a row,
-            ``dtype``, and ``kind``: ``dense``, or ``tokens`` if each row has as many positions as it has tokens;
-            with ``top_k`` the number of tokens kept at each position.
+            ``dtype``, and ``kind``: ``dense``, or ``tokens`` if each row has as many positions as it has tokens on its
+            ``side``, that of the encoder or of the decoder; with ``top_k`` the number of tokens kept at each position.
         inputs: The inputs whose contents are stored, with their formats.
         axes: What the axes of each layer mean.
         layers: Which layers each loss reads, by the loss's name.

@@ -18,6 +18,7 @@ _OPEN = 256
 """How many shards are mapped into memory at once."""
 _NEAR = 4096
 """How many rows of nearly the same number are looked at for one sample."""
+_LENGTHS = ".lengths"
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -52,8 +53,9 @@ class Store:
         assert rows is not None, "a manifest that was read"
         mapped = _Mapped(self.folder / ROWS, rows)
         self._arrays: Numbers = {name: mapped.tensors[f"input:{name}"].numpy() for name in self.manifest.inputs}
-        self.lengths = mapped.tensors.get("lengths")
-        """Number of tokens of each row, where rows have positions of their own."""
+        of_sides = {n: of for n, of in mapped.tensors.items() if n.endswith(_LENGTHS)}
+        self.lengths = {name.removesuffix(_LENGTHS): of for name, of in of_sides.items()}
+        """Number of tokens of each row by the side of the network, where rows have positions of their own."""
         self._keep = mapped
         self._orders: dict[str, tuple[Any, Any]] = {}
 
@@ -133,20 +135,21 @@ class Store:
         Raises:
             ValueError: If a shard is damaged, or has changed since it was opened.
         """
-        wanted, of_tokens = rows.numpy(), self.manifest.items[name.partition("#")[0]]["kind"] == "tokens"
+        wanted, item = rows.numpy(), self.manifest.items[name.partition("#")[0]]
+        side = item["side"] if item["kind"] == "tokens" else None
         numbers = wanted // self.manifest.shard_rows
         shards = np.unique(numbers).tolist()
         if len(shards) == 1:
-            return self._rows(shards[0], name, wanted, of_tokens)
-        if of_tokens:
-            single = [self._rows(int(n), name, wanted[i : i + 1], True) for i, n in enumerate(numbers)]
+            return self._rows(shards[0], name, wanted, side)
+        if side is not None:
+            single = [self._rows(int(n), name, wanted[i : i + 1], side) for i, n in enumerate(numbers)]
             return torch.cat(single)
         places = [np.flatnonzero(numbers == number) for number in shards]
-        parts = [self._rows(n, name, wanted[of], False) for n, of in zip(shards, places, strict=True)]
+        parts = [self._rows(n, name, wanted[of], None) for n, of in zip(shards, places, strict=True)]
         return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
-    def _rows(self, shard: int, name: str, wanted: Any, of_tokens: bool) -> Tensor:
-        return self._shard(shard).rows(name, wanted - shard * self.manifest.shard_rows, of_tokens)
+    def _rows(self, shard: int, name: str, wanted: Any, side: str | None) -> Tensor:
+        return self._shard(shard).rows(name, wanted - shard * self.manifest.shard_rows, side)
 
     def _shard(self, number: int) -> "_Mapped":
         mapped = self._shards.get(number)
@@ -188,8 +191,6 @@ class _Mapped:
                 f"The file {str(path)!r} of the store cannot be read: {error}; write the store anew."
             ) from error
         self._raw = {name: of.view(_INTEGERS[of.element_size()]).numpy() for name, of in self.tensors.items()}
-        offsets = self.tensors.get("offsets")
-        self._offsets = None if offsets is None else offsets.numpy()
 
     def check_unchanged(self) -> None:
         """Raise a ``ValueError`` in words where reading a file that was cut would end the process."""
@@ -203,11 +204,12 @@ class _Mapped:
                 f"{now.st_size:,} bytes; a store must stay as it is while a fit reads it."
             )
 
-    def rows(self, name: str, rows: Any, of_tokens: bool) -> Tensor:
+    def rows(self, name: str, rows: Any, side: str | None) -> Tensor:
         """Return rows of a tensor, copied; the positions of all rows one after another if each has its own."""
         raw, dtype = self._raw[name], self.tensors[name].dtype
-        if of_tokens and self._offsets is not None:
-            spans = [np.arange(self._offsets[row], self._offsets[row + 1]) for row in rows]
+        if side is not None:
+            offsets = self._raw[f"{side}.offsets"]
+            spans = [np.arange(offsets[row], offsets[row + 1]) for row in rows]
             rows = np.concatenate(spans) if spans else rows
         return torch.from_numpy(raw.take(rows, 0)).view(dtype)
 
