@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.networks import first_tensor, original
+from lightning_kd.capture.origins import TURNED, Origins
 from lightning_kd.capture.private import BatchNorm, Conv, InstanceNorm, Pool, tree_leaves, tree_map_only
 
 _ELEMENTWISE = (
@@ -46,12 +47,16 @@ _LAST = (nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.MultiheadAttentio
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call of a module: its name, the module, what it was given, and what it returned."""
+    """One call of a module: its name, the module, what it was given, what it returned, and where the channels are.
+
+    The axis is ``None`` if the kind of the module does not tell, and ``TURNED`` if it would tell the wrong one.
+    """
 
     name: str
     module: nn.Module
     given: Tensor | None
     value: Tensor
+    axis: int | None
 
 
 @dataclass(slots=True)
@@ -81,6 +86,7 @@ class Followed:
     """All module calls of one call of a network, in order."""
 
     runs: list[Run] = field(default_factory=list)
+    origins: Origins = field(default_factory=Origins)
 
     def channel_axis(self, layer: str, value: Tensor, batch: int) -> int | None:
         """Return the axis of a layer's value that holds the channels, ``None`` if no module tells.
@@ -92,21 +98,22 @@ class Followed:
         """
         if value.ndim <= 2:
             return 1 - batch if value.ndim == 2 else None
-        return (
+        axis = (
             self._of_makers(value)
+            or self.origins.axis(value)
             or self._of_takers(value, batch)
             or self._of_inner(layer, value, batch)
             or self._of_earlier(layer, value)
         )
+        return None if axis == TURNED else axis
 
     def _of_makers(self, value: Tensor) -> int | None:
         """Ask the modules that returned this very tensor; an activation is passed through to what it was given."""
         for _ in range(16):
             made = [run for run in self.runs if run.value is value]
             for run in made:
-                axis = natural_axis(run.module, value)
-                if axis is not None:
-                    return axis
+                if run.axis is not None:
+                    return run.axis
             passed = [run.given for run in made if isinstance(run.module, _ELEMENTWISE) and run.given is not None]
             if not passed or passed[0].shape != value.shape:
                 return None
@@ -121,8 +128,8 @@ class Followed:
         """
         inside = [run for run in self.runs if run.name.startswith(f"{layer}.")]
         for run in reversed(inside):
-            axis = natural_axis(run.module, run.value)
-            if axis is None:
+            axis = run.axis
+            if axis is None or axis == TURNED:
                 continue
             size = run.value.shape[axis]
             fitting = [i for i, length in enumerate(value.shape) if i != batch and length == size]
@@ -141,8 +148,8 @@ class Followed:
         """Ask the last module before that returned a value of this shape, such as a branch that was added."""
         place = next((i for i, run in enumerate(self.runs) if run.name == layer), len(self.runs))
         for run in reversed(self.runs[:place]):
-            axis = natural_axis(run.module, run.value) if run.value.shape == value.shape else None
-            if axis is not None:
+            axis = run.axis if run.value.shape == value.shape else None
+            if axis is not None and axis != TURNED:
                 return _same_in_memory(run.value, axis, value)
         return None
 
@@ -182,9 +189,26 @@ def natural_axis(module: nn.Module, value: Tensor) -> int | None:
         return 1 if value.ndim >= 3 else None
     if isinstance(module, _LAST):
         return value.ndim - 1
-    if getattr(module, "output_fmt", None) is not None:  # timm's stages and patch embeddings
-        return value.ndim - 1 if str(module.output_fmt).rpartition(".")[2] in ("NHWC", "NLC") else 1
-    return None
+    order = str(getattr(module, "output_fmt", None)).rpartition(".")[2]  # of timm's stages and patch embeddings
+    # a patch embedding says NCHW of tokens too, which it has flattened and turned
+    return order.index("C") if "C" in order and len(order) == value.ndim else None
+
+
+def _axis_of(module: nn.Module, given: Tensor | None, value: Tensor, origins: Origins) -> int | None:
+    """Return the axis of a module's output that holds the channels, by its kind and by what it was given.
+
+    Linear layers, norms, and convolutions of one position act on one axis and leave the others as they are. If what
+    they were given has its channels on another axis, they are there still: the module mixes tokens, or time.
+    """
+    natural = natural_axis(module, value)
+    known = origins.axis(given)
+    if natural is None or given is None or known is None or value.ndim != given.ndim:
+        return natural
+    if known == TURNED:
+        return TURNED if isinstance(module, nn.Linear) else natural
+    pointwise = isinstance(module, Conv) and all(size == 1 for size in module.kernel_size)
+    acts_on_one = pointwise or isinstance(module, (nn.Linear, nn.LayerNorm, nn.RMSNorm, BatchNorm))
+    return known if acts_on_one and value.shape[known] == given.shape[known] else natural
 
 
 @contextmanager
@@ -199,15 +223,20 @@ def following(network: nn.Module) -> Iterator[Followed]:
     def hook(name: str) -> Any:
         def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             value = first_tensor(output)
-            if value is not None:
-                followed.runs.append(Run(name, module, first_tensor(args), value))
+            if value is None:
+                return
+            given = first_tensor(args)
+            axis = _axis_of(module, given, value, followed.origins)
+            followed.origins.note(value, axis)
+            followed.runs.append(Run(name, module, given, value, axis))
 
         return note
 
     named = original(network).named_modules(remove_duplicate=False)  # a layer may be known by two names
     handles = [part.register_forward_hook(hook(name)) for name, part in named if name]
     try:
-        yield followed
+        with followed.origins:
+            yield followed
     finally:
         for handle in handles:
             handle.remove()
