@@ -8,12 +8,13 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_kd.capture.attributes import looking_at
 from lightning_kd.capture.axes import Axes, Followed, axes_in_call, batch_of, following
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.heads import is_module
-from lightning_kd.capture.networks import device_of, isolated_random_state, original, taking_any_device, undisturbed
+from lightning_kd.capture.networks import device_of, isolated_random_state, original
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
@@ -380,13 +381,11 @@ class SetUp:
         With gradients, for a training step may call the student without gradients first, which does not count.
         """
         teacher = self.step.teacher
-        if teacher is None or teacher.module is None:
-            with undisturbed(module), torch.enable_grad(), taking_any_device(self.step.student):
-                yield
-            return
-        teacher.place(device_of(self.step.student))
-        student_takes, teacher_takes = taking_any_device(self.step.student), taking_any_device(teacher.module)
-        with undisturbed(module), torch.enable_grad(), student_takes, teacher_takes:
+        networks = [self.step.student]
+        if teacher is not None and teacher.module is not None:
+            teacher.place(device_of(self.step.student))
+            networks.append(teacher.module)
+        with looking_at(networks, module, but=(DistillationLoss,)):
             yield
 
     def _first_lesson(self, batch: Any, call: Call) -> Lesson:

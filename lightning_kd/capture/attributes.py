@@ -1,0 +1,111 @@
+"""Attributes that a network changes when it is called, such as counters and caches, are put back after a look at it."""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from lightning_kd.capture.networks import taking_any_device, undisturbed
+from lightning_kd.capture.private import version_of
+
+_CONTAINERS = (dict, OrderedDict, list, set, deque)
+_PLAIN = (int, float, bool, str, type(None), tuple, *_CONTAINERS)
+_OF_TORCH = frozenset(vars(nn.Module()))
+_WRAPPERS = {"torch", "lightning", "deepspeed", "bitsandbytes", "torchao"}
+"""Packages whose modules note at the first call what is set up once only, as FSDP does."""
+
+
+@contextmanager
+def keeping_attributes(networks: Iterable[nn.Module], but: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
+    """Put back the plain attributes and the buffers of networks after the block.
+
+    Plain are numbers, texts, ``None``, tuples, tensors, and lists, dictionaries and sets with what they hold. A part
+    that makes layers of its own inside the block is left as it is, because such parts are made once only.
+
+    Args:
+        networks: The networks; their parts are put back too.
+        but: Classes of parts that are left as they are.
+
+    Example:
+        >>> class Counting(nn.Identity):
+        ...     calls = 0
+        ...     def forward(self, x):
+        ...         self.calls += 1
+        ...         return x
+        >>> net = Counting()
+        >>> with keeping_attributes([net]):
+        ...     _ = net(torch.ones(1))
+        >>> net.calls
+        0
+    """
+    parts = dict.fromkeys(part for network in networks for part in network.modules())
+    kept = [
+        _Kept(part)
+        for part in parts
+        if not isinstance(part, (LazyModuleMixin, *but)) and type(part).__module__.partition(".")[0] not in _WRAPPERS
+    ]
+    try:
+        yield
+    finally:
+        for one in kept:
+            one.put_back()
+
+
+@contextmanager
+def looking_at(networks: Sequence[nn.Module], module: nn.Module, but: tuple[type[nn.Module], ...]) -> Iterator[None]:
+    """Call networks inside the block without a trace, in eval mode, with gradients, on whichever device each is.
+
+    Args:
+        networks: The networks.
+        module: The whole module, whose modes are put back.
+        but: Classes of parts whose attributes are left as they are.
+    """
+    with keeping_attributes(networks, but), undisturbed(module), torch.enable_grad(), ExitStack() as stack:
+        for network in networks:
+            stack.enter_context(taking_any_device(network))
+        yield
+
+
+class _Kept:
+    """What one part holds beside its layers and parameters."""
+
+    def __init__(self, part: nn.Module) -> None:
+        self.part = part
+        self.layers = _layers(part)
+        self.attributes = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
+        self.contents = [(one, one.copy()) for one in self.attributes.values() if type(one) in _CONTAINERS]
+        self.buffers = {
+            name: (buffer, version_of(buffer), buffer.detach().clone())
+            for name, buffer in part.named_buffers(recurse=False)
+        }
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        if _layers(self.part) != self.layers:
+            return
+        now = vars(self.part)
+        for name in [name for name in now if name not in _OF_TORCH]:
+            if name not in self.attributes and _is_plain(now[name]):
+                del now[name]
+        now.update((name, value) for name, value in self.attributes.items() if _is_plain(value))
+        for container, content in self.contents:
+            container.clear()
+            container.extend(content) if isinstance(container, list | deque) else container.update(content)
+        for name, (buffer, version, copy) in self.buffers.items():
+            if version_of(buffer) != version:
+                buffer.copy_(copy)
+            if getattr(self.part, name, None) is not buffer:
+                setattr(self.part, name, buffer)
+
+
+def _layers(part: nn.Module) -> list[str]:
+    """Return the names of the layers and parameters that a part holds itself."""
+    return [name for name, _ in (*part.named_children(), *part.named_parameters(recurse=False))]
+
+
+def _is_plain(value: Any) -> bool:
+    return type(value) in _PLAIN or isinstance(value, Tensor)
