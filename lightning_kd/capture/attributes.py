@@ -21,7 +21,7 @@ _WRAPPERS = {"torch", "lightning", "deepspeed", "bitsandbytes", "torchao"}
 
 @contextmanager
 def keeping_attributes(networks: Iterable[nn.Module], but: tuple[type[nn.Module], ...] = ()) -> Iterator[None]:
-    """Put back the plain attributes and the buffers of networks after the block.
+    """Put back the plain attributes of networks after the block, and the buffers that were written to or are numbers.
 
     Plain are numbers, texts, ``None``, tuples, tensors, and lists, dictionaries and sets with what they hold. A part
     that makes layers of its own inside the block is left as it is, because such parts are made once only.
@@ -98,7 +98,9 @@ class _Kept:
         for name, (buffer, version, copy) in self.buffers.items():
             if version_of(buffer) != version:
                 buffer.copy_(copy)
-            if getattr(self.part, name, None) is not buffer:
+            other = getattr(self.part, name, None)
+            # a new number is a count; a new table is a cache, such as one of positions, and stays true
+            if other is not buffer and isinstance(other, Tensor) and other.numel() == buffer.numel() == 1:
                 setattr(self.part, name, buffer)
 
 
