@@ -9,8 +9,10 @@ import inspect
 import zlib
 from typing import Any
 
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.private import version_of
 from lightning_kd.losses.base import DistillationLoss
@@ -26,7 +28,8 @@ class Owner:
 def claim(losses: nn.Module, owner: Owner) -> bool:
     """Let losses belong to a run; those that were built in another begin anew, with the options that they have now.
 
-    Networks and projectors that the user has given to a loss stay as they are.
+    Networks and projectors that the user has given to a loss stay as they are. Those that a loss says it trains, in
+    ``networks_that_learn``, take the weights again that they had before their first run.
 
     Args:
         losses: The losses, with those inside them.
@@ -65,6 +68,7 @@ class _Memory:
     def __init__(self, loss: DistillationLoss, owner: Owner) -> None:
         self.owner = owner
         self.changes = _changes(loss)
+        self.learners = {name: tensor.detach().to("cpu", copy=True) for name, tensor in _learners(loss).items()}
         self.state: dict[str, Any] | None
         try:
             self.state = _copy(vars(loss), loss)
@@ -97,7 +101,10 @@ class _Memory:
         now[_MEMORY] = self
         for name, buffer in buffers.items():
             loss.register_buffer(name, buffer)
-        if _changes(loss) != self.changes:
+        learners = _learners(loss)
+        if learners:
+            _put_back(learners, self.learners, type(loss).__name__)
+        elif _changes(loss) != self.changes:
             rank_zero_warn(
                 f"{type(loss).__name__} was trained in the fit of another module. What it remembers begins anew, but "
                 "the networks that you gave it keep their weights; give copies of untrained ones if this fit must not "
@@ -113,6 +120,24 @@ def _copy(state: dict[str, Any], loss: DistillationLoss) -> dict[str, Any]:
 
 def _is_given(part: nn.Module) -> bool:
     return isinstance(part, DistillationLoss) or any(True for _ in part.parameters())
+
+
+def _learners(loss: DistillationLoss) -> dict[str, Tensor]:
+    """Return the weights and buffers of the networks that the user has given to a loss to be trained by it."""
+    names = tuple(f"{name}." for name in getattr(loss, "networks_that_learn", ()))
+    tensors = {**dict(loss.named_parameters()), **dict(loss.named_buffers())} if names else {}
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(names) and not is_lazy(tensor)}
+
+
+@torch.no_grad()
+def _put_back(now: dict[str, Tensor], before: dict[str, Tensor], name: str) -> None:
+    if {key: one.shape for key, one in now.items()} != {key: one.shape for key, one in before.items()}:
+        raise RuntimeError(
+            f"The networks of this {name} have other weights than before the fit of another module, so they cannot "
+            f"begin anew; construct a new {name} for each module."
+        )
+    for key, tensor in now.items():
+        tensor.copy_(before[key])
 
 
 def _changes(loss: DistillationLoss) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import warnings
 from functools import partial
 
 import pytest
@@ -17,6 +18,7 @@ from lightning_kd.losses import (
     BYOTLoss,
     CCLoss,
     CRDLoss,
+    DistillationLoss,
     FSPLoss,
     FTLoss,
     HintLoss,
@@ -202,13 +204,56 @@ def test_other_data_for_the_same_module_empties_the_banks(door, other):
     assert (loss.student_bank.norm(dim=1) - 1).abs().max() < 1e-5, "every row was reached"
 
 
-def test_a_network_that_was_given_goes_on_and_that_is_told():
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("inside", [False, True])
+def test_peers_begin_with_their_first_weights_beside_another_student(door, inside):
+    def part(peer):
+        return HybridLoss([MutualLearning([peer])]) if inside else MutualLearning([peer])
+
+    peer, twin = (support.seeded(partial(StagedNet, 3), 5) for _ in range(2))
+    loss = part(peer)
+    fit(*_split(made(door, [loss]), A))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="MutualLearning was trained")
+        again, callbacks = made(door, [loss])
+        second = fit(again, B, callbacks)
+    fresh, callbacks = made(door, [part(twin)])
+    assert second == fit(fresh, B, callbacks)
+    assert_same_weights(again, fresh)
+    assert_same_weights(peer, twin)
+    assert any(one is peer for one in loss.modules())
+
+
+def test_peers_go_on_with_the_student_that_they_have_learned_with():
     peer = support.seeded(partial(StagedNet, 3), 5)
-    loss = MutualLearning([peer])
+    module, _ = made("module", [MutualLearning([peer])])
+    fit(module, A)
+    learned = copy.deepcopy(peer)
+    fit(module, A, epochs=0)
+    assert_same_weights(peer, learned)
+
+
+class WithNetwork(DistillationLoss):
+    """A loss of the user's with a network of its own, of which it does not say that it learns."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, student):
+        return self.network(student).square().mean()
+
+    def evaluate(self, step):
+        return self(step.student_logits)
+
+
+def test_another_network_that_has_learned_is_told_of():
+    network = nn.Linear(support.CLASSES, 1)
+    loss = WithNetwork(network)
     fit(made("module", [loss])[0], A)
-    with pytest.warns(UserWarning, match="MutualLearning was trained in the fit of another module"):
+    with pytest.warns(UserWarning, match="WithNetwork was trained in the fit of another module"):
         fit(made("module", [loss])[0], A)
-    assert loss.peers[0] is peer
+    assert loss.network is network
 
 
 def test_what_cannot_be_copied_is_refused_in_words():

@@ -69,7 +69,8 @@ class MutualLearning(DistillationLoss):
     """Train two or more students that teach one another (deep mutual learning, DML).
 
     The peers belong to the loss: they train beside the student, on the same batches, are saved with the losses, and are
-    left behind when the student is exported. No trained teacher is needed.
+    left behind when the student is exported. No trained teacher is needed. In the fit of another student, as in
+    cross-validation, the peers begin with the weights again that they were given with.
 
     Best when there is no teacher and the cost of training several networks is no matter. Key parameters: the number of
     peers and their architectures. Even small peers help a large student.
@@ -86,6 +87,7 @@ class MutualLearning(DistillationLoss):
     """
 
     output_kind = "classes"
+    networks_that_learn = ("peers",)
 
     def __init__(
         self, peers: Sequence[nn.Module], temperature: Scalar = 1.0, supervised: bool = True, *, weight: Scalar = 1.0
