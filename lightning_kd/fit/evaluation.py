@@ -49,6 +49,8 @@ class Evaluation:
         self.names = names
         self._waiting: list[tuple[str, Any, dict[str, Any]]] = []
         """Name, value and options of what is logged when the batch ends."""
+        self._agreed: set[int] = set()
+        """The data loaders whose names all processes have agreed on."""
         self.metrics = name_metrics(None)
         """The user's metrics, which are computed beside ours."""
         self.given: dict[int, GivenMetrics] = {}
@@ -76,6 +78,7 @@ class Evaluation:
         self.given = {}
         self._losses = {}
         self._waiting = []
+        self._agreed = set()
         trainer = module.trainer
         if self.step.teacher is not None:
             self.step.teacher.begin_split("test" if trainer.testing else "val")
@@ -100,6 +103,9 @@ class Evaluation:
         """Log what waits and whose name is not the user's."""
         self.names.end_batch(module, loader)
         waiting, self._waiting = self._waiting, []
+        if loader not in self._agreed:
+            self._agreed.add(loader)
+            self.names.agree(module, [self.names.of_loader(name, loader) for name, _, _ in waiting])
         for name, value, options in waiting:
             if self.names.ours(module, self.names.of_loader(name, loader)):
                 self.names.log(module, name, value, **options)

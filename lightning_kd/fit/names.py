@@ -1,9 +1,10 @@
 """Names that are logged: one under which the user logs is the user's."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
@@ -57,6 +58,23 @@ class Names:
             self._tell(module, name)
             return False
         return True
+
+    def agree(self, module: LightningModule, names: Sequence[str]) -> None:
+        """Let a name that the user logs in one process be the user's in all.
+
+        A mean over all processes is computed by all of them together. One that had given the name to the user would
+        leave the others waiting.
+
+        Args:
+            module: The module.
+            names: The whole names of what is to be logged, the same in every process.
+        """
+        trainer = module.trainer
+        if trainer.world_size == 1 or not names:
+            return
+        theirs = torch.tensor([float(name in self._theirs) for name in names], device=module.device)
+        theirs = trainer.strategy.reduce(theirs, reduce_op="sum")
+        self._theirs |= {name for name, count in zip(names, theirs.tolist(), strict=True) if count}
 
     def log(self, module: LightningModule, name: str, value: Any, **options: Any) -> None:
         """Log a value of ours."""
