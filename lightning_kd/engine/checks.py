@@ -83,10 +83,23 @@ def check_first_values(step: StepTensors, losses: Sequence[DistillationLoss]) ->
             )
     bad = not_finite(step, losses)
     if bad:
+        if _has_masked_classes(step, losses):
+            raise ValueError(
+                f"Not finite on the first samples of the training data: {', '.join(bad)}. Where -inf marks classes "
+                "that are left out, a divergence is 0 * (inf - inf), which is not a number. Mark them in both networks "
+                "by a large finite number: logits.masked_fill(mask, -1e4), whose probability is 0 too."
+            )
         raise ValueError(
             f"Not finite on the first samples of the training data: {', '.join(bad)}. Look at the weights of the "
             "model, the format that it computes in, and these samples."
         )
+
+
+def _has_masked_classes(step: StepTensors, losses: Sequence[DistillationLoss]) -> bool:
+    """Whether -inf in logits is all that is not finite."""
+    bad = {place: value for place, value in what_is_read(step, losses).items() if isinstance(value, Tensor)}
+    bad = {place: value for place, value in bad.items() if not (value.is_meta or bool(value.isfinite().all()))}
+    return all("logits" in place and not bool((value.isnan() | value.isposinf()).any()) for place, value in bad.items())
 
 
 def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: str) -> None:

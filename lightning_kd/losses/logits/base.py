@@ -126,6 +126,12 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
     shapes = {"student": student} if teacher is None else {"student": student, "teacher": teacher}
     if {len(shape) for shape in shapes.values()} & {0, 1, 3}:
         got = " and ".join(f"{role} {shape}" for role, shape in shapes.items())
+        if any(len(shape) == 1 for shape in shapes.values()):
+            raise ValueError(
+                f"{function}: expected logits (B, C), got {got}: one number for each sample, without an axis of "
+                "classes. If it is the log odds of a yes, override logits_of(output) to return output.unsqueeze(1), "
+                "and use KDLoss(binary=True); if it is a number (a regression), use RegressionKDLoss."
+            )
         raise ValueError(
             f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
             "for logits of tokens (B, N, C) use TokenKDLoss, or turn them into (B * N, C)."
