@@ -113,6 +113,11 @@ class Curriculum(Callback):
         """Wrap ``process_dataloader`` of the strategy, which gets the training data loader before its first use."""
         if stage != "fit":
             return
+        if trainer.overfit_batches:
+            raise ValueError(
+                f"Curriculum: overfit_batches={trainer.overfit_batches} trains on the same batches in every epoch, and "
+                "a curriculum draws others in each; leave one of the two out."
+            )
         self.difficulty = self.sampler = self._seed = None
         self._started = False
         self._warn_without_effect(trainer)

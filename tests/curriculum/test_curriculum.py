@@ -410,6 +410,13 @@ def test_a_loader_that_is_made_before_the_fit_to_count_batches_draws_the_same(wo
     assert seen.epochs == alone.epochs
 
 
+@pytest.mark.parametrize("batches", [1, 0.5])
+def test_the_same_batches_in_every_epoch_are_no_curriculum(batches):
+    made = support.module(losses=[KDLoss()])
+    with pytest.raises(ValueError, match=f"Curriculum: overfit_batches={batches} .*leave one of the two out"):
+        support.fit(made, callbacks=[Curriculum()], overfit_batches=batches)
+
+
 def test_a_loader_that_is_made_anew_every_epoch_draws_the_same():
     class Reloads(DistillationModule):
         def train_dataloader(self):

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule
 from lightning_kd.data import Indexed
+from lightning_kd.losses import ABLoss
 from lightning_kd.losses.strategies import DistillationStrategyType as Strategy
 from tests import support
 from tests.ecosystem import by_hand, zoo
@@ -62,6 +63,7 @@ class Fitted:
         self.batch = next(iter(DataLoader(data, batch_size=4)))
         trainer.fit(self.module, *[DataLoader(data, batch_size=4)] * 2)
         ((self.name, self.loss),) = self.module.losses.items()
+        self.logged = trainer.callback_metrics
         self.value = trainer.callback_metrics[f"train/{self.name}"].double()
 
     def remember(self):
@@ -295,3 +297,35 @@ def test_hybrid():
 def test_every_strategy_is_here():
     names = set(re.findall(r"Strategy\.([A-Z_]+)\.create", Path(__file__).read_text()))
     assert names == {strategy.name for strategy in Strategy}
+
+
+PAIRS_OF_BOUNDARIES = {
+    "resnet18 after resnet34": ("resnet18", "resnet34", {}, ["layer1", "layer2", "layer3", "layer4"]),
+    "resnet18 after wide resnet50": ("resnet18", "wide_resnet50_2", {}, ["layer1", "layer2", "layer3", "layer4"]),
+    "with all connectors": ("resnet18", "resnet34", {"connector": "all"}, ["layer1", "layer2", "layer3", "layer4"]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The first stage takes 1 epoch")
+@pytest.mark.parametrize("name", PAIRS_OF_BOUNDARIES)
+def test_boundaries_in_the_first_stage(name):
+    learner, guide, options, stages = PAIRS_OF_BOUNDARIES[name]
+    fitted = Fitted(of_torchvision(learner), of_timm(guide), ABLoss(stage_length=1, **options), images())
+    # before the last activation of each stage: bn2 with the shortcut added, which the last block's relu then takes
+    assert [layer.partition(".")[0] for layer in fitted.loss.student_layers] == stages
+    assert [layer.partition(".")[0] for layer in fitted.loss.teacher_layers] == stages
+    total, students, teachers = 0.0, *fitted.read()
+    for i, (s, t, connector) in enumerate(zip(students, teachers, fitted.loss.projectors, strict=True)):
+        differ = s.shape[1:] != t.shape[1:]
+        assert isinstance(connector, nn.Identity) == (not differ and "connector" not in options)
+        if differ or options:  # a 1x1 convolution and a BatchNorm with the batch's own statistics, by hand
+            convolved = torch.einsum("oi,bihw->bohw", connector.conv.weight[:, :, 0, 0].double(), s.double())
+            variance, mean = torch.var_mean(convolved, dim=(0, 2, 3), correction=0, keepdim=True)
+            norm = connector.bn
+            scale, shift = (one.double().view(1, -1, 1, 1) for one in (norm.weight, norm.bias))
+            s = (convolved - mean) / (variance + norm.eps).sqrt() * scale + shift
+        s, t = s.double(), t.double()
+        fires = (s + 1).square() * ((s > -1) & (t <= 0)) + (s - 1).square() * ((s <= 1) & (t > 0))
+        total += fires.sum() / len(s) / 2 ** (len(students) - 1 - i) * 3 / 1000  # the authors' loss_balance of stages
+    close(fitted.value, total)
+    assert "train/task" not in fitted.logged  # in the first stage the task waits
