@@ -41,6 +41,8 @@ class Call:
     """The student's call that the teacher is asked about, for one that looks its answer up."""
     index: Tensor | None = None
     """The row of each sample in the data set, if the batch carries it, for such a teacher."""
+    layers_only: bool = False
+    """Whether the teacher's output is not read, only its layers."""
     is_example: bool = False
     """Whether the student was called with an example, not with samples of the data."""
 

@@ -197,8 +197,13 @@ class Capture:
             )
         return list(store.calls)
 
-    def recording(self) -> "Recording":
-        """Record inside the block."""
+    def recording(self, *, layers_only: bool = False) -> "Recording":
+        """Record inside the block.
+
+        Args:
+            layers_only: Whether the module's call ends with an :class:`EnoughError` once all layers are recorded.
+        """
+        self._store.enough = len(self.layers) if layers_only else 0
         return Recording(self)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -311,6 +316,10 @@ class Capture:
         return f"{message}, such as one around them."
 
 
+class EnoughError(Exception):
+    """Every layer that is read has run, so the rest of the network need not."""
+
+
 class Recording:
     """A block in which a :class:`Capture` records. A class is several times faster here than a generator."""
 
@@ -347,6 +356,8 @@ class _Store:
         """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
+        self.enough = 0
+        """How many layers are enough to end a call; 0 if it runs to its end."""
 
 
 def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -402,6 +413,8 @@ def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ..
         call.without_grad = (*call.without_grad, layer)
     call.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
     call.versions.append(version_of(tensor))
+    if len(call.features) == store.enough:
+        raise EnoughError
 
 
 def _put_attention(store: _Store, block: str, module: nn.Module, attended: Attended) -> None:

@@ -39,6 +39,8 @@ class Reading:
             "teacher": any(loss.needs_teacher_logits for loss in losses),
         }
         """Whether a loss reads the logits of a role; if not, those that are not known are not missed."""
+        self.layers_only = not self.needs_logits["teacher"] and not self.layers["teacher"] and not self.has_heads
+        """Whether no loss reads the teacher's output."""
         self.class_order: Tensor | None = None
         """Where the teacher has each class of the student, ``None`` if both have the same order."""
 
@@ -59,7 +61,7 @@ class Reading:
 
     def teacher_logits(self, lesson: Lesson) -> Tensor | None:
         """Return the teacher's logits in the form in which they are compared with the student's."""
-        if lesson is NO_LESSON or isinstance(lesson.output, SparseLogits):
+        if lesson is NO_LESSON or lesson.output is None or isinstance(lesson.output, SparseLogits):
             return None
         try:
             return self._of_teacher(lesson)

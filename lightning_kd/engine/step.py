@@ -200,7 +200,8 @@ class TrainingStep:
             with_output = self.objective.reads_logits or self.reading.has_layers
             self.capture.check_unchanged(call, with_output=with_output)
             self.capture.check_gradients(call)
-        lesson = self.ask(batch, call, read) if goal.needs_teacher and self.teacher_ready else NO_LESSON
+        asked = goal.needs_teacher and self.teacher_ready
+        lesson = self.ask(batch, call, read, layers_only=self.reading.layers_only) if asked else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
         tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
         if not goal.in_stage:
@@ -211,7 +212,15 @@ class TrainingStep:
                 self._warn_of_frozen(goal.active, tensors)
         return tensors
 
-    def ask(self, batch: Any, call: Call, read: Callable[[], Batch] | None = None, *, first: bool = False) -> Lesson:
+    def ask(
+        self,
+        batch: Any,
+        call: Call,
+        read: Callable[[], Batch] | None = None,
+        *,
+        first: bool = False,
+        layers_only: bool = False,
+    ) -> Lesson:
         """Ask the teacher about its view of the batch.
 
         Args:
@@ -219,6 +228,7 @@ class TrainingStep:
             call: The student's recorded call.
             read: Returns the batch taken apart, if it was.
             first: Whether this is the teacher's first answer, at set-up.
+            layers_only: Whether its output is not read, so that it may stop after the layers.
 
         Raises:
             RuntimeError: If student or teacher changed their common input in place.
@@ -234,7 +244,7 @@ class TrainingStep:
             self.positions(call.args, call.kwargs)
         if self.teacher_positions is not None:
             kwargs = self.teacher_positions(args, kwargs)
-        view = Call(args=args, kwargs=kwargs)
+        view = Call(args=args, kwargs=kwargs, layers_only=layers_only)
         if self.teacher.looks_up:
             view = self._looked_up(batch, call, view, read, first)
         lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)

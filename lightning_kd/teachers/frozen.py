@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.hooks import Capture
-from lightning_kd.capture.networks import device_of, original
+from lightning_kd.capture.hooks import Capture, EnoughError
+from lightning_kd.capture.networks import device_of, is_compiled, original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
-from lightning_kd.distributed.whole_state import on_meta
+from lightning_kd.distributed.whole_state import is_sharded, on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import load_weights, materialize
 from lightning_kd.teachers.base import Lesson, Teacher
@@ -123,6 +123,8 @@ class FrozenTeacher(Teacher):
             )
         if self.stays and isinstance(own := getattr(original(module), "dtype", None), torch.dtype):
             self.dtype = own if own.is_floating_point else None
+        self._may_stop = False
+        """Whether a call may end once all layers have run that the losses read."""
         self._parts = tuple(module.modules())
         self.capture = Capture(module, (), "teacher", with_call=False)
         if self.dtype is not None and not self.stays:
@@ -165,9 +167,14 @@ class FrozenTeacher(Teacher):
         assert isinstance(lesson, Call), "our own answer"
         self.capture.check_ran(lesson)
         self.capture.copy_changed(lesson)
+        # a graph has no place to stop at, and whoever splits or places a network waits for the end of its call
+        whole = is_compiled(self.module) or is_sharded(self.module) or self.stays
+        self._may_stop = bool(lesson.features) and not lesson.attended and not whole
 
     def _run(self, call: Call) -> Call:
-        with self.alone(), self.capture.recording() as answer:
+        output = None
+        layers_only = call.layers_only and self._may_stop
+        with self.alone(), self.capture.recording(layers_only=layers_only) as answer, suppress(EnoughError):
             output = self(*call.args, **call.kwargs)
         answer.called, answer.args, answer.kwargs, answer.output = True, call.args, call.kwargs, output
         return answer
