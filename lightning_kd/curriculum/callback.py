@@ -113,9 +113,10 @@ class Curriculum(Callback):
         """Wrap ``process_dataloader`` of the strategy, which gets the training data loader before its first use."""
         if stage != "fit":
             return
-        if trainer.overfit_batches:
+        same = trainer.overfit_batches  # type: ignore[attr-defined]
+        if same:
             raise ValueError(
-                f"Curriculum: overfit_batches={trainer.overfit_batches} trains on the same batches in every epoch, and "
+                f"Curriculum: overfit_batches={same} trains on the same batches in every epoch, and "
                 "a curriculum draws others in each; leave one of the two out."
             )
         self.difficulty = self.sampler = self._seed = None

@@ -19,6 +19,7 @@ from lightning_kd.fit.resume import processes, random_state
 from lightning_kd.fit.resume.loops import continue_loops, skip_seen_batches, unfinished_gradients
 from lightning_kd.fit.resume.made_of import differences, made_of, of_older
 from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.samples.crd_split import check_saved
 
 
 class ResumeState:
@@ -142,6 +143,7 @@ class ResumeState:
         losses = self.setup.step.objective.losses
         if not is_sharded(losses):
             own, kept = losses.state_dict(), _state_of_losses(checkpoint, saved)
+            check_saved(own, kept)
             owners = {name.partition(".")[0] for name in (*own, *kept)}
             same = {name: tuple(t.shape) for name, t in own.items()} == {n: tuple(t.shape) for n, t in kept.items()}
             if not same or any(name.partition(".")[0] in owners for name in others):

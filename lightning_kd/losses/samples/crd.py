@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -11,10 +12,19 @@ from torch import Tensor
 
 from lightning_kd.distributed.gather import gather, is_distributed
 from lightning_kd.losses.base import DistillationLoss, Layout, Shape, StepTensors
-from lightning_kd.losses.checks import check_positive, check_same_shape
+from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.older import own_part
-from lightning_kd.losses.samples.crd_blocks import log_sums, normalizers_of, one_side
-from lightning_kd.losses.samples.crd_draw import draw_positions, with_replacement
+from lightning_kd.losses.samples.crd_blocks import check_shapes, log_sums, normalizers_of, one_side
+from lightning_kd.losses.samples.crd_draw import check_options, class_of_each_row, draw_positions, with_replacement
+from lightning_kd.losses.samples.crd_split import (
+    MARK,
+    Part,
+    check_processes,
+    crd_loss_of_parts,
+    log_sums_of_parts,
+    take_shapes,
+    world,
+)
 from lightning_kd.losses.samples.embedding import embeddings
 from lightning_kd.losses.samples.rows import RowWatch
 from lightning_kd.losses.tensors import upcast
@@ -79,7 +89,7 @@ def crd_loss(
         Tian, Krishnan & Isola, "Contrastive Representation Distillation", ICLR 2020, arXiv:1910.10699.
     """
     check_positive("crd_loss", temperature=temperature)
-    _check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
+    check_shapes(student, teacher, student_bank, teacher_bank, contrast_index)
     contrast_index = contrast_index.long()
     student, teacher = _suited(student, teacher_bank), _suited(teacher, student_bank)
     if len(student) == 0:
@@ -122,6 +132,10 @@ class CRDLoss(DistillationLoss):
         bank_dtype: Format of the banks. The 16-bit ones halve their memory and their part of a checkpoint, and round
             a remembered embedding to 3 or 2 digits; with a momentum near 1 a row would then no longer move.
         negatives_from: Whether negatives are rows of other classes, or any rows, of which some may be positives.
+        split_banks: Whether each of several processes holds its part of the rows of both banks alone, which divides
+            their memory by the number of processes. Loss and gradient are those of whole banks. A step then sends, and
+            each process holds, ``negatives + 1`` numbers for each sample of all processes, twice, and compares the
+            samples of all. A fit goes on from a checkpoint with as many processes as have written it.
         gather: Whether the banks remember the samples of all processes, and the gradient is that of one process with
             the whole batch; if not, each process's remember its own, and the gradient is the mean of the processes'.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
@@ -144,6 +158,7 @@ class CRDLoss(DistillationLoss):
         "sorted_classes",
         "rows_by_class",
         "draw_rule",
+        MARK,
     )
 
     facts_of_data = ("num_samples", "_smallest_class", "_largest_class", "row_classes")
@@ -157,6 +172,7 @@ class CRDLoss(DistillationLoss):
     sorted_classes: Tensor
     rows_by_class: Tensor
     draw_rule: Tensor
+    split_over: Tensor
 
     def __init__(
         self,
@@ -169,18 +185,16 @@ class CRDLoss(DistillationLoss):
         momentum: float = 0.5,
         bank_dtype: BankType = "float32",
         negatives_from: NegativesFrom = "other_classes",
+        split_banks: bool = False,
         gather: bool = True,
         layout: Layout = None,
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("CRDLoss", temperature=temperature)
-        if dim < 1 or negatives < 1:
-            raise ValueError(f"CRDLoss: expected dim and negatives >= 1, got {dim} and {negatives}.")
-        if not 0.0 <= momentum < 1.0:
-            raise ValueError(f"CRDLoss: expected momentum in [0, 1), got {momentum}.")
-        if negatives_from not in ("other_classes", "any"):
-            raise ValueError(f"CRDLoss: expected negatives_from 'other_classes' or 'any', got {negatives_from!r}.")
+        check_options(dim, negatives, momentum, negatives_from)
+        if split_banks and not gather:
+            raise ValueError("CRDLoss: split_banks=True is for banks that remember the samples of all: gather=True.")
         self.dim = dim
         self.negatives = negatives
         self.temperature = temperature
@@ -189,16 +203,24 @@ class CRDLoss(DistillationLoss):
         self.momentum = momentum
         self.bank_dtype: BankType = bank_dtype
         self.negatives_from: NegativesFrom = negatives_from
+        self.split_banks = split_banks
         self.gather = gather
         self.num_samples = 0
         self._calibrated = False
         self._began = False
         self._smallest_class = self._largest_class = 0
         self._watch = RowWatch()
+        self._split_over = 1
+
+    @property
+    def _part(self) -> Part | None:
+        return Part.of_this_process(self.num_samples) if self.split_banks and world() > 1 else None
 
     @property
     def local_buffers(self) -> tuple[str, ...]:
-        """Banks and normalisers, if they remember the samples of their own process only."""
+        """Banks, if they are split; and normalisers too, if they remember the samples of their own process only."""
+        if self.split_banks:
+            return "student_bank", "teacher_bank"
         return () if self.gather else ("student_bank", "teacher_bank", "log_normalizers")
 
     def set_dataset(self, num_samples: int, targets: Tensor | None) -> None:
@@ -218,22 +240,10 @@ class CRDLoss(DistillationLoss):
             self._begin_banks()
         if self.negatives_from == "any":
             return
-        if targets is None:
-            raise ValueError(
-                "CRDLoss: negatives come from other classes, but the data set does not tell its classes; wrap one "
-                "that has `targets` or `labels` in lightning_kd.data.Indexed, or choose negatives_from='any'."
-            )
-        targets = targets.squeeze(1) if targets.shape == (num_samples, 1) else targets
-        if targets.shape != (num_samples,) or targets.is_floating_point():
-            raise ValueError(
-                f"CRDLoss: expected one class id for each of {num_samples} rows, got {targets.dtype} of shape "
-                f"{tuple(targets.shape)}; choose negatives_from='any' for targets that are no classes."
-            )
-        classes = targets.detach().long().cpu()
-        alone = -1 - torch.arange(num_samples)
+        classes = class_of_each_row(targets, num_samples)
         before = self._buffers.get("student_bank")
         device = None if before is None else before.device
-        self.register_buffer("row_classes", torch.where(classes < 0, alone, classes).to(device))
+        self.register_buffer("row_classes", classes.to(device))
         self._derive()
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -260,10 +270,14 @@ class CRDLoss(DistillationLoss):
         bound = 1.0 / math.sqrt(self.dim / 3)
         for name in ("student_bank", "teacher_bank"):
             bank = torch.empty(self.num_samples, self.dim, dtype=torch.float32).uniform_(-bound, bound)
+            bank = bank if self._part is None else self._part.cut(bank)
             self.register_buffer(name, bank.to(device, BANK_TYPES[self.bank_dtype]))
         self.register_buffer("log_normalizers", torch.full((2,), math.nan, dtype=torch.float32, device=device))
         if self._repeats_only_if_it_must:  # a checkpoint without it is older
             self.register_buffer("draw_rule", torch.ones((), dtype=torch.uint8, device=device))
+        if self.split_banks:
+            self.register_buffer(MARK, torch.tensor(world(), device=device))
+            self._split_over = world()
         self._calibrated = self._began = False
 
     def draw(self, index: Tensor) -> Tensor:
@@ -324,6 +338,8 @@ class CRDLoss(DistillationLoss):
         embedded_student, embedded_teacher = self.student_embedding(student), self.teacher_embedding(teacher.detach())
         learns = self.training and torch.is_grad_enabled()
         temperature = self.now(self.temperature)
+        if learns and self.split_banks:
+            check_processes(self._split_over)
         if contrast_index is None:
             contrast_index = self.draw(index)
         if learns and not self._calibrated:
@@ -331,7 +347,8 @@ class CRDLoss(DistillationLoss):
         banks = self.student_bank, self.teacher_bank
         normalizers = self.log_normalizers if self._calibrated else None
         embedded = embedded_student, embedded_teacher
-        value = crd_loss(*embedded, *banks, contrast_index, log_normalizers=normalizers, temperature=temperature)
+        compare = crd_loss if self._part is None else partial(crd_loss_of_parts, part=self._part)
+        value = compare(*embedded, *banks, contrast_index, log_normalizers=normalizers, temperature=temperature)
         if learns:
             self._remember(embedded_student.detach(), embedded_teacher.detach(), index)
         return value
@@ -339,12 +356,13 @@ class CRDLoss(DistillationLoss):
     @torch.no_grad()
     def _calibrate(self, student: Tensor, teacher: Tensor, contrast_index: Tensor, temperature: float) -> None:
         """Fix the normalisers by the first batch, gathered or not, of processes that begin with the same banks."""
-        if is_distributed() and not self._began:
+        if is_distributed() and not (self._began or self.split_banks):
             for bank in (self.student_bank, self.teacher_bank):
                 dist.broadcast(bank.view(torch.uint8), src=0)  # some backends know no 16-bit numbers
         self._began = True  # a process whose first batch is empty calls this again, when the others do not broadcast
         student, teacher = _suited(student, self.teacher_bank), _suited(teacher, self.student_bank)
-        sums = log_sums(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
+        sums_of = log_sums if self._part is None else partial(log_sums_of_parts, part=self._part)
+        sums = sums_of(student, teacher, self.student_bank, self.teacher_bank, contrast_index, temperature)
         sums = gather(sums) if self.gather else sums
         if len(sums):
             self.log_normalizers.copy_(normalizers_of(sums, self.num_samples, contrast_index.shape[1]))
@@ -356,6 +374,8 @@ class CRDLoss(DistillationLoss):
         both = torch.cat((student, teacher), dim=1)
         if self.gather:
             index, both = gather(index), gather(both)
+        if self._part is not None:
+            index, both = self._part.keep(index, both)
         first = _first_of_equals(index)
         for bank, new in ((self.student_bank, both[:, : self.dim]), (self.teacher_bank, both[:, self.dim :])):
             exact = torch.promote_types(bank.dtype, torch.float32)
@@ -397,6 +417,7 @@ class CRDLoss(DistillationLoss):
             self._smallest_class, self._largest_class = int(sizes.min()), int(sizes.max())
         if "log_normalizers" in self._buffers and not self.log_normalizers.is_meta:
             self._calibrated = bool(self.log_normalizers.isfinite().all())
+            self._split_over = int(self.split_over) if MARK in self._buffers else 0
 
     def suit(self, saved: Mapping[str, Tensor]) -> None:
         """Go on drawing with replacement, if the checkpoint is of the time when all rows were drawn so.
@@ -406,6 +427,7 @@ class CRDLoss(DistillationLoss):
         """
         if "student_bank" in saved and "draw_rule" not in saved:
             self._buffers.pop("draw_rule", None)
+        take_shapes(self._buffers, saved, self.split_banks)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
         # torch 2.10 to 2.14 have hooks before a load, but only this method for what follows it in a module by itself
@@ -421,21 +443,3 @@ def _first_of_equals(index: Tensor) -> Tensor:
 
 def _suited(embedding: Tensor, bank: Tensor) -> Tensor:
     return upcast(embedding).to(torch.promote_types(bank.dtype, torch.float32))
-
-
-def _check_shapes(
-    student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, contrast_index: Tensor
-) -> None:
-    check_same_shape("crd_loss", student, teacher, "embed both in the same width")
-    banks_match = student_bank.ndim == 2 and student_bank.shape == teacher_bank.shape
-    if student.ndim != 2 or not banks_match or student_bank.shape[1] != student.shape[1]:
-        raise ValueError(
-            f"crd_loss: expected embeddings (B, d) and banks (n, d), got student {tuple(student.shape)}, teacher "
-            f"{tuple(teacher.shape)}, student_bank {tuple(student_bank.shape)} and teacher_bank "
-            f"{tuple(teacher_bank.shape)}."
-        )
-    if contrast_index.ndim != 2 or len(contrast_index) != len(student) or contrast_index.shape[1] < 2:
-        raise ValueError(
-            f"crd_loss: expected contrast_index (B, K + 1) with the own row first and K >= 1 others, got "
-            f"{tuple(contrast_index.shape)} for embeddings {tuple(student.shape)}."
-        )

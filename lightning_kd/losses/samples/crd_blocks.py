@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.tensors import check_differentiated_once
 
 EPS = 1e-7
@@ -34,8 +35,7 @@ def one_side(
         )
     if not wanted:
         return value
-    result: Tensor = cast(Any, _WithGradient).apply(anchor, value, gradient)
-    return result
+    return with_gradient(anchor, value, gradient)
 
 
 def log_sums(
@@ -51,9 +51,9 @@ def log_sums(
     with torch.no_grad():
         for anchor, bank in ((student, teacher_bank), (teacher, student_bank)):
             scores = anchor.new_empty(contrast_index.shape)
-            by_product = _by_product(bank, contrast_index)
-            for rows, columns in _blocks(anchor, bank, contrast_index):
-                scores[rows, columns] = _scores(anchor[rows], bank, contrast_index[rows, columns], by_product)[0]
+            whole = by_product(bank, contrast_index)
+            for rows, columns in blocks(anchor, bank, contrast_index):
+                scores[rows, columns] = scores_of(anchor[rows], bank, contrast_index[rows, columns], whole)[0]
             sides.append((scores / temperature).logsumexp(dim=1))
         return torch.stack(sides, dim=1)
 
@@ -67,6 +67,12 @@ def normalizers_of(log_sums: Tensor, num_samples: int, width: int) -> Tensor:
         width: Rows that each sample is compared with.
     """
     return log_sums.logsumexp(dim=0) + math.log(num_samples / (len(log_sums) * width))
+
+
+def with_gradient(anchor: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    """Return a value whose gradient with respect to the anchor was computed along with it."""
+    result: Tensor = cast(Any, _WithGradient).apply(anchor, value, gradient)
+    return result
 
 
 class _WithGradient(torch.autograd.Function):
@@ -91,11 +97,11 @@ def _value_and_gradient(
     share = negatives / len(bank)
     # With u = log P - log(c + eps), a positive costs softplus(-u), a negative softplus(u) + log((c + eps) / c).
     offset = log_normalizer.to(anchor.dtype) + math.log(share + EPS)
-    by_product = _by_product(bank, contrast_index)
+    whole = by_product(bank, contrast_index)
     total, gradient = anchor.new_zeros(()), torch.zeros_like(anchor)
-    for rows, columns in _blocks(anchor, bank, contrast_index):
+    for rows, columns in blocks(anchor, bank, contrast_index):
         index = contrast_index[rows, columns]
-        scores, kept = _scores(anchor[rows], bank, index, by_product)
+        scores, kept = scores_of(anchor[rows], bank, index, whole)
         scores.div_(temperature).sub_(offset)
         if columns.start == 0:
             scores[:, 0].neg_()
@@ -104,23 +110,24 @@ def _value_and_gradient(
             slopes = scores.sigmoid_()
             if columns.start == 0:
                 slopes[:, 0].neg_()
-            gradient[rows] += _pull(slopes, kept, bank, index)
+            gradient[rows] += pull(slopes, kept, bank, index)
     value = total / len(anchor) + negatives * math.log1p(EPS / share)
     return value, gradient.div_(len(anchor) * temperature)
 
 
-def _by_product(bank: Tensor, contrast_index: Tensor) -> bool:
+def by_product(bank: Tensor, contrast_index: Tensor) -> bool:
+    """Whether one product with the whole bank is faster than picking its rows."""
     return len(bank) <= PRODUCT_RATIO * contrast_index.shape[1]
 
 
-def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tuple[slice, slice]]:
+def blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tuple[slice, slice]]:
     """Split the table of comparisons (B, K + 1) into blocks of rows and columns, each small enough for fast memory.
 
     On a CPU that is a cache. A product with the whole bank covers all columns at once, so then only the rows are split.
     """
     on_cpu = anchor.device.type == "cpu"
     batch, width = contrast_index.shape
-    if _by_product(bank, contrast_index):
+    if by_product(bank, contrast_index):
         budget = 2**21 if on_cpu else 2**26
         block_height, block_width = max(1, budget // len(bank)), width
     else:
@@ -132,17 +139,36 @@ def _blocks(anchor: Tensor, bank: Tensor, contrast_index: Tensor) -> Iterator[tu
             yield slice(top, top + block_height), slice(left, left + block_width)
 
 
-def _scores(anchor: Tensor, bank: Tensor, index: Tensor, by_product: bool) -> tuple[Tensor, Tensor]:
-    """Return the products of each anchor with its rows of the bank, and what :func:`_pull` can use again."""
-    if by_product:
+def scores_of(anchor: Tensor, bank: Tensor, index: Tensor, whole: bool) -> tuple[Tensor, Tensor]:
+    """Return the products of each anchor with its rows of the bank, and what :func:`pull` can use again."""
+    if whole:
         products = anchor @ bank.to(anchor.dtype).T
         return products.gather(1, index), products
     picked = bank.index_select(0, index.flatten()).view(*index.shape, -1).to(anchor.dtype)  # faster than bank[index]
     return (picked @ anchor.unsqueeze(2)).squeeze(2), picked
 
 
-def _pull(slopes: Tensor, kept: Tensor, bank: Tensor, index: Tensor) -> Tensor:
+def pull(slopes: Tensor, kept: Tensor, bank: Tensor, index: Tensor) -> Tensor:
     """Return the sum of each anchor's rows of the bank, weighted by the slopes."""
     if kept.ndim == 2:
         return kept.zero_().scatter_add_(1, index, slopes) @ bank.to(slopes.dtype)
     return (slopes.unsqueeze(1) @ kept).squeeze(1)
+
+
+def check_shapes(
+    student: Tensor, teacher: Tensor, student_bank: Tensor, teacher_bank: Tensor, contrast_index: Tensor
+) -> None:
+    """Raise a ``ValueError`` that names the shapes unless embeddings, banks and rows fit together."""
+    check_same_shape("crd_loss", student, teacher, "embed both in the same width")
+    banks_match = student_bank.ndim == 2 and student_bank.shape == teacher_bank.shape
+    if student.ndim != 2 or not banks_match or student_bank.shape[1] != student.shape[1]:
+        raise ValueError(
+            f"crd_loss: expected embeddings (B, d) and banks (n, d), got student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}, student_bank {tuple(student_bank.shape)} and teacher_bank "
+            f"{tuple(teacher_bank.shape)}."
+        )
+    if contrast_index.ndim != 2 or len(contrast_index) != len(student) or contrast_index.shape[1] < 2:
+        raise ValueError(
+            f"crd_loss: expected contrast_index (B, K + 1) with the own row first and K >= 1 others, got "
+            f"{tuple(contrast_index.shape)} for embeddings {tuple(student.shape)}."
+        )

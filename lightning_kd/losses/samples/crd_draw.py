@@ -67,3 +67,35 @@ def _first_of_many(counts: Tensor, size: int, fewest: int, most: int) -> Tensor:
         rank = torch.where(is_first, rank, size).clamp_max_(size)  # the last column takes what is not wanted
         drawn.append(part[:, : size + 1].scatter(1, rank, part)[:, :size])
     return torch.cat(drawn)
+
+
+def class_of_each_row(targets: Tensor | None, num_samples: int) -> Tensor:
+    """Return the class id of every row; a row without a class has one of its own, which is negative.
+
+    Raises:
+        ValueError: If the data set does not tell one class id for each row.
+    """
+    if targets is None:
+        raise ValueError(
+            "CRDLoss: negatives come from other classes, but the data set does not tell its classes; wrap one "
+            "that has `targets` or `labels` in lightning_kd.data.Indexed, or choose negatives_from='any'."
+        )
+    targets = targets.squeeze(1) if targets.shape == (num_samples, 1) else targets
+    if targets.shape != (num_samples,) or targets.is_floating_point():
+        raise ValueError(
+            f"CRDLoss: expected one class id for each of {num_samples} rows, got {targets.dtype} of shape "
+            f"{tuple(targets.shape)}; choose negatives_from='any' for targets that are no classes."
+        )
+    classes = targets.detach().long().cpu()
+    alone = -1 - torch.arange(num_samples)
+    return torch.where(classes < 0, alone, classes)
+
+
+def check_options(dim: int, negatives: int, momentum: float, negatives_from: str) -> None:
+    """Raise a ``ValueError`` that names the first option of CRD that is out of its range."""
+    if dim < 1 or negatives < 1:
+        raise ValueError(f"CRDLoss: expected dim and negatives >= 1, got {dim} and {negatives}.")
+    if not 0.0 <= momentum < 1.0:
+        raise ValueError(f"CRDLoss: expected momentum in [0, 1), got {momentum}.")
+    if negatives_from not in ("other_classes", "any"):
+        raise ValueError(f"CRDLoss: expected negatives_from 'other_classes' or 'any', got {negatives_from!r}.")
