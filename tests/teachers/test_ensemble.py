@@ -89,7 +89,7 @@ def test_no_members_are_refused():
 
 
 def test_another_average_is_refused():
-    with pytest.raises(ValueError, match="expected average 'probabilities' or 'logits', got 'votes'"):
+    with pytest.raises(ValueError, match=r"expected average to be one of .*'vote', 'confidence'\], got 'votes'"):
         Ensemble([nn.Identity()], "votes")
 
 
