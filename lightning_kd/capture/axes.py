@@ -318,7 +318,7 @@ def axes_in_call(
     """Find what the axes of a network's layers mean, by calling the network with one sample more.
 
     Args:
-        network: The network, or who calls it and has it as ``module``.
+        network: The network, or a teacher, who calls it and has it as ``layered``.
         args: What it was called with.
         kwargs: What it was called with by name.
         target: The target of the batch, which tells the number of samples.
@@ -332,7 +332,7 @@ def axes_in_call(
     more_args, more_kwargs = one_more_sample(args, kwargs, size, axis)
     more = None
     # a network of one graph cannot be called so; then the layout may be asked for
-    with suppress(Exception), following(getattr(network, "module", network)) as second:
+    with suppress(Exception), following(getattr(network, "layered", network)) as second:
         network(*more_args, **more_kwargs)
         more = second
     first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)

@@ -268,7 +268,7 @@ class SetUp:
 
     def _show_networks(self) -> None:
         """Show the losses the networks."""
-        teacher = None if self.step.teacher is None else self.step.teacher.module
+        teacher = None if self.step.teacher is None else self.step.teacher.layered
         for loss in self.step.objective.components:
             loss.see_networks(original(self.step.student), None if teacher is None else original(teacher))
 
@@ -289,7 +289,7 @@ class SetUp:
                         "loss out."
                     )
         student = original(step.student)
-        teacher = None if step.teacher is None or step.teacher.module is None else original(step.teacher.module)
+        teacher = None if step.teacher is None or step.teacher.layered is None else original(step.teacher.layered)
         for loss in step.objective.components:
             student_layers = {n: student.get_submodule(n) for n in loss.student_layers if is_module(n)}
             names = [] if teacher is None else [n for n in loss.teacher_layers if is_module(n)]
@@ -304,7 +304,7 @@ class SetUp:
             The shapes of what the losses read, what the axes of the layers mean, and the masks of the batch.
         """
         capture, teacher = self.step.capture, self.step.teacher
-        network = None if teacher is None else teacher.module
+        network = None if teacher is None else teacher.layered
         with self._rehearsing(module):
             with capture.recording(), following(self.step.student) as student_runs, SigmoidWatch() as watch:
                 call_student(batch)
@@ -368,9 +368,9 @@ class SetUp:
 
     def _trace_teacher(self, batch: Any, call: Call) -> Ran:
         teacher = self.step.teacher
-        if teacher is None or teacher.module is None:
+        if teacher is None or teacher.layered is None:
             return Ran()
-        with Trace(teacher.module) as trace:
+        with Trace(teacher.layered) as trace:
             lesson = self._first_lesson(batch, call)
             return trace.before(self.step.hooks.output_options.as_returned(lesson.output, self.step.hooks.logits_of))
 

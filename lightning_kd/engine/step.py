@@ -39,6 +39,10 @@ _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
     "inplace=False in its first layer, or let its forward begin with x = x.clone()."
 )
+_OTHER_ROWS = (
+    "{0} reads the batch row by row, but the student was called with other values than the batch holds, so the rows "
+    "may not be the same. Say {0}(..., in_order=True) if the step changes values alone and keeps the order."
+)
 
 
 @dataclass(slots=True)
@@ -115,7 +119,7 @@ class TrainingStep:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
         losses = self.objective.components
-        teacher = None if self.teacher is None else self.teacher.called
+        teacher = None if self.teacher is None else self.teacher.layered
         map_layers(losses, self.student, teacher)
         show_blocks(losses, self.student, teacher)
         layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
@@ -237,6 +241,8 @@ class TrainingStep:
             return NO_LESSON
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("student"))
+        if self.teacher.reads_rows and not is_of_batch(call, batch):
+            raise ValueError(_OTHER_ROWS.format(type(self.teacher).__name__))
         args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
         if first:
             self._tell_left_out(call, kwargs)

@@ -52,6 +52,7 @@ class Clock:
             if self.source.start_batch(self.step.objective.losses, trainer):
                 self._restart_optimizers(trainer)
             self._origin = self.source.origin
+        self.tell_teacher(module)
         if not self.step.objective.changes_over_time:
             return
         moment = self._moment(module)
@@ -61,8 +62,16 @@ class Clock:
         if self._stage is None and self._leaves_stages(moment, batch_idx):
             self._restart_optimizers(trainer)
 
+    def tell_teacher(self, module: LightningModule) -> None:
+        """Give a teacher that changes over time the moment of the run, before a batch or an evaluation in a fit."""
+        teacher = self.step.teacher
+        if teacher is not None and teacher.changes_over_time and not self.tuning:
+            teacher.set_moment(self._moment(module))
+
     def set_moment(self, moment: Moment) -> None:
-        """Give the losses the moment that the run has reached."""
+        """Give losses and teacher the moment that the run has reached."""
+        if self.step.teacher is not None:
+            self.step.teacher.set_moment(moment)
         objective = self.step.objective
         objective.set_moment(moment)
         goal = objective.at(moment, self.step.teacher_ready)

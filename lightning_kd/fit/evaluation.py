@@ -243,5 +243,6 @@ class Evaluation:
                 "the id of what has no label by task_loss=CrossEntropyLoss(ignore_index=...), or give metrics=... of "
                 "your own."
             )
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not tuning:
+        changes = self.step.teacher is not None and self.step.teacher.changes_over_time
+        if trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or tuning or changes):
             self.teacher_accuracy = self.results.get("teacher_accuracy", self.teacher_accuracy)

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -314,6 +315,8 @@ class DistillationRun:
 
     def start_evaluation(self, module: LightningModule) -> None:
         """Begin to compare student and teacher, and give callbacks the means of the epoch so far."""
+        if module.trainer.state.fn == TrainerFn.FITTING:
+            self.clock.tell_teacher(module)
         self.evaluation.start(module)
         with self._gradients_told_first(module):
             self.lines.show_epoch_so_far(module)

@@ -46,7 +46,7 @@ class TokenMeans:
         self._metrics = {}
         if not in_fit and not self._has_seen:
             self._has_seen = True
-            teacher = None if self.step.teacher is None else self.step.teacher.module
+            teacher = None if self.step.teacher is None else self.step.teacher.layered
             for loss in self._losses().values():
                 loss.see_networks(original(self.step.student), None if teacher is None else original(teacher))
 

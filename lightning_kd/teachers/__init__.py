@@ -20,4 +20,6 @@ from lightning_kd.teachers.inputs import Renormalize as Renormalize
 from lightning_kd.teachers.inputs import Resize as Resize
 from lightning_kd.teachers.inputs import TeacherInputs as TeacherInputs
 from lightning_kd.teachers.own_columns import OwnColumns as OwnColumns
+from lightning_kd.teachers.routed import RoutedTeacher as RoutedTeacher
 from lightning_kd.teachers.source import TeacherSource as TeacherSource
+from lightning_kd.teachers.switching import SwitchingTeacher as SwitchingTeacher

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
+from lightning_kd.schedules import Moment
 
 Split = Literal["train", "val", "test"]
 """Which data is read."""
@@ -45,6 +46,10 @@ class Teacher(ABC):
     """The network that answers, if it is one."""
     looks_up: ClassVar[bool] = False
     """Whether it looks answers up, so that a call holds the student's own call and each sample's row."""
+    changes_over_time: bool = False
+    """Whether it is another one at other moments of a run, of which it learns by :meth:`set_moment`."""
+    reads_rows: bool = False
+    """Whether it reads the batch row by row, so that the student must be called with these very rows."""
 
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         return self  # copies of a module, such as weight averages, share the teacher
@@ -95,6 +100,9 @@ class Teacher(ABC):
     def see_data(self, samples: int | None) -> None:
         """Learn how many samples the training data has, ``None`` if that is not known; for one that looks up."""
 
+    def set_moment(self, moment: Moment) -> None:
+        """Learn how far the run has come."""
+
     def attach(self) -> None:
         """Begin to watch: put hooks on, open files."""
 
@@ -111,6 +119,11 @@ class Teacher(ABC):
     @property
     def called(self) -> nn.Module | None:
         """The network whose ``forward`` a call must suit, ``None`` if there is none."""
+        return self.module
+
+    @property
+    def layered(self) -> nn.Module | None:
+        """The network whose layers the losses name, ``None`` if there is none."""
         return self.module
 
     @property
