@@ -19,7 +19,10 @@ from lightning_kd.teachers.inputs import Keys as Keys
 from lightning_kd.teachers.inputs import Renormalize as Renormalize
 from lightning_kd.teachers.inputs import Resize as Resize
 from lightning_kd.teachers.inputs import TeacherInputs as TeacherInputs
+from lightning_kd.teachers.onnx import OnnxTeacher as OnnxTeacher
+from lightning_kd.teachers.outside import FunctionTeacher as FunctionTeacher
 from lightning_kd.teachers.own_columns import OwnColumns as OwnColumns
+from lightning_kd.teachers.quantized import QuantizedTeacher as QuantizedTeacher
 from lightning_kd.teachers.routed import RoutedTeacher as RoutedTeacher
 from lightning_kd.teachers.source import TeacherSource as TeacherSource
 from lightning_kd.teachers.switching import SwitchingTeacher as SwitchingTeacher
