@@ -23,7 +23,7 @@ from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.module import DistillationModule
 from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
-from lightning_kd.teachers.inputs import TeacherView
+from lightning_kd.teachers.inputs import TeacherView, described
 
 
 def write(
@@ -116,7 +116,8 @@ def write(
     if student is None:
         needs_logits = any(leaf.needs_teacher_logits for loss in losses for _, leaf in loss.leaves())
         asker = OfTeacher(frozen, losses, teacher_inputs, unpack_batch)
-        return Writer(asker, dataset, **options, needs_logits=needs_logits).write()
+        view = None if teacher_inputs is None else described(teacher_inputs)
+        return Writer(asker, dataset, **options, needs_logits=needs_logits, view=view).write()
     # a fit with a task reads the embedding before the last layer; one without reads the logits, which are stored too
     embedding = any(leaf.needs_layers and leaf.reads == "embedding" for loss in losses for _, leaf in loss.leaves())
     task = nn.CrossEntropyLoss() if embedding else None
@@ -147,9 +148,9 @@ def writer_of(module: DistillationModule, dataset: Dataset[Any], **options: Any)
         return run.step.capture.call(*read.args, **read.kwargs)
 
     run.setup.prepare(options["transfer"](next(iter(loader))), call, module)
-    layers = run.setup.state()["layers"]
+    layers, view = run.setup.state()["layers"], module.plain_output_options().get("teacher_inputs")
     needs_logits = any(loss.needs_teacher_logits for loss in run.objective.components)
-    return Writer(OfStep(run.step), dataset, **options, layers=layers, needs_logits=needs_logits)
+    return Writer(OfStep(run.step), dataset, **options, layers=layers, needs_logits=needs_logits, view=view)
 
 
 def format_of(dtype: Precision | torch.dtype) -> torch.dtype:

@@ -81,6 +81,7 @@ class Writer:
         part: Number of this process, and of all processes.
         layers: Which layers each loss reads, by the loss's name.
         needs_logits: Whether a loss reads the logits.
+        view: What makes the teacher's inputs, as plain data.
 
     Raises:
         TypeError: If the data set has no rows by number.
@@ -101,6 +102,7 @@ class Writer:
         part: tuple[int, int] = (0, 1),
         layers: dict[str, dict[str, Any]] | None = None,
         needs_logits: bool = True,
+        view: object = None,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not has_rows(dataset):
             raise TypeError(
@@ -112,6 +114,11 @@ class Writer:
                 "Expected batch_size >= 1, shard_rows >= 1 and 0 <= rank < world_size, got "
                 f"{batch_size}, {shard_rows}, {part[0]} and {part[1]}."
             )
+        if asker.frozen.changes_over_time:
+            raise ValueError(
+                f"{type(asker.frozen).__name__} gives other answers at other times of a fit, so they cannot be stored; "
+                "store those of each of its networks."
+            )
         if form.top_k is not None and form.draws is not None:
             raise ValueError("top_k and draws are two ways to keep a few tokens; give one of them.")
         self.asker, self.folder, self.form, self.part = asker, folder, form, part
@@ -120,7 +127,7 @@ class Writer:
         self.batch_size, self.shard_rows = batch_size, shard_rows
         self.collate_fn, self.num_workers = collate_fn, num_workers
         self.transfer = transfer
-        self.layers, self.needs_logits = layers or {}, needs_logits
+        self.layers, self.needs_logits, self.view = layers or {}, needs_logits, view
 
     def write(self) -> Path:
         """Write the store, or go on with it, and return its folder."""
@@ -171,6 +178,7 @@ class Writer:
             inputs={name: _dtype_of(read, name) for name in sorted(inputs)},
             axes=axes_of_layers(self.asker, batch, read),
             layers=self.layers,
+            view=self.view,
             teacher={
                 "class": type(module).__name__,
                 "parameters": sum(p.numel() for p in module.parameters()),

@@ -97,8 +97,13 @@ class Teacher(ABC):
     def begin_split(self, split: Split) -> None:
         """Learn which data is read from now on; ``ready`` may depend on it."""
 
-    def see_data(self, samples: int | None) -> None:
-        """Learn how many samples the training data has, ``None`` if that is not known; for one that looks up."""
+    def see_data(self, samples: int | None, view: object) -> None:
+        """Learn of the data of a fit, for one that looks up.
+
+        Args:
+            samples: How many samples the training data has, ``None`` if that is not known.
+            view: What would make the teacher's inputs of the student's, as plain data; ``None`` if they are the same.
+        """
 
     def set_moment(self, moment: Moment) -> None:
         """Learn how far the run has come."""

@@ -1,5 +1,6 @@
 """A teacher whose answers were stored: no network runs."""
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -136,10 +137,21 @@ class CachedTeacher(Teacher):
                 f"{self.path / split}`."
             )
 
-    def see_data(self, samples: int | None) -> None:
-        """Learn how many samples the training data has, ``None`` if that is not known."""
+    def see_data(self, samples: int | None, view: object) -> None:
+        """Learn of the data of a fit.
+
+        Raises:
+            ValueError: If a table has another number of rows, or the fit would give the teacher other inputs than it
+                had when the store was written.
+        """
         self._samples = samples
         store = self._stores["train"]
+        if isinstance(store, Store) and view is not None and json.loads(json.dumps(view)) != store.manifest.view:
+            written = "none" if store.manifest.view is None else store.manifest.view
+            raise ValueError(
+                f"CachedTeacher: teacher_inputs={view} has no effect on stored answers, and {str(self.path)!r} was "
+                f"written with {written}; write the store anew with it, or leave it out."
+            )
         if isinstance(store, Table) and samples is not None and samples != len(store):
             raise ValueError(
                 f"CachedTeacher: {str(self.path)!r} has {len(store)} rows, but the training data has {samples} "

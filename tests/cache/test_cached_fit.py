@@ -10,7 +10,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 from lightning_kd import DistillationModule, cache
 from lightning_kd.data import Indexed
 from lightning_kd.losses import HintLoss, KDLoss
-from lightning_kd.teachers import CachedTeacher, Renormalize
+from lightning_kd.teachers import CachedTeacher, Renormalize, SwitchingTeacher
 from tests import support
 
 
@@ -202,9 +202,19 @@ def test_another_view_of_the_teacher_is_stored_and_asked_by_the_students_input(t
     )
     module = support.module(teacher_inputs=view)
     support.fit(module)
-    stored = support.module(teacher=CachedTeacher(folder))
-    support.fit(stored)
-    assert torch.equal(weights(module), weights(stored))
+    for given in (None, view):
+        stored = support.module(teacher=CachedTeacher(folder), teacher_inputs=given)
+        support.fit(stored)
+        assert torch.equal(weights(module), weights(stored))
+    other = support.module(teacher=CachedTeacher(folder), teacher_inputs=Renormalize([0.0], [1.0], [0.1], [2.0]))
+    with pytest.raises(ValueError, match="has no effect on stored answers"):
+        support.fit(other)
+
+
+def test_a_teacher_that_changes_over_time_is_not_stored(tmp_path):
+    changing = SwitchingTeacher([support.teacher(), support.teacher()], [1])
+    with pytest.raises(ValueError, match="gives other answers at other times"):
+        cache.write(changing, support.data(), tmp_path, losses=[KDLoss()])
 
 
 def test_a_resumed_fit_goes_on_with_stored_answers(folder, tmp_path):
@@ -235,7 +245,8 @@ def test_a_call_by_name_is_the_call_by_place(tmp_path):
 
     losses = []
     for guide in (support.teacher(), CachedTeacher(folder)):
-        module = DistillationModule(OnTheDevice(), guide, [KDLoss()], teacher_inputs=by_place)
+        view = None if isinstance(guide, CachedTeacher) else by_place
+        module = DistillationModule(OnTheDevice(), guide, [KDLoss()], teacher_inputs=view)
         support.fit(module, train=loader(support.data(), collate_fn=named), max_epochs=1, limit_val_batches=0)
         losses.append(module.trainer.callback_metrics["train/kd"])
     assert losses[0] == losses[1]

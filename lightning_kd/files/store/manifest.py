@@ -48,6 +48,7 @@ class Manifest:
         inputs: The inputs whose contents are stored, with their formats.
         axes: What the axes of each layer mean.
         layers: Which layers each loss reads, by the loss's name.
+        view: What made the teacher's inputs of the student's, ``None`` if they are the same.
         teacher: Class, number of parameters and fingerprint of the teacher.
         data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
@@ -62,6 +63,7 @@ class Manifest:
     inputs: dict[str, str]
     axes: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    view: Any = None
     teacher: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, Any] = field(default_factory=dict)
