@@ -27,7 +27,7 @@ class AsItWas:
 
     def set_up(self, teacher: Teacher | None, *, made_of_student: bool) -> None:
         """Remember the teacher as the user gave it, before a device or a format is chosen for it."""
-        self.number = None
+        self.number = None if teacher is None else teacher.number
         if _can_be_known(teacher) and not made_of_student:
             self.number = as_one_number(fingerprint(teacher.module))
 

@@ -94,6 +94,11 @@ class Teacher(ABC):
         """Which layers the losses read that name none, by the names of the losses, where no network would tell."""
         return {}
 
+    @property
+    def number(self) -> int | None:
+        """What its answers come to, where no network tells; other answers have another number."""
+        return None
+
     def begin_split(self, split: Split) -> None:
         """Learn which data is read from now on; ``ready`` may depend on it."""
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
@@ -125,6 +126,15 @@ class CachedTeacher(Teacher):
         """Which layers the losses read that name none, by the names of the losses."""
         store = self._stores["train"]
         return store.manifest.layers if isinstance(store, Store) else {}
+
+    @property
+    def number(self) -> int | None:
+        """What the answers come to: of a store, those of one teacher on one data set."""
+        store = self._stores["train"]
+        if not isinstance(store, Store):
+            return None
+        told = {"teacher": store.manifest.teacher["sha256"], "data": store.manifest.data["sha256"]}
+        return zlib.crc32(json.dumps([told, store.manifest.view], sort_keys=True).encode())
 
     def begin_split(self, split: Split) -> None:
         """Read the store of the training, validation or test data from now on."""

@@ -225,6 +225,16 @@ def test_a_resumed_fit_goes_on_with_stored_answers(folder, tmp_path):
     assert torch.equal(weights(whole), weights(resumed))
 
 
+def test_a_fit_that_goes_on_with_the_store_of_another_teacher_says_so(folder, tmp_path):
+    support.fit(support.module(teacher=CachedTeacher(folder)), callbacks=[support.SaveEveryStep(tmp_path)])
+    other = support.seeded(partial(support.ConvNet, 8), 5)
+    losses = support.default_losses()
+    elsewhere = cache.write(other, support.data(), tmp_path / "other", losses=losses, dtype="float32")
+    resumed = support.module(teacher=CachedTeacher(elsewhere))
+    with pytest.warns(UserWarning, match="the teacher is a CachedTeacher with other weights"):
+        support.fit(resumed, ckpt_path=tmp_path / "4.ckpt")
+
+
 class OnTheDevice(nn.Module):
     """A student that is called by a name."""
 
