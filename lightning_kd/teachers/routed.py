@@ -1,6 +1,6 @@
 """A teacher for each kind of sample: a column of the batch says which."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar, final
 
@@ -14,9 +14,6 @@ from lightning_kd.capture.private import tree_map_only, version_of
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.files.precision import Precision
 from lightning_kd.teachers.several import SeveralTeachers
-
-Key = str | Callable[[Any], Sequence[Any] | Tensor]
-"""The column of the batch that names each row's teacher, or a function of the batch that returns its values."""
 
 
 @final
@@ -34,15 +31,17 @@ class RoutedTeacher(SeveralTeachers):
 
     Args:
         teachers: The network for each value of the column, frozen here; a number is written as text: ``"0"``.
-        key: Name of the column of a batch that is a dictionary, or a function that returns the values for a batch. The
-            student is not given the column, unless its ``forward`` names it.
+        key: Name of the column of a batch that is a dictionary. The student is not given the column, unless its
+            ``forward`` names it.
+        route: In the place of ``key``, a function that returns the values of the column for a batch of any form.
         in_order: Whether you vouch that the student is called with the rows in the order of the batch. By default that
             is looked at, and a call with other values than the batch holds is refused.
         dtype: Format that the teachers compute in; by default what their owner is converted to.
 
     Raises:
-        ValueError: If there is no teacher; at set-up, if their shapes differ, one lacks a layer, or FSDP2 splits them;
-            in a call, if the batch has no such column, a row names no teacher, or the rows may be others.
+        ValueError: If there is no teacher, or not one of ``key`` and ``route``; at set-up, if the teachers' shapes
+            differ, one lacks a layer, or FSDP2 splits them; in a call, if the batch has no such column, a row names no
+            teacher, or the rows may be others.
 
     Example:
         >>> teacher = RoutedTeacher({"en": nn.Identity(), "fr": nn.Hardtanh(-1.0, 0.0)}, key="language")
@@ -57,23 +56,27 @@ class RoutedTeacher(SeveralTeachers):
     def __init__(
         self,
         teachers: Mapping[str, nn.Module],
-        key: Key,
+        key: str | None = None,
         *,
+        route: Callable[[Any], Any] | None = None,
         in_order: bool = False,
         dtype: Precision | None = None,
     ) -> None:
         if not teachers:
             raise ValueError("RoutedTeacher: expected a network for each value of the column, got none.")
+        if (key is None) == (route is None):
+            raise ValueError("RoutedTeacher: expected key='COLUMN' or route=, a function of the batch.")
         self.routes = {str(value): index for index, value in enumerate(teachers)}
         """Number of the network for each value of the column."""
         self.key = key
+        self.route = route
         self.reads_rows = not in_order
         super().__init__(list(teachers.values()), [f"the teacher of {value!r}" for value in self.routes], dtype)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The column that is read."""
-        return (self.key,) if isinstance(self.key, str) else ()
+        return () if self.key is None else (self.key,)
 
     def answer(self, batch: Any, call: Call) -> Call:
         """Return the answers of the teachers that the rows name, in the order of the rows."""
@@ -107,16 +110,16 @@ class RoutedTeacher(SeveralTeachers):
         return {index: torch.tensor(own) for index, own in sorted(found.items())}
 
     def _values(self, batch: Any) -> list[str]:
-        if callable(self.key):
-            values: Any = self.key(batch)
+        if self.route is not None:
+            values: Any = self.route(batch)
         else:
             columns = columns_of(batch)
-            values = None if columns is None else columns.get(self.key)
+            values = None if columns is None or self.key is None else columns.get(self.key)
             if values is None:
                 given = type(batch).__name__ if columns is None else list(columns)
                 raise ValueError(
                     f"RoutedTeacher reads the column {self.key!r} of the batch, which is a dictionary then, but the "
-                    f"batch has {given}. Or give key= a function of the batch."
+                    f"batch has {given}. Or give route=, a function of the batch."
                 )
         if isinstance(values, Tensor):
             if values.ndim != 1 or values.is_floating_point():

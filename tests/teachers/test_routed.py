@@ -63,10 +63,16 @@ def test_one_teacher_for_all_rows_is_asked_once_about_the_whole():
 
 
 @pytest.mark.parametrize(
-    "key", ["domain", lambda batch: batch["domain"], lambda batch: batch["domain"].tolist()], ids=["name", "f", "list"]
+    "how",
+    [
+        {"key": "domain"},
+        {"route": lambda batch: batch["domain"]},
+        {"route": lambda batch: batch["domain"].tolist()},
+    ],
+    ids=["name", "tensor", "list"],
 )
-def test_numbers_name_teachers_too(key):
-    teacher = RoutedTeacher({"0": nn.Identity(), "1": nn.ReLU()}, key=key)
+def test_numbers_name_teachers_too(how):
+    teacher = RoutedTeacher({"0": nn.Identity(), "1": nn.ReLU()}, **how)
     batch = {"input": -torch.ones(3, 2), "domain": torch.tensor([1, 0, 1])}
     lesson = teacher.answer(batch, Call(kwargs={"input": batch["input"]}))
     assert lesson.output[:, 0].tolist() == [0.0, -1.0, 0.0]
@@ -136,7 +142,7 @@ def test_a_column_that_is_not_there_or_of_another_form_is_refused():
     teacher = RoutedTeacher(guides(), key="language")
     with pytest.raises(ValueError, match=r"reads the column 'language' of the batch.* has \['x'\]"):
         teacher.answer({"x": x}, Call(kwargs={"x": x}))
-    with pytest.raises(ValueError, match=r"the batch has list\. Or give key= a function of the batch"):
+    with pytest.raises(ValueError, match=r"the batch has list\. Or give route=, a function of the batch"):
         teacher.answer([x, 1], Call(args=(x,)))
     with pytest.raises(ValueError, match="1 rows name a teacher, but 2 are asked about"):
         teacher.answer({"x": x, "language": ["en"]}, Call(kwargs={"x": x}))
@@ -144,6 +150,9 @@ def test_a_column_that_is_not_there_or_of_another_form_is_refused():
         teacher.answer({"x": x, "language": torch.zeros(2)}, Call(kwargs={"x": x}))
     with pytest.raises(ValueError, match="expected a network for each value"):
         RoutedTeacher({}, key="language")
+    for both in ({}, {"key": "language", "route": len}):
+        with pytest.raises(ValueError, match="expected key='COLUMN' or route="):
+            RoutedTeacher(guides(), **both)
 
 
 class Reversed(DistillationModule):
