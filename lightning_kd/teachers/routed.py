@@ -157,7 +157,8 @@ def _rows_of_answer(answer: Call, rows: Tensor, count: int) -> Call:
                 f"the first axis has one for each of the {count} samples. Name another layer."
             )
         features[name] = value[rows.to(value.device)]
-    return Call(called=True, output=_logits(answer.output)[rows], features=features)
+    logits = _logits(answer.output)
+    return Call(called=True, output=None if logits is None else logits[rows], features=features)
 
 
 def _joined(call: Call, answers: Mapping[int, Call], places: Mapping[int, Tensor] | None) -> Call:
@@ -175,23 +176,20 @@ def _joined(call: Call, answers: Mapping[int, Call], places: Mapping[int, Tensor
     features = {
         name: together({index: answer.features[name] for index, answer in answers.items()}) for name in first.features
     }
+    outputs = {index: _logits(answer.output) for index, answer in answers.items()}
+    logits = {index: output for index, output in outputs.items() if output is not None}
     return Call(
         called=True,
         args=call.args,
         kwargs=call.kwargs,
-        output=together({index: _logits(answer.output) for index, answer in answers.items()}),
+        output=None if len(logits) < len(answers) else together(logits),
         features=features,
         versions=[version_of(value) for value in features.values()],
     )
 
 
-def _logits(output: Any) -> Tensor:
-    logits = None
+def _logits(output: Any) -> Tensor | None:
+    """Return the logits in an output, ``None`` if it is not known which they are; a loss that reads them then says."""
     with suppress(ValueError):
-        logits = logits_of(output)
-    if logits is None:
-        raise ValueError(
-            f"RoutedTeacher: a teacher returned a {type(output).__name__} without logits that are known; wrap it in a "
-            "module that returns one tensor."
-        )
-    return logits
+        return logits_of(output)
+    return None

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 import lightning_kd.losses
 import lightning_kd.teachers
-from lightning_kd import teachers
+from lightning_kd import cache, teachers
 from lightning_kd.commands.fit import run
 from lightning_kd.losses import HintLoss, KDLoss, MutualLearning
 from tests import support
@@ -82,6 +82,10 @@ def made(kind, name, folder):
     if name == "RoutedTeacher":
         kinds = torch.arange(24) % 2
         return cls(dict(zip("01", two(), strict=True)), key="domain"), {}, [], dictionaries(domain=kinds)
+    if name == "CachedTeacher":
+        data = support.data()
+        folder = cache.write(support.teacher(), data, folder, losses=[KDLoss()])
+        return cls(folder), {}, [], DataLoader(data, batch_size=8)
     if name == "BatchTeacher":
         return cls(logits="stored"), {}, [], dictionaries(stored=torch.randn(24, 4))
     teacher = {
@@ -142,7 +146,8 @@ NETWORK = "{class_path: tests.support.ConvNet, init_args: {width: 8}}"
 def test_a_configuration_can_say_it(described, tmp_path):
     described = described.replace("class_path: ", "class_path: lightning_kd.teachers.", 1)
     (tmp_path / "fit.yaml").write_text(
-        "seed_everything: 1\ntrainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_checkpointing: false, "
+        f"seed_everything: 1\ntrainer: {{default_root_dir: {tmp_path}, "
+        "max_epochs: 1, accelerator: cpu, logger: false, enable_checkpointing: false, "
         "enable_progress_bar: false, enable_model_summary: false, log_every_n_steps: 1}\n"
         f"model:\n  student: {NETWORK}\n  teacher: {described}\n"
         "  losses: [{class_path: KDLoss}]\n"

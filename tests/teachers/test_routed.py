@@ -187,6 +187,20 @@ def test_a_layer_without_rows_is_refused_at_set_up():
         fitted("module", teacher, [HintLoss("features", "dropout.inner")])
 
 
+class Pair(Named):
+    """Returns no tensor that is known to be its logits."""
+
+    def forward(self, x):
+        return {"one": super().forward(x), "other": x.flatten(1)}
+
+
+def test_outputs_that_are_not_known_are_missed_only_by_losses_of_logits():
+    networks = {name: support.seeded(lambda: Pair(8), seed) for seed, name in enumerate(("en", "fr"))}
+    fitted("module", RoutedTeacher(networks, key="language"), [HintLoss("features", "features")])
+    with pytest.raises(ValueError, match="reads the teacher's logits, but its output has none"):
+        fitted("module", RoutedTeacher(networks, key="language"), [KDLoss()])
+
+
 class Columns(nn.Module):
     """Hands its input on, and shows it to a layer with the channels first."""
 
