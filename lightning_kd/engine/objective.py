@@ -47,19 +47,23 @@ class Objective:
         self.task_weight = task_weight
         self.named = dict(losses.items())
         """The losses that are added by name, in order."""
+        self.find_leaves()
+        self.needs_target = any(loss.needs_target for loss in self.components)
+        self.needs_index = any(loss.needs_index for loss in self.components)
+        self.reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
+        self._timed = [loss for loss in self.named.values() if loss.changes_over_time]
+        self._goals: dict[bool, Goal] = {}
+        self._task_weight_now = value_at(task_weight, Moment())
+
+    def find_leaves(self) -> None:
+        """Find the losses that read layers or logits themselves, in ``leaves``: a loss may have chosen another."""
         self.leaves = [
             (f"{name}.{inner}" if inner else name, leaf)
             for name, loss in self.named.items()
             for inner, leaf in loss.leaves()
         ]
         """The losses that read layers or logits themselves, with their dotted names, in order."""
-        self.needs_target = any(loss.needs_target for loss in self.components)
-        self.needs_index = any(loss.needs_index for loss in self.components)
-        self.reads_logits = any(not one.student_layers or one.needs_student_logits for one in self.components)
-        self._timed = [loss for loss in self.named.values() if loss.changes_over_time]
         self._staged = [(name, leaf) for name, leaf in self.leaves if leaf.stage is not None]
-        self._goals: dict[bool, Goal] = {}
-        self._task_weight_now = value_at(task_weight, Moment())
 
     @property
     def components(self) -> list[DistillationLoss]:

@@ -16,6 +16,7 @@ from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import device_of, isolated_random_state, original
 from lightning_kd.capture.trace import Ran, Trace
+from lightning_kd.engine.attention_choice import check_same_choice
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
     check_first_values,
@@ -213,6 +214,7 @@ class SetUp:
             ValueError: If a loss cannot work on these shapes.
         """
         self.inputs = saved["inputs"]
+        check_same_choice(self.step.objective.leaves, saved)
         if saved["shapes"] is None:
             return
         if self.shapes is not None:  # a fit goes on from a checkpoint: its own data is known

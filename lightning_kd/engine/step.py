@@ -19,6 +19,7 @@ from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.padding import Positions
 from lightning_kd.capture.rows import is_of_batch
+from lightning_kd.engine.attention_choice import choose_attention
 from lightning_kd.engine.blocks import show_blocks
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
@@ -118,8 +119,10 @@ class TrainingStep:
     def watch(self) -> None:
         """Watch the layers that the losses name."""
         self.objective.forget_goals()
-        losses = self.objective.components
         teacher = None if self.teacher is None else self.teacher.layered
+        stored = self.teacher is not None and self.teacher.looks_up
+        choose_attention(self.objective, self.student, self.student if teacher is None else teacher, stored=stored)
+        losses = self.objective.components
         map_layers(losses, self.student, teacher)
         show_blocks(losses, self.student, teacher)
         layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]

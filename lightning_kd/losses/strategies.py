@@ -1,7 +1,7 @@
 """The families of distillation, each with the loss component to start from."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from enum import IntEnum
 
 from lightning_kd.losses import (
@@ -30,8 +30,9 @@ class DistillationStrategyType(IntEnum):
       Temperature 2 to 8.
     - ``FEATURE_BASED``: the values of chosen layers (FitNets). For pairs of different architecture or task. Needs pairs
       of layers and a projector where their widths differ.
-    - ``ATTENTION_BASED``: where the teacher looks (attention maps). For convolutional networks of one family; for
-      transformers see ``AttentionMatrixLoss`` and ``QKVRelationLoss``. Has no parameters of its own.
+    - ``ATTENTION_BASED``: where the teacher looks. Attention maps (AT), for convolutional networks of one family. With
+      no option but the weight, set-up chooses attention matrices (``AttentionMatrixLoss("uniform")``) for transformers
+      that show theirs. Has no parameters of its own.
     - ``RELATION_BASED``: distances and angles between the samples of a batch (RKD). For embeddings and retrieval. The
       widths may differ; the cost grows with the square of the batch.
     - ``CONTRASTIVE_BASED``: which sample a representation belongs to (CRD). Strong, and needs no labels; needs many
@@ -86,7 +87,12 @@ class DistillationStrategyType(IntEnum):
         """
         component: Callable[..., DistillationLoss] = self.component
         self._check_options(component, options)
-        return component(**options)
+        return component(**self.defaults(options), **options)
+
+    def defaults(self, options: Collection[str]) -> dict[str, object]:
+        """Return what :meth:`create` sets beside the options of these names."""
+        chooses = self is DistillationStrategyType.ATTENTION_BASED and not set(options) - {"weight"}
+        return {"transformers": True} if chooses else {}
 
     def _check_options(self, component: Callable[..., DistillationLoss], options: dict[str, object]) -> None:
         parameters = inspect.signature(component).parameters

@@ -76,7 +76,8 @@ def with_losses_by_class(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     Example:
         >>> with_losses_by_class({"fit": {"model": {"losses": {"kd": {"temperature": 2}, "ATTENTION_BASED": None}}}})
         {'fit': {'model': {'losses': [{'class_path': 'lightning_kd.losses.KDLoss', 'init_args': {'temperature': 2}},
-                                      'lightning_kd.losses.ATLoss']}}}
+                                      {'class_path': 'lightning_kd.losses.ATLoss',
+                                       'init_args': {'transformers': True}}]}}}
     """
     changed = dict(configuration)
     for key, value in configuration.items():
@@ -102,7 +103,7 @@ def by_class(losses: Any) -> Any:
         ['lightning_kd.losses.KDLoss', {'class_path': 'lightning_kd.losses.HintLoss', 'init_args': {'weight': 100}}]
     """
     if isinstance(losses, str) and losses.isidentifier():
-        return [_path(losses)]
+        return [_loss(losses)]
     if isinstance(losses, Mapping) and not _OF_A_CLASS & set(losses):
         return [_loss({name: options}) for name, options in losses.items()]
     return [_loss(loss) for loss in losses] if isinstance(losses, Sequence) and not isinstance(losses, str) else losses
@@ -110,13 +111,14 @@ def by_class(losses: Any) -> Any:
 
 def _loss(loss: Any) -> Any:
     if isinstance(loss, str):
-        return _path(loss)
+        defaults = _defaults(loss, {})
+        return {"class_path": _path(loss), "init_args": defaults} if defaults else _path(loss)
     if not isinstance(loss, Mapping):
         return loss
     if len(loss) == 1 and not _OF_A_CLASS & set(loss):
         ((name, options),) = loss.items()
         if options is None:
-            return _path(str(name))
+            return _loss(str(name))
         if not isinstance(options, Mapping):
             raise ValueError(f"losses: expected the options of {name} as {{OPTION: VALUE, ...}}, got {options!r}.")
         given = options if _OF_A_CLASS & set(options) else {"init_args": options}
@@ -126,7 +128,16 @@ def _loss(loss: Any) -> Any:
         changed["class_path"] = _path(loss["class_path"])
     if isinstance(loss.get("init_args"), Mapping):
         changed["init_args"] = with_losses_by_class(loss["init_args"])
+    defaults = _defaults(loss.get("class_path"), changed.get("init_args") or {})
+    if defaults:
+        changed["init_args"] = {**defaults, **(changed.get("init_args") or {})}
     return changed
+
+
+def _defaults(name: object, options: Mapping[str, Any]) -> dict[str, object]:
+    """Return what a strategy sets beside the options that it is given; nothing for the name of a class."""
+    strategy = DistillationStrategyType.__members__.get(str(name).upper())
+    return {} if strategy is None else strategy.defaults(options)
 
 
 def _path(name: str) -> str:

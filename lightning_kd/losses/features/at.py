@@ -1,13 +1,14 @@
 """Attention transfer (AT): make the student look where the teacher looks."""
 
 import math
+from collections.abc import Iterator
 from typing import final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_kd.losses.base import Layers, Layout
+from lightning_kd.losses.base import DistillationLoss, Layers, Layout, StepTensors
 from lightning_kd.losses.checks import check_maps, check_positive, check_same_batch
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, pool_to_smaller, unit, upcast_alike, zero_of
@@ -70,7 +71,10 @@ class ATLoss(LayerPairLoss):
         p: Exponent of the absolute activation, > 0. The paper uses 2.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
             at set-up.
-        weight: Factor of this part in the total loss, >= 0. Published recipes use 1000.
+        transformers: Whether transformers whose attention matrices can be read are compared by
+            ``AttentionMatrixLoss("uniform")`` instead, with this weight. Set-up finds out and says so. The strategy
+            ``ATTENTION_BASED`` sets it if it is given no option but the weight. It counts where no layers are named.
+        weight: Factor of this part in the total loss, >= 0. Published recipes use 1000, and 1 for attention matrices.
 
     Raises:
         ValueError: If ``p`` is not positive, the layers do not pair up, or the weight is negative or not finite.
@@ -87,11 +91,31 @@ class ATLoss(LayerPairLoss):
         *,
         p: float = 2.0,
         layout: Layout = None,
+        transformers: bool = False,
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, layout=layout, weight=weight)
         check_positive("ATLoss", p=p)
         self.p = p
+        self.transformers = transformers
+        self._instead: dict[str, DistillationLoss] = {}  # a dictionary, for it is no part of this module
+
+    @property
+    def instead(self) -> DistillationLoss | None:
+        """The loss that set-up has chosen for transformers, ``None`` if maps are compared."""
+        return self._instead.get("loss")
+
+    def stand_aside_for(self, loss: DistillationLoss | None) -> None:
+        """Let another loss, if any, be evaluated in the place of this one, which keeps its name and weight."""
+        self._instead = {} if loss is None else {"loss": loss}
+
+    def leaves(self) -> Iterator[tuple[str, DistillationLoss]]:
+        """Yield the loss that reads layers: this one, or that which set-up has chosen for transformers."""
+        yield "", self.instead or self
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Return the unweighted loss of a step, by the loss that was chosen for transformers if one was."""
+        return super().evaluate(step) if self.instead is None else self.instead.evaluate(step)
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted loss of one pair of maps, see ``attention_transfer_loss``."""
