@@ -115,7 +115,11 @@ class ATLoss(LayerPairLoss):
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Return the unweighted loss of a step, by the loss that was chosen for transformers if one was."""
-        return super().evaluate(step) if self.instead is None else self.instead.evaluate(step)
+        if self.instead is None:
+            return super().evaluate(step)
+        value = self.instead.evaluate(step)
+        self.counted = self.instead.counted
+        return value
 
     def compare(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute the unweighted loss of one pair of maps, see ``attention_transfer_loss``."""

@@ -141,6 +141,11 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
         self.reduction: Reduction = reduction
 
     @property
+    def counts_pairs(self) -> bool:  # type: ignore[override]
+        """Whether squared distances are compared, whose mean is over pairs of tokens."""
+        return not self.kind.endswith("_kl")
+
+    @property
     def parts(self) -> tuple[Part, ...]:
         """Return what is read of each block: scores, or probabilities."""
         return ("probabilities",) if self.kind.startswith("probabilities") else ("scores",)

@@ -4,11 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_kd.capture.attention import Part, find_attention, place_of
 from lightning_kd.capture.networks import plain_name
-from lightning_kd.losses.base import DistillationLoss, Layers, as_names
+from lightning_kd.losses.base import DistillationLoss, Layers, StepTensors, as_names
+from lightning_kd.losses.tokens.sentences import Reduction
 
 Role = Literal["student", "teacher"]
 
@@ -19,12 +21,33 @@ class ReadsAttention(DistillationLoss, ABC):
     A name may also be that of a module which returns what the loss compares; then its output is read.
     """
 
+    counts_pairs = False
+    """Whether the mean is taken over pairs of tokens, not over tokens; may depend on the options."""
+    reduction: Reduction
     _mapped: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @property
     @abstractmethod
     def parts(self) -> tuple[Part, ...]:
         """Return what is read of each block; may depend on the options."""
+
+    @property
+    def means_over_tokens(self) -> bool:
+        """Whether the loss is a mean over what all processes hold: always, over tokens, pairs of them, or sentences."""
+        return True
+
+    def _tokens(self, step: StepTensors) -> Tensor:
+        """Return over how many tokens, pairs of tokens, or sentences the mean of a step is taken."""
+        mask = step.decoder_mask if self.of_decoder else step.mask
+        if mask is None or mask.ndim != 2:
+            shape = step.student_features[self.student_layers[0]].shape  # (B, H, T, T) or (B, T, C)
+            tokens = shape[2:].numel() if self.counts_pairs else shape[-2]
+            count = shape[0] * (1 if self.reduction == "sentences" else tokens)
+            return torch.tensor(count, device=step.student_features[self.student_layers[0]].device)
+        lengths = mask.bool().sum(1)
+        if self.reduction == "sentences":
+            return (lengths > 0).sum()
+        return lengths.square().sum() if self.counts_pairs else lengths.sum()
 
     @property
     def blocks(self) -> dict[Role, tuple[str, ...]]:
