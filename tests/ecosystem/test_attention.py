@@ -161,6 +161,30 @@ def test_the_value_of_a_fit_is_that_of_what_the_models_tell(name, kind):
     assert value > 0
 
 
+@pytest.mark.parametrize(
+    ("name", "layer"), [("bart", "model.decoder.layers.1.self_attn"), ("t5", "decoder.block.1.layer.0")]
+)
+def test_a_decoder_is_compared_at_its_own_tokens(name, layer):
+    student, inputs = made(name, **{"dropout_rate" if name == "t5" else "dropout": 0.0})
+    teacher = copy.deepcopy(student)
+    student.train()
+    for parameter in teacher.parameters():
+        parameter.data.mul_(1.2)
+    inputs["decoder_attention_mask"] = torch.ones_like(inputs["decoder_input_ids"])
+    inputs["decoder_attention_mask"][0, -2:] = 0
+    value = mean_of(student, teacher, AttentionMatrixLoss(layer, layer, kind="probabilities"), inputs)
+    attentions = []
+    for network in (student, teacher):
+        network.set_attn_implementation("eager")
+        with torch.no_grad():
+            attentions.append(network.eval()(**inputs, output_attentions=True).decoder_attentions[1])
+    mask = inputs["decoder_attention_mask"]
+    expected = attention_matrix_loss(*attentions, kind="probabilities", mask=mask)
+    assert value == pytest.approx(expected.item(), rel=1e-5)
+    assert value > 0
+    assert not torch.isclose(expected, attention_matrix_loss(*attentions, kind="probabilities"), rtol=1e-3)
+
+
 def test_scores_of_a_fit_are_those_of_queries_and_keys():
     student, teacher, inputs, _ = pair("bert")
     layer = "bert.encoder.layer.0"
@@ -335,7 +359,8 @@ def test_two_readers_of_one_attention_leave_one_after_another():
         ("albert", "albert.encoder.albert_layer_groups.0.albert_layers.0", "ran more than once"),
         ("gpt oss", "model.layers.1", "its attention takes 's_aux' besides"),
         ("bart", "model.decoder.layers.1", r"has 2 attentions.*layers.1.self_attn, .*layers.1.encoder_attn"),
-        ("bart", "model.decoder.layers.1.self_attn", "attends in the decoder"),
+        ("bart", "model.decoder.layers.1.encoder_attn", "attends from the decoder's tokens to the encoder's"),
+        ("t5", "decoder.block.1.layer.1", "attends from the decoder's tokens to the encoder's"),
         ("llama", "model.layers", r"has 4 attentions.*model.layers.3.self_attn"),
         ("llama", "model.layers.1.mlp", "'model.layers.1.mlp' has no attention"),
         ("llama", "model.layers.9", "no layer 'model.layers.9'"),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.attention import Part, find_attention, place_of
+from lightning_kd.capture.decoder_mask import is_encoder_decoder
 from lightning_kd.capture.networks import plain_name
 from lightning_kd.losses.base import DistillationLoss, Layers, StepTensors, as_names
 from lightning_kd.losses.tokens.sentences import Reduction
@@ -74,16 +75,17 @@ class ReadsAttention(DistillationLoss, ABC):
             network: The network.
 
         Raises:
-            ValueError: If a block computes its attention in a way that shows nothing of it, or has several, or is of a
-                decoder whose tokens the batch's mask does not describe.
+            ValueError: If a block computes its attention in a way that shows nothing of it, or has several, or attends
+                from a decoder to its encoder.
         """
         names = self.blocks[role]
         modules = {plain_name(name): part for name, part in network.named_modules(remove_duplicate=False)}
         read: list[str] = []
         for name in names:
             block = modules.get(plain_name(name))
-            if block is not None and find_attention(block, name, role) is not None:
-                _check_tokens(network, name, role)
+            attention = None if block is None else find_attention(block, name, role)
+            if attention is not None:
+                _check_tokens(network, name, attention, role)
                 read += [place_of(part, name) for part in self.parts]
             else:
                 read.append(name)
@@ -93,13 +95,16 @@ class ReadsAttention(DistillationLoss, ABC):
             self._teacher_layers = tuple(read)
 
 
-def _check_tokens(network: nn.Module, name: str, role: str) -> None:
-    """Raise a ``ValueError`` for the decoder of an encoder-decoder: a batch's ``attention_mask`` is the encoder's."""
-    config = getattr(network, "config", None)
-    if getattr(config, "is_encoder_decoder", False) and "decoder" in name.split("."):
+def _check_tokens(network: nn.Module, name: str, attention: nn.Module, role: str) -> None:
+    """Raise a ``ValueError`` for cross-attention: its queries are the decoder's tokens, its keys the encoder's."""
+    if not is_encoder_decoder(network) or "decoder" not in name.split("."):
+        return
+    (full,) = (plain_name(one) for one, module in network.named_modules() if module is attention)
+    if not any(part.lower().startswith("self") for part in full.split(".")):
         raise ValueError(
-            f"The {role}'s {name!r} attends in the decoder, and the attention_mask of a batch tells the padding of the "
-            "encoder's tokens alone. Name a block of the encoder, or compare the decoder's logits by TokenKDLoss."
+            f"The {role}'s {name!r} attends from the decoder's tokens to the encoder's, and one mask cannot tell the "
+            "padding of both. Name the decoder's attention to its own tokens or a block of the encoder, or compare "
+            "the decoder's logits by TokenKDLoss."
         )
 
 
