@@ -22,6 +22,7 @@ from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import MASK, contents, same
 from lightning_kd.capture.decoder_mask import Side
 from lightning_kd.capture.networks import device_of
+from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.data.indexed import Indexed, has_rows, with_row
 from lightning_kd.data.replayed import Replayed
 from lightning_kd.files.atomic import atomic_write
@@ -162,7 +163,11 @@ class Writer:
             del values[LOGITS]
         if not values:
             raise ValueError("The losses read nothing of the teacher, so there is nothing to store.")
-        self.names = list(values)
+        if self.form.dtype == torch.bfloat16 and LOGITS in values and kind_of_probabilities(values[LOGITS]):
+            raise ValueError(
+                "The teacher returns probabilities, which bfloat16 rounds by up to 0.4 %, so that they no longer add "
+                "up to 1; store them in float16 or float32, or store logits."
+            )
         items = describe_items(values, read, self.form, self.asker.frozen.module)
         stored = rows_of(values, read, items, self.form, rows)
         size = bytes_per_row(stored, len(rows))

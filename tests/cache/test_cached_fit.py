@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
-from lightning_kd import DistillationModule, cache
+from lightning_kd import Curriculum, DistillationModule, cache
+from lightning_kd.curriculum.difficulty import TeacherConfidence
 from lightning_kd.data import Indexed
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.teachers import CachedTeacher, Renormalize, SwitchingTeacher
@@ -233,6 +234,16 @@ def test_a_fit_that_goes_on_with_the_store_of_another_teacher_says_so(folder, tm
     resumed = support.module(teacher=CachedTeacher(elsewhere))
     with pytest.warns(UserWarning, match="the teacher is a CachedTeacher with other weights"):
         support.fit(resumed, ckpt_path=tmp_path / "4.ckpt")
+
+
+def test_a_curriculum_scores_by_stored_answers(folder):
+    students = []
+    for guide in (support.teacher(), CachedTeacher(folder)):
+        module = support.module(teacher=guide)
+        curriculum = Curriculum(start=0.5, length=1, scorer=TeacherConfidence())
+        support.fit(module, train=loader(Indexed(support.data())), callbacks=[curriculum], limit_val_batches=0)
+        students.append(weights(module))
+    assert torch.equal(*students)
 
 
 class OnTheDevice(nn.Module):

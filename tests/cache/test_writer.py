@@ -199,6 +199,25 @@ def test_data_that_is_augmented_at_random_is_refused_with_the_remedy(tmp_path):
         write(tmp_path, dataset=noisy)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_teacher_that_ends_in_softmax_is_noticed_in_the_fit_or_not_stored(tmp_path, dtype):
+    guide = nn.Sequential(support.teacher(), nn.Softmax(1))
+    if dtype == "bfloat16":
+        with pytest.raises(ValueError, match="returns probabilities, which bfloat16 rounds"):
+            write(tmp_path, teacher=guide, dtype=dtype)
+        return
+    write(tmp_path, teacher=guide, dtype=dtype)
+    with pytest.raises(ValueError, match="teacher_outputs"):
+        support.fit(support.module(teacher=CachedTeacher(tmp_path), losses=[KDLoss()]))
+    live, stored = (
+        support.module(teacher=teacher, losses=[KDLoss()], teacher_outputs="probabilities")
+        for teacher in (guide, CachedTeacher(tmp_path))
+    )
+    for module in (live, stored):
+        support.fit(module, limit_val_batches=0)
+    torch.testing.assert_close(live.student.head.weight, stored.student.head.weight, rtol=0, atol=1e-3)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_replayed_views_are_seen_by_student_and_teacher_alike(tmp_path, workers):
     rows = Replayed(Noisy(*support.data().tensors), views=3)
