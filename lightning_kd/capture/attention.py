@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.private import attention_backend, version_of, with_attention_backend
@@ -50,12 +51,13 @@ class Attended:
     versions: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        self.versions = self._versions_now()
+        if not torch.compiler.is_compiling():  # a compiled graph counts no changes
+            self.versions = self._versions_now()
 
     @property
     def changed(self) -> bool:
         """Whether queries, keys or values were changed in place since."""
-        return self._versions_now() != self.versions
+        return bool(self.versions) and self._versions_now() != self.versions
 
     def _versions_now(self) -> tuple[int, ...]:
         return tuple(version_of(one) for one in (self.query, self.key, self.value))
