@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from lightning_kd.commands.fit import DistillationCLI
 from lightning_kd.functional import qkv_relation_loss
 
+ROLES = ("student", "teacher")
 SIZES = {"vocab_size": 50, "hidden_size": 48, "intermediate_size": 16, "num_attention_heads": 12}
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.3}
 BERT = {"model_type": "bert", **SIZES, **NO_DROPOUT}
@@ -121,3 +122,26 @@ def test_tinybert():
     expected = sum(F.mse_loss(scores[0][i], scores[1][3 * i + 2].detach()) for i in range(4))
     expected += sum(F.mse_loss(states[0][i], states[1][3 * i].detach()) for i in range(5))
     close(loss_of(module, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("preset", "loss", "how", "pairs"),
+    [
+        ("distilbert", "hidden_state", "last", [(2, 5)]),
+        ("minilm", "qkv_relation", "last", [(2, 5)] * 3),
+        ("tinybert", "attention_matrix", "uniform", [(0, 1), (1, 3), (2, 5)]),
+    ],
+)
+def test_maps_fit_presets_to_networks_of_other_depths(preset, loss, how, pairs):
+    options = [f"--model.losses.{loss}.{side}={how}" for side in ("student", "teacher")]
+    sizes = (3, 6)
+    if preset == "tinybert":
+        side = [[f"bert.encoder.layer.{pair[i]}" for pair in pairs] for i in range(2)]
+        options += [f"--model.losses.hidden_state.{role}={json.dumps(side[i])}" for i, role in enumerate(ROLES)]
+    networks = [of(BERT | {"num_hidden_layers": count}) for count in sizes]
+    module = built(preset, *networks, *options)
+    assert loss_of(module, texts(with_labels=preset == "distilbert")) > 0
+    found = dict(module.run.objective.leaves)[loss]
+    read = zip(found.student_layers, found.teacher_layers, strict=True)
+    numbers = [tuple(int(name.rstrip(">").rpartition(".")[2]) for name in pair) for pair in read]
+    assert numbers == pairs
