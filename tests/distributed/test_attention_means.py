@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -47,5 +48,6 @@ def work(rank: int, folder: Path) -> None:
                     torch.testing.assert_close(found / 2, right, rtol=1e-6, atol=1e-6, msg=f"{name} {masked} {cut}")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     processes.spawned(work, tmp_path, limit=LIMIT)
