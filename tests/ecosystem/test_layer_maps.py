@@ -165,3 +165,24 @@ def test_a_layer_of_that_name_is_a_layer():
     loss = HiddenStateLoss("last", "last")
     DistillationModule(Net(), Net(), [loss])
     assert loss.student_layers == ("last",)
+
+
+class Beside(nn.Module):
+    """A transformer with a list of other layers beside its blocks."""
+
+    def __init__(self):
+        super().__init__()
+        self.text = bert(3)
+        self.heads = nn.ModuleList([nn.Sequential(nn.Linear(16, 4), nn.ReLU()) for _ in range(2)])
+
+
+def test_of_several_lists_that_with_attention_has_the_blocks():
+    assert blocks_of(Beside(), "HiddenStateLoss", "uniform", "student") == [f"text.encoder.layer.{i}" for i in range(3)]
+
+
+def test_names_that_are_given_later_take_the_place_of_a_map():
+    loss = AttentionMatrixLoss("uniform")
+    loss.take_layers(["a.0", "a.1"], ["b.1", "b.3"])
+    assert loss.blocks == {"student": ("a.0", "a.1"), "teacher": ("b.1", "b.3")}
+    loss.name_layers("c.0", "d.0")
+    assert loss.blocks == {"student": ("c.0",), "teacher": ("d.0",)}
