@@ -1,7 +1,6 @@
 """Reads a store to its end."""
 
 import os
-from pathlib import Path
 
 from lightning_kd.files.store.reader import Store
 
@@ -19,6 +18,6 @@ def verify(folder: str | os.PathLike[str]) -> int:
         FileNotFoundError: If there is no finished store, or a file is missing.
         ValueError: If a file is cut, longer or damaged; the message names it.
     """
-    store = Store(Path(folder))
+    store = Store(os.fspath(folder))
     store.check_all()
     return len(store)

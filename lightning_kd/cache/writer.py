@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
 from lightning_kd.cache.items import LAYER, LOGITS, Format, bytes_per_row, describe_items, rows_of

@@ -21,6 +21,7 @@ from lightning_kd.files.store.bits import unpacked
 from lightning_kd.files.store.foreign import SUFFIXES, Holds, Table
 from lightning_kd.files.store.manifest import NAME, PLAN
 from lightning_kd.files.store.reader import Store
+from lightning_kd.files.store.remote import exists, is_remote
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import Split, Teacher
 
@@ -45,7 +46,7 @@ class CachedTeacher(Teacher):
     It says nothing of the samples, so batches must carry rows, and nobody can check that they are the right ones.
 
     Args:
-        path: The folder of the store, or the file of a table.
+        path: The folder of the store, its URL (``s3://...``, as fsspec knows them), or the file of a table.
         val: The store of the validation data; by default the folder ``val`` in that of the store, if there is one.
         test: The store of the test data; by default the folder ``test``.
         holds: What a table holds.
@@ -82,24 +83,24 @@ class CachedTeacher(Teacher):
         holds: Holds = "logits",
         temperature: float = 1.0,
     ) -> None:
-        self.path = Path(path)
-        is_table = self.path.suffix in SUFFIXES
+        self.path = os.fspath(path)
+        is_table = Path(self.path).suffix in SUFFIXES
         if not temperature > 0.0:
             raise ValueError(f"CachedTeacher: expected temperature > 0, got {temperature}.")
         if not is_table and (holds != "logits" or temperature != 1.0):
             raise ValueError(
                 f"CachedTeacher: holds and temperature are of a table {SUFFIXES}, and have no effect on the store "
-                f"{str(path)!r}, which says itself what it holds; leave them out."
+                f"{self.path!r}, which says itself what it holds; leave them out."
             )
         if holds == "logits" and temperature != 1.0:
             raise ValueError("CachedTeacher: temperature is of probabilities, and has no effect on logits.")
-        open_one = (lambda place: Table(Path(place), holds, temperature)) if is_table else _store
-        self._stores: dict[Split, Store | Table | None] = {"train": open_one(path)}
+        open_one = (lambda place: Table(Path(place), holds, temperature)) if is_table else Store
+        self._stores: dict[Split, Store | Table | None] = {"train": open_one(self.path)}
         for split, given in (("val", val), ("test", test)):
-            beside = self.path / split
-            if given is None and not is_table and any((beside / name).is_file() for name in (NAME, PLAN)):
+            beside = f"{self.path}/{split}"
+            if given is None and not is_table and _is_begun(beside):
                 given = beside
-            self._stores[split] = None if given is None else open_one(given)  # type: ignore[index]
+            self._stores[split] = None if given is None else open_one(os.fspath(given))  # type: ignore[index]
         self._split: Split = "train"
         self._told: set[str] = set()
         self._samples: int | None = None
@@ -142,9 +143,9 @@ class CachedTeacher(Teacher):
         if self._stores[split] is None and split not in self._told:
             self._told.add(split)
             rank_zero_info(
-                f"The teacher's part of {split}/ is left out: {str(self.path)!r} holds its answers on the training "
+                f"The teacher's part of {split}/ is left out: {self.path!r} holds its answers on the training "
                 f"data alone. Store those on the {split} data with `lightning-kd cache --split {split} --output "
-                f"{self.path / split}`."
+                f"{self.path}/{split}`."
             )
 
     def see_data(self, samples: int | None, view: object) -> None:
@@ -159,12 +160,12 @@ class CachedTeacher(Teacher):
         if isinstance(store, Store) and view is not None and json.loads(json.dumps(view)) != store.manifest.view:
             written = "none" if store.manifest.view is None else store.manifest.view
             raise ValueError(
-                f"CachedTeacher: teacher_inputs={view} has no effect on stored answers, and {str(self.path)!r} was "
+                f"CachedTeacher: teacher_inputs={view} has no effect on stored answers, and {self.path!r} was "
                 f"written with {written}; write the store anew with it, or leave it out."
             )
         if isinstance(store, Table) and samples is not None and samples != len(store):
             raise ValueError(
-                f"CachedTeacher: {str(self.path)!r} has {len(store)} rows, but the training data has {samples} "
+                f"CachedTeacher: {self.path!r} has {len(store)} rows, but the training data has {samples} "
                 "samples; a table has a row for each sample, in the order of the data set."
             )
 
@@ -177,7 +178,7 @@ class CachedTeacher(Teacher):
         if missing:
             layer_words = f"the layers {held}" if held else "no layers"
             raise ValueError(
-                f"A loss reads the teacher's layer {missing[0]!r}, but {str(self.path)!r} holds {layer_words}. Store "
+                f"A loss reads the teacher's layer {missing[0]!r}, but {self.path!r} holds {layer_words}. Store "
                 "it: run `lightning-kd cache --config FIT.yaml --output DIR` with a configuration that has this loss "
                 "and the teacher itself, or give the loss to lightning_kd.cache.write(..., losses=[...])."
             )
@@ -317,8 +318,11 @@ def _tensors(call: Call) -> list[Tensor]:
     return [value for value in inputs if isinstance(value, Tensor)]
 
 
-def _store(path: str | os.PathLike[str]) -> Store:
-    return Store(Path(path))
+def _is_begun(folder: str) -> bool:
+    """Whether there is a store in a folder, finished or not."""
+    if is_remote(folder):
+        return exists(folder)
+    return any((Path(folder) / name).is_file() for name in (NAME, PLAN))
 
 
 def _pair(value: Any) -> tuple[int, int] | None:

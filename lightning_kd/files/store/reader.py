@@ -11,7 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lightning_kd.capture.contents import TINY, same, tolerance
-from lightning_kd.files.store.manifest import ROWS, Manifest, Shard, read_manifest
+from lightning_kd.files.store.manifest import Manifest, Shard, read_manifest
+from lightning_kd.files.store.remote import Remote, is_remote
 from lightning_kd.files.store.verified import check_once, check_size, check_whole
 
 _OPEN = 256
@@ -33,25 +34,26 @@ class Store:
     when it is first read.
 
     Args:
-        folder: The folder of the store.
+        folder: The folder of the store, or its URL.
 
     Raises:
         FileNotFoundError: If there is no finished store, or a file of it is missing.
         ValueError: If a file is cut, longer, damaged or of another version.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.manifest: Manifest = read_manifest(folder)
-        for shard in self.manifest.shards:
-            check_size(folder / shard.file, shard)
+    def __init__(self, folder: str) -> None:
+        self.remote = Remote(folder) if is_remote(folder) else None
+        self.folder = Path(folder) if self.remote is None else self.remote.folder
+        self.manifest: Manifest = read_manifest(self.folder)
+        for shard in self.manifest.shards if self.remote is None else ():
+            check_size(self.folder / shard.file, shard)
         self._begin()
 
     def _begin(self) -> None:
         self._shards: OrderedDict[int, _Mapped] = OrderedDict()
         rows = self.manifest.contents
         assert rows is not None, "a manifest that was read"
-        mapped = _Mapped(self.folder / ROWS, rows)
+        mapped = self._open(rows)
         self._arrays: Numbers = {name: mapped.tensors[f"input:{name}"].numpy() for name in self.manifest.inputs}
         of_sides = {n: of for n, of in mapped.tensors.items() if n.endswith(_LENGTHS)}
         self.lengths = {name.removesuffix(_LENGTHS): of for name, of in of_sides.items()}
@@ -61,7 +63,7 @@ class Store:
 
     def __getstate__(self) -> dict[str, Any]:
         # a process that is started anew opens the files itself
-        return {"folder": self.folder, "manifest": self.manifest}
+        return {"folder": self.folder, "manifest": self.manifest, "remote": self.remote}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -74,6 +76,8 @@ class Store:
         """Read every file to its end, and raise a ``ValueError`` if one is damaged."""
         assert self.manifest.contents is not None, "a manifest that was read"
         for shard in (*self.manifest.shards, self.manifest.contents):
+            if self.remote is not None:
+                self.remote.fetch(shard)
             check_whole(self.folder / shard.file, shard)
 
     def find(self, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
@@ -155,7 +159,7 @@ class Store:
         mapped = self._shards.get(number)
         if mapped is None:
             shard = self.manifest.shards[number]
-            mapped = self._shards[number] = _Mapped(self.folder / shard.file, shard)
+            mapped = self._shards[number] = self._open(shard)
             if len(self._shards) > _OPEN:
                 self._shards.popitem(last=False)
         else:
@@ -167,6 +171,11 @@ class Store:
         """Return how many inputs of a name can be told apart by the number that the rows are ordered by."""
         _, ordered = self._order(name)
         return int(np.count_nonzero(np.diff(ordered)))
+
+    def _open(self, shard: Shard) -> "_Mapped":
+        if self.remote is not None:
+            self.remote.fetch(shard)
+        return _Mapped(self.folder / shard.file, shard)
 
     def _order(self, name: str) -> tuple[Any, Any]:
         if name not in self._orders:

@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from lightning_kd.files.store.manifest import Shard
+from lightning_kd.files.store.remote import cache_folder
 
 
 def checksum(path: Path) -> str:
@@ -76,8 +77,7 @@ def check_once(path: Path, shard: Shard) -> os.stat_result:
 
 def _place(path: Path) -> Path | None:
     """Return the file that remembers a check, ``None`` if no folder of the user can be written."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(home) / "lightning_kd" / "verified"
+    folder = cache_folder() / "verified"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
