@@ -13,10 +13,12 @@ from lightning_kd.capture.batch import Batch, logits_of, unpack_batch, with_labe
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import of_teacher
 from lightning_kd.capture.heads import is_output
+from lightning_kd.capture.networks import original
 from lightning_kd.capture.outputs import Outputs
 from lightning_kd.capture.padding import Positions
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.tokens.blocks import ReadsAttention
 from lightning_kd.teachers.base import Lesson
 from lightning_kd.teachers.frozen import FrozenTeacher
 from lightning_kd.teachers.inputs import TeacherInputs, TeacherView
@@ -69,6 +71,8 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
+            if isinstance(leaf, ReadsAttention):
+                leaf.see_blocks("teacher", original(frozen.module))
         self.frozen, self.view, self.unpack = frozen, view, unpack
         self.positions = Positions(frozen.module, "teacher", may_change=True)
         self._settled = False
@@ -151,11 +155,8 @@ def axes_of_layers(asker: Asker, batch: Any, read: Batch) -> dict[str, dict[str,
     for name in asker.layers:
         axes = found.get(name)
         if axes is None or axes.batch != 0 or axes.windows != 1:
-            why = (
-                "its rows are windows of samples"
-                if axes is not None and axes.windows != 1
-                else "samples are not on axis 0"
-            )
+            folded = axes is not None and axes.windows != 1
+            why = "its rows are windows of samples" if folded else "its samples are not on axis 0"
             raise ValueError(
                 f"The teacher's layer {name!r} cannot be stored by row: {why}. Name a layer (B, ...) around it."
             )

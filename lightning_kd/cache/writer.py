@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
 from lightning_kd.cache.items import LAYER, LOGITS, Format, bytes_per_row, describe_items, rows_of
+from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import MASK, contents, same
 from lightning_kd.capture.decoder_mask import Side
@@ -114,6 +115,12 @@ class Writer:
             raise ValueError(
                 "Expected batch_size >= 1, shard_rows >= 1 and 0 <= rank < world_size, got "
                 f"{batch_size}, {shard_rows}, {part[0]} and {part[1]}."
+            )
+        attention = next((name for name in asker.layers if part_and_block(name) is not None), None)
+        if attention is not None:
+            raise ValueError(
+                f"A loss reads {attention[1:-1]}, but attention is not stored: it grows with the square of the tokens. "
+                "Give the fit the teacher itself, or leave this loss out."
             )
         if asker.frozen.changes_over_time:
             raise ValueError(

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM, LlamaConfig, T5Config
 
 from lightning_kd import DistillationModule, cache
-from lightning_kd.losses import HiddenStateLoss, TokenKDLoss
+from lightning_kd.losses import AttentionMatrixLoss, HiddenStateLoss, TokenKDLoss
 from lightning_kd.teachers import CachedTeacher
 from tests import support
 
@@ -80,3 +80,9 @@ def test_an_encoder_decoder_tells_two_targets_of_one_source_apart(tmp_path, with
     cache.write(t5(2), data, tmp_path, student=student, **options)
     live, stored = (trained(t5(1), guide, [TokenKDLoss()], data, pairs) for guide in (t5(2), CachedTeacher(tmp_path)))
     assert torch.allclose(live, stored, rtol=0, atol=2e-6)
+
+
+def test_attention_is_not_stored(tmp_path):
+    losses = [AttentionMatrixLoss("model.layers.1", "model.layers.2")]
+    with pytest.raises(ValueError, match=r"scores of model\.layers\.2, but attention is not stored"):
+        cache.write(llama(3), texts(), tmp_path, losses=losses, collate_fn=padded)
