@@ -85,6 +85,7 @@ def test_samples_are_found_whatever_chooses_and_orders_them(folder, of):
     assert torch.equal(live, stored)
 
 
+@pytest.mark.slow
 def test_workers_make_no_difference(folder):
     # worker processes are of a multiprocessing context that leaves no state in this process
     options = {"num_workers": 2, "multiprocessing_context": "forkserver"}

@@ -218,7 +218,7 @@ def test_a_teacher_that_ends_in_softmax_is_noticed_in_the_fit_or_not_stored(tmp_
     torch.testing.assert_close(live.student.head.weight, stored.student.head.weight, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_replayed_views_are_seen_by_student_and_teacher_alike(tmp_path, workers):
     rows = Replayed(Noisy(*support.data().tensors), views=3)
     write(tmp_path, dataset=rows, losses=support.default_losses())
@@ -337,12 +337,12 @@ def test_texts_of_any_length_and_padding_find_their_tokens(tmp_path, side, k):
 
 def test_draws_of_the_teacher_are_stored_as_counts(tmp_path):
     guide = Words().requires_grad_(False)
-    cache.write(guide, texts(), tmp_path, losses=[KDLoss()], draws=4000, batch_size=4, collate_fn=padded)
+    cache.write(guide, texts(), tmp_path, losses=[KDLoss()], draws=600, batch_size=4, collate_fn=padded)
     batch = padded(texts())
     found = CachedTeacher(tmp_path).answer(batch, Call(kwargs=batch)).output
     mask = batch["attention_mask"].bool()
     share = torch.zeros(*mask.shape, 50).scatter_add_(-1, found.ids, found.log_probs.exp())
-    assert (share[mask] - guide(**batch).softmax(-1)[mask]).abs().max() < 0.05
+    assert (share[mask] - guide(**batch).softmax(-1)[mask]).abs().max() < 0.1
 
 
 def test_another_length_of_a_text_is_refused(tmp_path):
