@@ -22,7 +22,7 @@ from lightning_kd.capture.attention import (
 from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
-from lightning_kd.capture.private import is_compiled_in_place, remove_forward_hooks, version_of
+from lightning_kd.capture.private import has_forward_hook, is_compiled_in_place, remove_forward_hooks, version_of
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Calls = Literal["one", "first", "last", "each"]
@@ -338,6 +338,11 @@ def without_captures(copy: nn.Module) -> None:
     for part in copy.modules():
         remove_forward_hooks(part, _is_ours)
     leave_all(copy, _is_ours)
+
+
+def is_hooked_by_others(module: nn.Module) -> bool:
+    """Whether somebody else has put hooks on a module or its parts, which expect that these run."""
+    return any(has_forward_hook(part, lambda hook: not _is_ours(hook)) for part in module.modules())
 
 
 def _is_ours(hook: object) -> bool:

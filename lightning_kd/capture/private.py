@@ -71,6 +71,11 @@ def is_one_graph(module: nn.Module) -> bool:
     return any(getattr(context, "fullgraph", False) for context in contexts)
 
 
+def has_forward_hook(module: nn.Module, condition: Callable[[object], bool]) -> bool:
+    """Whether a module has a hook, called after its forward pass, that satisfies a condition."""
+    return any(map(condition, module._forward_hooks.values()))
+
+
 def remove_forward_hooks(module: nn.Module, condition: Callable[[object], bool]) -> None:
     """Remove the forward hooks of a module that satisfy a condition.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.hooks import Capture, EnoughError
+from lightning_kd.capture.hooks import Capture, EnoughError, is_hooked_by_others
 from lightning_kd.capture.networks import device_of, is_compiled, original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
 from lightning_kd.distributed.whole_state import is_sharded, on_meta
@@ -167,8 +167,8 @@ class FrozenTeacher(Teacher):
         assert isinstance(lesson, Call), "our own answer"
         self.capture.check_ran(lesson)
         self.capture.copy_changed(lesson)
-        # a graph has no place to stop at, and whoever splits or places a network waits for the end of its call
-        whole = is_compiled(self.module) or is_sharded(self.module) or self.stays
+        # a graph has no place to stop at, and whoever splits, places or watches a network waits for the end of its call
+        whole = is_compiled(self.module) or is_sharded(self.module) or self.stays or is_hooked_by_others(self.module)
         self._may_stop = bool(lesson.features) and not lesson.attended and not whole
 
     def _run(self, call: Call) -> Call:

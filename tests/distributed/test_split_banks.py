@@ -85,13 +85,13 @@ def fitted(path, epochs, resume=None):
 def work(rank, folder):
     port = (folder / "port").read_text()
     os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = {}
-    for kind in KINDS:
-        crd_blocks.PRODUCT_RATIO = 0 if kind == "picked rows" else 16
-        whole, split = built(False, kind), built(True, kind)
-        found[kind] = [(*steps(loss, rank), *of_both(loss), loss.log_normalizers) for loss in (whole, split)]
-        found[f"{kind}, rows"] = [len(split.student_bank), len(split.teacher_bank)]
+    with processes.process_group(rank, folder / "store", limit=100):
+        for kind in KINDS:
+            crd_blocks.PRODUCT_RATIO = 0 if kind == "picked rows" else 16
+            whole, split = built(False, kind), built(True, kind)
+            found[kind] = [(*steps(loss, rank), *of_both(loss), loss.log_normalizers) for loss in (whole, split)]
+            found[f"{kind}, rows"] = [len(split.student_bank), len(split.teacher_bank)]
     crd_blocks.PRODUCT_RATIO = 16
     processes.leave_group()
     os.environ["MASTER_PORT"] = port

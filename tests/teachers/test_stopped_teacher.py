@@ -84,6 +84,13 @@ def test_a_compiled_teacher_runs_to_its_end():
     assert calls >= 6
 
 
+def test_a_teacher_that_somebody_else_watches_runs_to_its_end():
+    net, seen = guide(), []
+    net.register_forward_hook(lambda *_: seen.append(1))
+    fitted([HintLoss("features", "features")], net)
+    assert len(seen) >= 6
+
+
 def test_a_layer_that_was_changed_in_place_later_is_read_as_it_was():
     class Overwrites(support.ConvNet):
         def forward(self, x):
