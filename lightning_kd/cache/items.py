@@ -13,9 +13,7 @@ from lightning_kd.capture.contents import contents
 from lightning_kd.capture.decoder_mask import Side, is_encoder_decoder, masks_of, sides_of
 from lightning_kd.files.store.bits import bits_of, packed
 from lightning_kd.losses.tokens.sparse import SparseLogits
-
-LOGITS = "logits"
-LAYER = "layer:"
+from lightning_kd.teachers.cached import LAYER, LOGITS
 
 
 @dataclass(frozen=True)

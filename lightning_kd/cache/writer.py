@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
-from lightning_kd.cache.items import LAYER, LOGITS, Format, bytes_per_row, describe_items, rows_of
+from lightning_kd.cache.items import Format, bytes_per_row, describe_items, rows_of
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import MASK, contents, same
@@ -40,6 +40,7 @@ from lightning_kd.files.store.manifest import (
     write_manifest,
     write_plain,
 )
+from lightning_kd.teachers.cached import LAYER, LOGITS
 
 SHARD_BYTES = 256 * 2**20
 """Size of a shard, unless the user gives its number of rows."""

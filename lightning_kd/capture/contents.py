@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_kd.capture.columns import INDEX_KEYS, is_label
+from lightning_kd.capture.decoder_mask import IGNORED
 
 MASK = "attention_mask"
-NO_TARGET = -100
 NUMBERS = 3
 _TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TOLERANCE = 2e-5
@@ -63,7 +63,7 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
 def _shown(name: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
     """Return which tokens of an input count, ``None`` if all do."""
     if is_label(name) and value.ndim == 2 and not value.is_floating_point():
-        return value != NO_TARGET
+        return value != IGNORED
     return mask if mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape else None
 
 

@@ -11,7 +11,7 @@ from lightning_kd.capture.batch import Batch
 Side = Literal["encoder", "decoder"]
 """A side of a network with encoder and decoder; any other network is its own first side."""
 
-_IGNORED = -100
+IGNORED = -100
 """The label of a token that is no target, with which collators pad labels."""
 
 
@@ -30,7 +30,7 @@ def decoder_mask(batch: Batch) -> Tensor | None:
     labels = batch.target
     if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.is_floating_point() or labels.is_complex():
         return None
-    return labels != _IGNORED
+    return labels != IGNORED
 
 
 def masks_of(kwargs: Mapping[str, Any], target: Any) -> dict[Side, Tensor | None]:
