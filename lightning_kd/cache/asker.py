@@ -71,6 +71,11 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
+            if getattr(leaf, "heads", None):
+                raise ValueError(
+                    f"{type(leaf).__name__} reads one of several outputs by name, and these are not stored; wrap the "
+                    "teacher in a module that returns one tensor, and teach by that in the fit too."
+                )
             if isinstance(leaf, ReadsAttention):
                 leaf.see_blocks("teacher", original(frozen.module))
         self.frozen, self.view, self.unpack = frozen, view, unpack

@@ -1,5 +1,6 @@
 """What is stored of one batch: the logits and layers by row, in the format of the store."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.cache.asker import bytes_of
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.contents import contents
+from lightning_kd.capture.contents import MASK, contents
 from lightning_kd.capture.decoder_mask import Side, is_encoder_decoder, masks_of, sides_of
 from lightning_kd.files.store.bits import bits_of, packed
 from lightning_kd.losses.tokens.sparse import SparseLogits
@@ -153,3 +155,29 @@ def _in_format(name: str, value: Tensor, dtype: torch.dtype, owner: Tensor, rows
 def bytes_per_row(stored: Mapping[str, Tensor], rows: int) -> float:
     """Return how many bytes a row takes on the disk, in the mean."""
     return float(np.ceil(sum(t.numel() * t.element_size() for t in stored.values()) / max(rows, 1))) + 8.0
+
+
+def dtype_of_input(read: Batch, name: str) -> str:
+    """Return the format of an input, by the name that ``contents`` gives it."""
+    head, _, rest = name.partition(".")
+    value: Any = read.args[int(head)] if head.isdigit() and int(head) < len(read.args) else read.kwargs.get(head)
+    for part in rest.split(".") if rest else ():
+        value = value[int(part)] if isinstance(value, tuple) else value[part]
+    value = value[0] if isinstance(value, list | tuple) else value
+    return str(value.dtype if isinstance(value, Tensor) else torch.float32).removeprefix("torch.")
+
+
+def digests(read: Batch, rows: int) -> Tensor:
+    """Return for each row eight bytes of the SHA-256 of its inputs, exact to the bit."""
+    mask = read.kwargs.get(MASK)
+    named = {**{str(i): value for i, value in enumerate(read.args)}, **read.kwargs}
+    tensors = [v for _, v in sorted(named.items()) if isinstance(v, Tensor) and v.ndim and len(v) == rows]
+    found = []
+    for row in range(rows):
+        digest = hashlib.sha256()
+        for value in tensors:
+            one = value[row]
+            hidden = isinstance(mask, Tensor) and mask.ndim == 2 and value.shape[:2] == mask.shape
+            digest.update(bytes_of(one[mask[row].bool()] if hidden else one))  # type: ignore[index]
+        found.append(int.from_bytes(digest.digest()[:8], "little", signed=True))
+    return torch.tensor(found, dtype=torch.long)

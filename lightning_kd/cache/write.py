@@ -1,7 +1,7 @@
 """Asks a teacher about every row of a data set, and writes the answers into a store."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,9 +148,14 @@ def writer_of(module: DistillationModule, dataset: Dataset[Any], **options: Any)
         return run.step.capture.call(*read.args, **read.kwargs)
 
     run.setup.prepare(options["transfer"](next(iter(loader))), call, module)
-    layers, view = run.setup.state()["layers"], module.plain_output_options().get("teacher_inputs")
+    layers, given = run.setup.state()["layers"], module.plain_output_options()
     needs_logits = any(loss.needs_teacher_logits for loss in run.objective.components)
-    return Writer(OfStep(run.step), dataset, **options, layers=layers, needs_logits=needs_logits, view=view)
+    return Writer(OfStep(run.step), dataset, **options, layers=layers, needs_logits=needs_logits, **of_options(given))
+
+
+def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return of the options of a door what decides what its teacher answers."""
+    return {"view": options.get("teacher_inputs"), "head": options.get("teacher_logits", options.get("logits"))}
 
 
 def format_of(dtype: Precision | torch.dtype) -> torch.dtype:

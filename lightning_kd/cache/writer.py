@@ -17,11 +17,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
-from lightning_kd.cache.items import Format, bytes_per_row, describe_items, rows_of
+from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, dtype_of_input, rows_of
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.contents import MASK, contents, same
-from lightning_kd.capture.decoder_mask import Side
+from lightning_kd.capture.contents import contents, same
+from lightning_kd.capture.decoder_mask import Side, masks_of
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.networks import device_of
 from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.data.indexed import Indexed, has_rows, with_row
@@ -85,6 +86,7 @@ class Writer:
         layers: Which layers each loss reads, by the loss's name.
         needs_logits: Whether a loss reads the logits.
         view: What makes the teacher's inputs, as plain data.
+        head: Which of several outputs the logits are.
 
     Raises:
         TypeError: If the data set has no rows by number.
@@ -106,6 +108,7 @@ class Writer:
         layers: dict[str, dict[str, Any]] | None = None,
         needs_logits: bool = True,
         view: object = None,
+        head: Head = None,
     ) -> None:
         if isinstance(dataset, IterableDataset) or not has_rows(dataset):
             raise TypeError(
@@ -136,7 +139,7 @@ class Writer:
         self.batch_size, self.shard_rows = batch_size, shard_rows
         self.collate_fn, self.num_workers = collate_fn, num_workers
         self.transfer = transfer
-        self.layers, self.needs_logits, self.view = layers or {}, needs_logits, view
+        self.layers, self.needs_logits, self.view, self.head = layers or {}, needs_logits, view, head
 
     def write(self) -> Path:
         """Write the store, or go on with it, and return its folder."""
@@ -170,7 +173,11 @@ class Writer:
         if LOGITS in values and not self.needs_logits and values[LOGITS][0].numel() > _SMALL:
             del values[LOGITS]
         if not values:
-            raise ValueError("The losses read nothing of the teacher, so there is nothing to store.")
+            raise ValueError(
+                f"What the teacher returns, a {type(lesson.output).__name__}, has no logits, and the losses read no "
+                "layers, so there is nothing to store. Of several outputs none is stored: wrap the teacher in a module "
+                "that returns one tensor, and teach by that in the fit too."
+            )
         if self.form.dtype == torch.bfloat16 and LOGITS in values and kind_of_probabilities(values[LOGITS]):
             raise ValueError(
                 "The teacher returns probabilities, which bfloat16 rounds by up to 0.4 %, so that they no longer add "
@@ -178,6 +185,7 @@ class Writer:
             )
         items = describe_items(values, read, self.form, self.asker.frozen.module)
         stored = rows_of(values, read, items, self.form, rows)
+        self._check_same_alone(rows, read, stored, items)
         size = bytes_per_row(stored, len(rows))
         by_size = max(1, min(len(self.every), int(SHARD_BYTES // size)))
         shard_rows = self.shard_rows or self._known_shard_rows() or by_size
@@ -188,10 +196,11 @@ class Writer:
             views=self.every.views,
             shard_rows=shard_rows,
             items=items,
-            inputs={name: _dtype_of(read, name) for name in sorted(inputs)},
+            inputs={name: dtype_of_input(read, name) for name in sorted(inputs)},
             axes=axes_of_layers(self.asker, batch, read),
             layers=self.layers,
             view=self.view,
+            head=self.head,
             teacher={
                 "class": type(module).__name__,
                 "parameters": sum(p.numel() for p in module.parameters()),
@@ -199,7 +208,7 @@ class Writer:
             },
             data={
                 "samples": len(self.every) // self.every.views,
-                "first_row": int(_digests(read, len(rows))[0]),
+                "first_row": int(digests(read, len(rows))[0]),
                 "last_row": self._last(),
             },
             made_with={
@@ -238,11 +247,42 @@ class Writer:
                     "views=K), which makes its own augmentation come again, or take the augmentation away."
                 )
 
+    def _check_same_alone(
+        self, rows: list[int], first: Batch, stored: dict[str, Tensor], items: dict[str, dict[str, Any]]
+    ) -> None:
+        """Ask about half of the first rows again; an answer that depends on chance or on other rows is not stored."""
+        mask = masks_of(first.kwargs, first.target)["encoder"]
+        shortest = 0 if mask is None else int(mask.sum(1).argmin())
+        half = rows[: max(1, len(rows) // 2)]
+        # of texts the shortest alone too, which has the least padding there
+        for part in [half] if mask is None else [half, [rows[shortest]]]:
+            batch = self.transfer(next(iter(self._loader([part]))))
+            read = self.asker.read(batch)
+            again = rows_of(self._values(self.asker.ask(batch, read)), read, items, self.form, part)
+            for name, value in again.items():
+                item = items.get(name.partition("#")[0])
+                if item is not None and value.is_floating_point() and value.numel():
+                    start = part[0] - rows[0]
+                    if item["kind"] == "tokens":
+                        start = int(stored[f"{item['side']}.lengths"][:start].sum())
+                    self._check_alike(name, stored[name][start : start + len(value)], value, len(rows), part)
+
+    def _check_alike(self, name: str, before: Tensor, now: Tensor, count: int, part: list[int]) -> None:
+        share = 2e-2 if self.form.dtype.itemsize < 4 else 1e-3
+        off = (before.double() - now.double()).nan_to_num(0.0).abs().max()
+        if bool(off > share * before.double().nan_to_num(0.0, 0.0, 0.0).abs().max()):
+            raise ValueError(
+                f"{name}: asked twice about row {part[0]}, the teacher gives two answers, which differ by "
+                f"{float(off):.3g}. It draws random numbers in eval mode, or its answer depends on the other samples "
+                f"of the batch (of {count}, then of {len(part)}), as that of BatchNorm with track_running_stats=False "
+                "does, or on the padding. Such an answer is not that of the sample, so it is not stored."
+            )
+
     def _last(self) -> int:
         """Return the fingerprint of the last row."""
         rows = [len(self.every) - 1]
         read = self.asker.read(self.transfer(next(iter(self._loader([rows])))))
-        return int(_digests(read, 1)[0])
+        return int(digests(read, 1)[0])
 
     def _known_shard_rows(self) -> int | None:
         with suppress(OSError, ValueError, KeyError):
@@ -336,7 +376,7 @@ class Writer:
                 raise ValueError(
                     f"The batch of rows {rows[0]} to {rows[-1]} lacks an input {name!r} of as many samples."
                 )
-        return {**stored, "digest": _digests(read, len(rows))}
+        return {**stored, "digest": digests(read, len(rows))}
 
     def _save(self, number: int, rows: int, parts: list[dict[str, Tensor]]) -> None:
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -358,7 +398,11 @@ class Writer:
             shards = [shard for shard in found if shard is not None]
             if len(shards) < manifest.count or (self.folder / NAME).is_file():
                 return
-            wanted = [*(f"input:{name}" for name in manifest.inputs), *(f"{side}.lengths" for side in get_args(Side))]
+            wanted = [
+                "digest",
+                *(f"input:{name}" for name in manifest.inputs),
+                *(f"{side}.lengths" for side in get_args(Side)),
+            ]
             columns: dict[str, list[Tensor]] = {}
             digest = hashlib.sha256()
             for shard in shards:
@@ -386,31 +430,6 @@ def _note(folder: Path, number: int) -> Path:
 
 def _plain(content: Any) -> Any:
     return json.loads(json.dumps(content))
-
-
-def _dtype_of(read: Batch, name: str) -> str:
-    head, _, rest = name.partition(".")
-    value: Any = read.args[int(head)] if head.isdigit() and int(head) < len(read.args) else read.kwargs.get(head)
-    for part in rest.split(".") if rest else ():
-        value = value[int(part)] if isinstance(value, tuple) else value[part]
-    value = value[0] if isinstance(value, list) else value
-    return str(value.dtype).removeprefix("torch.")
-
-
-def _digests(read: Batch, rows: int) -> Tensor:
-    """Return for each row eight bytes of the SHA-256 of its inputs, exact to the bit."""
-    mask = read.kwargs.get(MASK)
-    named = {**{str(i): value for i, value in enumerate(read.args)}, **read.kwargs}
-    tensors = [v for _, v in sorted(named.items()) if isinstance(v, Tensor) and v.ndim and len(v) == rows]
-    digests = []
-    for row in range(rows):
-        digest = hashlib.sha256()
-        for value in tensors:
-            one = value[row]
-            hidden = isinstance(mask, Tensor) and mask.ndim == 2 and value.shape[:2] == mask.shape
-            digest.update(bytes_of(one[mask[row].bool()] if hidden else one))  # type: ignore[index]
-        digests.append(int.from_bytes(digest.digest()[:8], "little", signed=True))
-    return torch.tensor(digests, dtype=torch.long)
 
 
 def _show(size: float) -> str:

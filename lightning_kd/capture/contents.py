@@ -1,5 +1,6 @@
 """Three numbers that tell one sample's inputs from another's, whatever its batch, padding, device and format."""
 
+import zlib
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -31,7 +32,8 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
     labels of tokens, of which -100 hides one: a decoder's inputs may be made of them.
 
     Shape:
-        - an input: :math:`(B, *)`, or a list of :math:`B` tensors; what it returns: :math:`(B, 3)`, float32.
+        - an input: :math:`(B, *)`, or a list of :math:`B` tensors, words or numbers.
+        - what it returns: :math:`(B, 3)`, float32.
 
     Args:
         args: The positional inputs, which are called by their numbers.
@@ -49,7 +51,12 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
     mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
     found: dict[str, Tensor] = {}
     for name, value in named.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
+            ids = [zlib.crc32(one.encode()) for one in value]
+            found[name] = _of(torch.tensor(ids, dtype=torch.long), None)
+        elif isinstance(value, list | tuple) and value and all(isinstance(one, int | float) for one in value):
+            found[name] = _of(torch.tensor(value), None)
+        elif isinstance(value, Mapping):
             found |= {f"{name}.{key}": of for key, of in contents((), value).items()}
         elif isinstance(value, tuple):
             found |= {f"{name}.{key}": of for key, of in contents(value, {}).items()}
@@ -83,8 +90,13 @@ def tolerance(*dtypes: torch.dtype) -> float:
     return max([_TOLERANCE, *(_TOLERANCES.get(dtype, 0.0) for dtype in dtypes)])
 
 
-@torch.no_grad()
 def _of(value: Tensor, mask: Tensor | None) -> Tensor:
+    # autocast would compute the products in 16 bits
+    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
+        return _projected(value, mask)
+
+
+def _projected(value: Tensor, mask: Tensor | None) -> Tensor:
     rows = len(value)
     if value.is_floating_point() or value.dtype in (torch.uint8, torch.bool):
         numbers = value.detach().float()

@@ -260,6 +260,12 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
+        if self.step.teacher is not None and self.step.teacher.looks_up and self.step.reading.has_heads:
+            raise ValueError(
+                "A loss reads one of several outputs by name (head=...), but a stored teacher has one; leave the name "
+                "out, or give the teacher itself."
+            )
+
     def _logits_of_both(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> BothLogits:
         logits_of = self.step.hooks.logits_of
         with self._rehearsing(module), self.step.capture.recording():

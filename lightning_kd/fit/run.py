@@ -185,8 +185,8 @@ class DistillationRun:
             self.setup.show_dataset(*rows_and_targets(trainer, self.patches))
         if self.teacher is not None and self.teacher.looks_up:
             self.teacher.begin_split("train")
-            view = self.step.hooks.plain_output_options().get("teacher_inputs")
-            self.teacher.see_data(number_of_samples(trainer, self.patches), view)
+            options = self.step.hooks.plain_output_options()
+            self.teacher.see_fit(number_of_samples(trainer, self.patches), options)
         self.setup.prepare(batch, call_student, module)
         self._tell_unused_columns(batch)
         if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):

@@ -102,12 +102,12 @@ class Teacher(ABC):
     def begin_split(self, split: Split) -> None:
         """Learn which data is read from now on; ``ready`` may depend on it."""
 
-    def see_data(self, samples: int | None, view: object) -> None:
-        """Learn of the data of a fit, for one that looks up.
+    def see_fit(self, samples: int | None, options: Mapping[str, Any]) -> None:
+        """Learn of the data and the options of a fit, for one that looks up.
 
         Args:
             samples: How many samples the training data has, ``None`` if that is not known.
-            view: What would make the teacher's inputs of the student's, as plain data; ``None`` if they are the same.
+            options: How outputs are read, and what would make the teacher's inputs, as plain data.
         """
 
     def set_moment(self, moment: Moment) -> None:

@@ -148,13 +148,14 @@ class CachedTeacher(Teacher):
                 f"{self.path}/{split}`."
             )
 
-    def see_data(self, samples: int | None, view: object) -> None:
-        """Learn of the data of a fit.
+    def see_fit(self, samples: int | None, options: Mapping[str, Any]) -> None:
+        """Learn of the data and the options of a fit.
 
         Raises:
             ValueError: If a table has another number of rows, or the fit would give the teacher other inputs than it
-                had when the store was written.
+                had when the store was written, or read another of its outputs.
         """
+        view = options.get("teacher_inputs")
         self._samples = samples
         store = self._stores["train"]
         if isinstance(store, Store) and view is not None and json.loads(json.dumps(view)) != store.manifest.view:
@@ -168,6 +169,15 @@ class CachedTeacher(Teacher):
                 f"CachedTeacher: {self.path!r} has {len(store)} rows, but the training data has {samples} "
                 "samples; a table has a row for each sample, in the order of the data set."
             )
+
+        head = options.get("teacher_logits", options.get("logits"))
+        if isinstance(store, Store) and head != store.manifest.head:
+            raise ValueError(
+                f"CachedTeacher: {self.path!r} holds the teacher's output {store.manifest.head!r}, but the fit reads "
+                f"{head!r} (teacher_logits); name the one that is stored, or write the store anew."
+            )
+        if isinstance(store, Store) and view is None and store.manifest.view is not None:
+            rank_zero_info(f"The stored answers are those of a teacher with teacher_inputs={store.manifest.view}.")
 
     def watch(self, layers: Iterable[str]) -> None:
         """Check that the layers that the losses read were stored."""

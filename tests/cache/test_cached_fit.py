@@ -247,6 +247,24 @@ def test_a_curriculum_scores_by_stored_answers(folder):
     assert torch.equal(*students)
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_other_precisions_of_the_student_find_the_samples(folder, precision):
+    found = []
+    for guide in (support.teacher(), CachedTeacher(folder)):
+        module = support.module(teacher=guide, losses=[KDLoss()], teacher_dtype=None)
+        support.fit(module, train=loader(support.data()), limit_val_batches=0, precision=precision)
+        found.append(float(module.trainer.callback_metrics["train/kd"]))
+    assert found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_an_output_that_is_not_the_stored_one_is_refused(folder):
+    by_option = support.module(teacher=CachedTeacher(folder), teacher_logits="aux")
+    by_loss = support.module(teacher=CachedTeacher(folder), losses=[KDLoss(head="aux")])
+    for module, said in ((by_option, "the fit reads 'aux'"), (by_loss, "a stored teacher has one")):
+        with pytest.raises(ValueError, match=said):
+            support.fit(module)
+
+
 class OnTheDevice(nn.Module):
     """A student that is called by a name."""
 

@@ -186,7 +186,7 @@ def test_a_table_of_others_is_read_by_row(tmp_path, suffix, holds):
     with pytest.raises(ValueError, match=r"wrap the data set in lightning_kd\.data\.Indexed"):
         teacher.answer(None, Call(args=(x,)))
     with pytest.raises(ValueError, match="has 24 rows, but the training data has 30 samples"):
-        teacher.see_data(30, None)
+        teacher.see_fit(30, {})
 
 
 def test_a_table_that_is_not_what_is_said_is_refused(tmp_path):

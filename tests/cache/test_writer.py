@@ -142,7 +142,7 @@ def test_a_folder_with_another_store_is_refused_and_the_same_one_is_kept(tmp_pat
 def test_every_row_is_read_once_beside_the_look_at_the_first(tmp_path):
     rows = data()
     write(tmp_path, dataset=rows, num_workers=0)
-    assert sorted(rows.read[7:]) == list(range(24))
+    assert sorted(rows.read[8:]) == list(range(24))
 
 
 class Draws(support.ConvNet):
@@ -356,3 +356,101 @@ def test_another_length_of_a_text_is_refused(tmp_path):
 def test_few_tokens_of_class_logits_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"keep tokens of logits \(B, T, V\)"):
         write(tmp_path, top_k=2)
+
+
+class OfTheBatch(nn.Module):
+    """Normalises by the batch, also in eval mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+
+    def forward(self, x):
+        return self.net(x)
+
+
+class OfChance(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.net(nn.functional.dropout(x, 0.5))
+
+
+@pytest.mark.parametrize("teacher", [OfTheBatch, OfChance])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_an_answer_that_is_not_that_of_the_sample_alone_is_not_stored(tmp_path, teacher, dtype):
+    rows = TensorDataset(support.seeded(lambda: torch.randn(24, 4), 0))
+    with pytest.raises(ValueError, match=r"asked twice about row 0.*track_running_stats=False"):
+        write(tmp_path, teacher=support.seeded(teacher, 0), dataset=rows, batch_size=8, dtype=dtype)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+class Scaled(nn.Module):
+    """Brings a large column to the size of the others."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.net(torch.cat([x[:, :1] / 3e5, x[:, 1:]], 1))
+
+
+def test_rows_that_differ_little_beside_a_large_column_are_told_apart(tmp_path):
+    x = support.seeded(lambda: torch.randn(64, 8) * 3, 0)
+    x[:, 0] = 3e5
+    guide = support.seeded(Scaled, 1)
+    write(tmp_path, teacher=guide, dataset=TensorDataset(x), batch_size=16)
+    rows = torch.randperm(64)[:20]
+    assert torch.allclose(stored(tmp_path, x[rows]), guide(x[rows]), rtol=0, atol=1e-4)
+
+
+def test_rows_that_cannot_be_told_apart_need_their_numbers(tmp_path):
+    x = 1.0 + 1e-9 * support.seeded(lambda: torch.randn(24, 8, dtype=torch.float64), 0)
+    guide = support.seeded(lambda: nn.Linear(8, 3), 1).double()
+    write(tmp_path, teacher=guide, dataset=TensorDataset(x))
+    with pytest.raises(ValueError, match=r"too little, beside their size, to be told apart.*Indexed"):
+        stored(tmp_path, x[3:5])
+    found = CachedTeacher(tmp_path).answer(None, Call(args=(x[3:5],), index=torch.tensor([3, 4]))).output
+    assert torch.allclose(found.double(), guide(x[3:5]), atol=1e-5)
+
+
+def test_the_same_input_twice_is_no_doubt(tmp_path):
+    x = support.data().tensors[0]
+    twice = torch.cat([x, x[:5]])
+    write(tmp_path, dataset=TensorDataset(twice))
+    assert torch.allclose(stored(tmp_path, twice), torch.cat([whole(), whole()[:5]]), rtol=0, atol=1e-6)
+
+
+class ReadsPadding(nn.Module):
+    """The mean of what stands in a row, padding too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Linear(1, 3)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.net(input_ids.float().mean(1, keepdim=True))
+
+
+def test_an_answer_that_depends_on_the_padding_is_not_stored(tmp_path):
+    with pytest.raises(ValueError, match="or on the padding"):
+        cache.write(
+            ReadsPadding(), texts(), tmp_path, losses=[KDLoss()], dtype="float32", batch_size=4, collate_fn=padded
+        )
+
+
+def test_several_heads_are_refused_with_the_remedy(tmp_path):
+    class TwoHeads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = support.teacher()
+
+        def forward(self, x):
+            return {"out": self.net(x), "aux": -self.net(x)}
+
+    for losses in ([KDLoss(head="out")], [KDLoss()]):
+        with pytest.raises(ValueError, match="wrap the teacher in a module that returns one tensor"):
+            write(tmp_path, teacher=TwoHeads(), losses=losses)

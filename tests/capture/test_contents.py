@@ -93,3 +93,18 @@ def test_rows_do_not_count_and_nested_inputs_do():
     found = contents(((x, x),), {"index": torch.arange(4), "more": {"a": x}, "boxes": [x[0], x[1][:2]]})
     assert sorted(found) == ["0.0", "0.1", "boxes", "more.a"]
     assert torch.equal(found["boxes"][0], found["0.0"][0])
+
+
+def test_words_and_numbers_count():
+    x = images(3)
+    stored = contents((), {"x": x, "kind": ["a", "b", "a"], "age": [1, 2.5, 3]})
+    other = contents((), {"x": x, "kind": ["a", "c", "a"], "age": [1, 2.5, 4]})
+    assert same(other["kind"], stored["kind"]).tolist() == [True, False, True]
+    assert same(other["age"], stored["age"]).tolist() == [True, True, False]
+
+
+def test_autocast_changes_nothing():
+    x = images()
+    stored = contents((x,), {})["0"]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(contents((x,), {})["0"], stored)

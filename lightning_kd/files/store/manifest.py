@@ -49,6 +49,7 @@ class Manifest:
         axes: What the axes of each layer mean.
         layers: Which layers each loss reads, by the loss's name.
         view: What made the teacher's inputs of the student's, ``None`` if they are the same.
+        head: Which of several outputs of the teacher the logits are, ``None`` if it returns one.
         teacher: Class, number of parameters and fingerprint of the teacher.
         data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
@@ -64,6 +65,7 @@ class Manifest:
     axes: dict[str, dict[str, Any]] = field(default_factory=dict)
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
     view: Any = None
+    head: Any = None
     teacher: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     made_with: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,8 @@ _OPEN = 256
 """How many shards are mapped into memory at once."""
 _NEAR = 4096
 """How many rows of nearly the same number are looked at for one sample."""
+_CLEARLY, _ROUNDING = 4.0, 2e-7
+"""By how much the nearest row must be nearer than the next, and what float32 rounds anyway; relative to the norm."""
 _LENGTHS = ".lengths"
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -55,6 +57,8 @@ class Store:
         assert rows is not None, "a manifest that was read"
         mapped = self._open(rows)
         self._arrays: Numbers = {name: mapped.tensors[f"input:{name}"].numpy() for name in self.manifest.inputs}
+        self.digests = mapped.tensors["digest"].numpy()
+        """Eight bytes of a checksum of each row's inputs: rows of one input have the same."""
         of_sides = {n: of for n, of in mapped.tensors.items() if n.endswith(_LENGTHS)}
         self.lengths = {name.removesuffix(_LENGTHS): of for name, of in of_sides.items()}
         """Number of tokens of each row by the side of the network, where rows have positions of their own."""
@@ -93,21 +97,46 @@ class Store:
         middle = numbers[key][:, 1].astype(np.float64)
         off = 2.0 * (numbers[key][:, 0] * tolerance(dtypes[key], _dtype(self.manifest.inputs[key])) + TINY)
         first = np.searchsorted(ordered, middle - off)
+        count = np.searchsorted(ordered, middle + off, "right") - first
         rows = order[np.minimum(first, len(order) - 1)]
-        if not self._fits(rows, numbers, dtypes).all():  # several inputs with nearly the same number, or none
-            rows = self._search(order, first, np.searchsorted(ordered, middle + off, "right") - first, numbers, dtypes)
+        if int(count.max(initial=0)) > 1 or not self._fits(rows, numbers, dtypes).all():
+            rows = self._search(order, first, count, numbers, dtypes)
         return torch.from_numpy(rows)
 
     def _search(self, order: Any, first: Any, count: Any, numbers: Numbers, dtypes: Mapping[str, torch.dtype]) -> Any:
-        """Look at all rows whose number is near that of a sample."""
+        """Look at all rows whose number is near that of a sample, and take the nearest.
+
+        Raises:
+            ValueError: If another row, of another input, is nearly as near.
+        """
         rows = np.full(len(first), -1)
         steps = np.arange(min(int(count.max(initial=0)), _NEAR))[:, None]
-        if len(steps):
-            candidates = order[np.minimum(first + steps, len(order) - 1)]
-            fits = (steps < count) & self._fits(candidates, numbers, dtypes)
-            best = fits.argmax(0)[None]
-            rows = np.where(fits.any(0), np.take_along_axis(candidates, best, 0)[0], rows)
-        return rows
+        if not len(steps):
+            return rows
+        candidates = order[np.minimum(first + steps, len(order) - 1)]
+        fits = (steps < count) & self._fits(candidates, numbers, dtypes)
+        far = np.where(fits, self._distance(candidates, numbers), np.inf)
+        best = far.argmin(0)[None]
+        nearest = np.take_along_axis(candidates, best, 0)[0]
+        closest = np.take_along_axis(far, best, 0)[0]
+        others = fits & (far <= _CLEARLY * closest + _ROUNDING) & (self.digests[candidates] != self.digests[nearest])
+        if others.any():
+            sample = int(np.flatnonzero(others.any(0))[0])
+            twin = int(candidates[:, sample][others[:, sample]][0])
+            raise ValueError(
+                f"CachedTeacher: sample {sample} of the batch may be row {int(nearest[sample])} or row {twin} of "
+                f"{str(self.folder)!r}: their inputs differ too little, beside their size, to be told apart. Let "
+                "batches carry rows: wrap the data set in lightning_kd.data.Indexed. Or scale the inputs."
+            )
+        return np.where(fits.any(0), nearest, rows)
+
+    def _distance(self, rows: Any, numbers: Numbers) -> Any:
+        """Return how far the contents of rows are from those of the samples, relative to the norm."""
+        far: Any = 0.0
+        for name, of in numbers.items():
+            stored = self._arrays[name].take(rows, 0)
+            far = np.maximum(far, (abs(of - stored) / (stored[..., :1] + TINY)).max(-1))
+        return far
 
     def fits(self, rows: Tensor, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
         """Return for each row whether it was written of the sample whose contents are given.
