@@ -16,6 +16,7 @@ MASK = "attention_mask"
 NUMBERS = 3
 _TOLERANCES = {torch.float16: 2e-3, torch.bfloat16: 1e-2}
 _TOLERANCE = 2e-5
+_LARGE = 1e15
 TINY = 1e-12
 """By how much numbers of an input that is 0 may differ."""
 
@@ -93,7 +94,10 @@ def tolerance(*dtypes: torch.dtype) -> float:
 def _of(value: Tensor, mask: Tensor | None) -> Tensor:
     # autocast would compute the products in 16 bits
     with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
-        return _projected(value, mask)
+        found = _projected(value, mask)
+        if not bool(found.isfinite().all()):  # missing values, or numbers whose squares are too large
+            found = _projected(value.nan_to_num(1.0, _LARGE, -_LARGE).clamp(-_LARGE, _LARGE), mask)
+        return found
 
 
 def _projected(value: Tensor, mask: Tensor | None) -> Tensor:

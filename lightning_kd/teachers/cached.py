@@ -219,7 +219,8 @@ class CachedTeacher(Teacher):
         if index is None:
             raise ValueError(
                 f"CachedTeacher: {str(store.path)!r} is a table, which does not know its samples, so batches must "
-                "carry each sample's row: wrap the data set in lightning_kd.data.Indexed."
+                "carry each sample's row: wrap the data set in lightning_kd.data.Indexed. If it is, the training step "
+                "has called the student with other values than the batch holds, whose rows are not known."
             )
         rows = index.detach().cpu().long()
         if len(rows) != call.rows():

@@ -108,3 +108,12 @@ def test_autocast_changes_nothing():
     stored = contents((x,), {})["0"]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(contents((x,), {})["0"], stored)
+
+
+def test_missing_values_and_large_numbers_are_inputs_too():
+    x = images(4)
+    x[0, 0, 0, 0], x[1, 0, 0, 0], x[2, 0, 0, 0] = float("nan"), float("inf"), 1e30
+    stored = contents((x,), {})["0"]
+    assert stored.isfinite().all()
+    assert same(contents((x.clone(),), {})["0"], stored).all()
+    assert same(contents((x.roll(1, 1),), {})["0"], stored).tolist() == [False] * 4
