@@ -10,8 +10,8 @@ import pytest
 from tests.support import processes
 
 TOKENS, CHUNK = 2048, 256
-LIGHTER = {"forward_kl": 12, "reverse_kl": 12, "jsd": 15}
-"""Of about 104 MiB, the gradient of the head itself is 62."""
+LIGHTER = {"forward_kl": 15, "reverse_kl": 15, "jsd": 20}
+"""Of about 84 MiB, the gradient of the head itself is 62."""
 LIMIT = {1: 1.15, 2: 1.2}
 """Seconds against those of the products alone, by the number of threads. Two threads wait for one another at every
 operation, so the second number holds on a machine that does nothing else."""
