@@ -1,7 +1,7 @@
 """Who asks the teacher about one batch, as a fit would."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -71,7 +71,8 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
-            if getattr(leaf, "heads", None):
+            heads = getattr(leaf, "heads", None)  # of attention losses it is a word
+            if isinstance(heads, Mapping) and heads:
                 raise ValueError(
                     f"{type(leaf).__name__} reads one of several outputs by name, and these are not stored; wrap the "
                     "teacher in a module that returns one tensor, and teach by that in the fit too."
