@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from lightning_kd.capture.networks import taking_any_device, undisturbed
-from lightning_kd.capture.private import version_of
+from lightning_kd.capture.private import is_traceable_wrapper_subclass, version_of
 
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 _PLAIN = (int, float, bool, str, type(None), tuple, *_CONTAINERS)
@@ -43,11 +43,7 @@ def keeping_attributes(networks: Iterable[nn.Module], but: tuple[type[nn.Module]
         0
     """
     parts = dict.fromkeys(part for network in networks for part in network.modules())
-    kept = [
-        _Kept(part)
-        for part in parts
-        if not isinstance(part, (LazyModuleMixin, *but)) and type(part).__module__.partition(".")[0] not in _WRAPPERS
-    ]
+    kept = [_Kept(part) for part in parts if not isinstance(part, (LazyModuleMixin, *but)) and not _notes_set_up(part)]
     try:
         yield
     finally:
@@ -96,12 +92,27 @@ class _Kept:
             container.clear()
             container.extend(content) if isinstance(container, list | deque) else container.update(content)
         for name, (buffer, version, copy) in self.buffers.items():
-            if version_of(buffer) != version:
+            if version_of(buffer) != version or _differs(buffer, copy):
+                if buffer.shape != copy.shape:  # the range of an observer has no size before its first input
+                    buffer.resize_(copy.shape)
                 buffer.copy_(copy)
             other = getattr(self.part, name, None)
             # a new number is a count; a new table is a cache, such as one of positions, and stays true
             if other is not buffer and isinstance(other, Tensor) and other.numel() == buffer.numel() == 1:
                 setattr(self.part, name, buffer)
+
+
+def _differs(buffer: Tensor, copy: Tensor) -> bool:
+    """Whether a buffer was written to without torch's knowledge, as fused observers of torch.ao do."""
+    if buffer.is_meta or is_traceable_wrapper_subclass(buffer):
+        return False
+    return buffer.shape != copy.shape or not torch.equal(buffer, copy)
+
+
+def _notes_set_up(part: nn.Module) -> bool:
+    """Whether a part is of a package whose modules note what is set up once; observers of torch.ao note ranges."""
+    package = type(part).__module__
+    return package.partition(".")[0] in _WRAPPERS and not package.startswith("torch.ao.")
 
 
 def _layers(part: nn.Module) -> list[str]:

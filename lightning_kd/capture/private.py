@@ -88,8 +88,12 @@ def remove_forward_hooks(module: nn.Module, condition: Callable[[object], bool])
 
 
 def is_writing(operation: Any) -> bool:
-    """Whether an operation that a ``TorchDispatchMode`` is given writes to one of its inputs, as its schema says."""
-    return bool(operation._schema.is_mutable)
+    """Whether an operation that a ``TorchDispatchMode`` is given writes to one of its inputs.
+
+    Its schema says so, but for batch normalisation: torch 2.14 does not declare that it writes its statistics.
+    """
+    schema = operation._schema
+    return bool(schema.is_mutable) or "batch_norm" in schema.name
 
 
 def replace_tensors(module: nn.Module, function: Callable[[Tensor], Tensor]) -> None:

@@ -5,9 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import DeQuantStub, QuantStub, get_default_qat_qconfig, prepare_qat
 
+from lightning_kd import DistillationCallback
 from lightning_kd.capture.attributes import keeping_attributes
-from lightning_kd.losses import HintLoss
+from lightning_kd.functional import kd_loss
+from lightning_kd.losses import HintLoss, KDLoss
 from tests import support
 from tests.support import StagedNet
 
@@ -65,3 +68,51 @@ def test_a_part_that_has_made_its_layers_stays_made():
     net(torch.ones(1, 3))
     assert net.made
     assert net.layer is layer
+
+
+class Toggling(support.UserModule):
+    """Puts the network in training mode in each step, as after pseudo-labels that were made in eval mode."""
+
+    def training_step(self, batch, batch_idx):
+        self.net.eval()
+        with torch.no_grad():
+            self.net(batch[0])
+        self.net.train()
+        return super().training_step(batch, batch_idx)
+
+
+def test_statistics_are_those_of_the_fit_where_the_step_chooses_the_mode():
+    alone, beside = Toggling(support.student()), Toggling(support.student())
+    support.fit(alone, max_epochs=1, limit_val_batches=0)
+    callback = DistillationCallback(support.teacher(), [KDLoss(weight=0.0)], student_calls="last")
+    support.fit(beside, callbacks=[callback], max_epochs=1, limit_val_batches=0)
+    for name, value in alone.net.state_dict().items():
+        assert torch.equal(beside.net.state_dict()[name], value), name
+
+
+def quantized():
+    """A network whose observers note the range of what they see, for training with fake quantisation."""
+    net = support.seeded(lambda: nn.Sequential(QuantStub(), support.student(), DeQuantStub()), 0)
+    net.qconfig = get_default_qat_qconfig("fbgemm")
+    return prepare_qat(net.train())
+
+
+class ByHand(support.UserModule):
+    def __init__(self, net, guide):
+        super().__init__(net)
+        self.guide = [guide.eval()]
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            shown = self.guide[0](batch[0])
+        logits = self.net(batch[0])
+        return self.criterion(logits, batch[1]) + kd_loss(logits, shown, temperature=4.0)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch deprecates torch.ao, which people still train with
+def test_observers_of_a_quantised_student_see_the_batches_of_the_fit_alone():
+    by_hand, distilled = quantized(), quantized()
+    support.fit(ByHand(by_hand, support.teacher()), max_epochs=1, limit_val_batches=0)
+    support.fit(support.module(distilled, losses=[KDLoss(temperature=4.0)]), max_epochs=1, limit_val_batches=0)
+    for name, value in by_hand.state_dict().items():
+        assert torch.equal(distilled.state_dict()[name], value), name
