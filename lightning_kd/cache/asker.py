@@ -1,7 +1,7 @@
 """Who asks the teacher about one batch, as a fit would."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.outputs import Outputs
 from lightning_kd.capture.padding import Positions
+from lightning_kd.engine.reading import named_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.tokens.blocks import ReadsAttention
@@ -71,8 +72,7 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
-            heads = getattr(leaf, "heads", None)  # of attention losses it is a word
-            if isinstance(heads, Mapping) and heads:
+            if named_heads(leaf):
                 raise ValueError(
                     f"{type(leaf).__name__} reads one of several outputs by name, and these are not stored; wrap the "
                     "teacher in a module that returns one tensor, and teach by that in the fit too."

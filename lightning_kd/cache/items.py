@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_kd.cache.asker import bytes_of
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.contents import MASK, contents
+from lightning_kd.capture.contents import contents, inputs_of, tokens_that_count
 from lightning_kd.capture.decoder_mask import Side, is_encoder_decoder, masks_of, sides_of
 from lightning_kd.files.store.bits import bits_of, packed
 from lightning_kd.losses.tokens.sparse import SparseLogits
@@ -157,27 +157,28 @@ def bytes_per_row(stored: Mapping[str, Tensor], rows: int) -> float:
     return float(np.ceil(sum(t.numel() * t.element_size() for t in stored.values()) / max(rows, 1))) + 8.0
 
 
-def dtype_of_input(read: Batch, name: str) -> str:
-    """Return the format of an input, by the name that ``contents`` gives it."""
-    head, _, rest = name.partition(".")
-    value: Any = read.args[int(head)] if head.isdigit() and int(head) < len(read.args) else read.kwargs.get(head)
-    for part in rest.split(".") if rest else ():
-        value = value[int(part)] if isinstance(value, tuple) else value[part]
-    value = value[0] if isinstance(value, list | tuple) else value
-    return str(value.dtype if isinstance(value, Tensor) else torch.float32).removeprefix("torch.")
+def formats_of_inputs(read: Batch) -> dict[str, str]:
+    """Return the format of each input, by the names that ``contents`` gives them; that of words is of no account."""
+    first = {name: value if isinstance(value, Tensor) else value[0] for name, value in _inputs(read).items()}
+    dtypes = {name: one.dtype if isinstance(one, Tensor) else torch.float32 for name, one in first.items()}
+    return {name: str(dtype).removeprefix("torch.") for name, dtype in dtypes.items()}
 
 
-def digests(read: Batch, rows: int) -> Tensor:
-    """Return for each row eight bytes of the SHA-256 of its inputs, exact to the bit."""
-    mask = read.kwargs.get(MASK)
-    named = {**{str(i): value for i, value in enumerate(read.args)}, **read.kwargs}
-    tensors = [v for _, v in sorted(named.items()) if isinstance(v, Tensor) and v.ndim and len(v) == rows]
+def digests(read: Batch) -> Tensor:
+    """Return for each row eight bytes of the SHA-256 of its inputs, exact to the bit; padding does not count."""
+    inputs = dict(sorted(_inputs(read).items()))
+    counting = {n: tokens_that_count(n, v, read.kwargs) for n, v in inputs.items() if isinstance(v, Tensor)}
     found = []
-    for row in range(rows):
+    for row in range(min(map(len, inputs.values()))):
         digest = hashlib.sha256()
-        for value in tensors:
-            one = value[row]
-            hidden = isinstance(mask, Tensor) and mask.ndim == 2 and value.shape[:2] == mask.shape
-            digest.update(bytes_of(one[mask[row].bool()] if hidden else one))  # type: ignore[index]
+        for name, value in inputs.items():
+            one, counts = value[row], counting.get(name)
+            if counts is not None:
+                one = one[counts[row]]
+            digest.update(bytes_of(one) if isinstance(one, Tensor) else repr(one).encode())
         found.append(int.from_bytes(digest.digest()[:8], "little", signed=True))
     return torch.tensor(found, dtype=torch.long)
+
+
+def _inputs(read: Batch) -> dict[str, Any]:
+    return inputs_of(read.args, read.kwargs)

@@ -138,9 +138,9 @@ def writer_of(module: DistillationModule, dataset: Dataset[Any], **options: Any)
     run = module.run
     assert run.teacher is not None, "checked by the caller"
     run.teacher.place(device_of(module.student))
-    if run.objective.needs_index:
-        run.setup.show_dataset(len(dataset), targets_of(dataset))  # type: ignore[arg-type]
     every = Every(dataset)
+    if run.objective.needs_index:
+        run.setup.show_dataset(every.samples, targets_of(dataset))
     loader = DataLoader(every, batch_size=min(2, len(every)), collate_fn=options.get("collate_fn"))
 
     def call(batch: Any) -> Any:

@@ -1,7 +1,6 @@
 """Reads every row of a data set, and writes what the teacher answers into the shards of a store."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
-from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, dtype_of_input, rows_of
+from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import contents, same
@@ -57,8 +56,13 @@ class Every(Dataset[Any]):
         replayed = dataset.dataset if isinstance(dataset, Indexed) else dataset
         self.views = replayed.views if isinstance(replayed, Replayed) else 1
 
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return len(self.dataset)
+
     def __len__(self) -> int:
-        return len(self.dataset) * self.views
+        return self.samples * self.views
 
     def __getitem__(self, row: int) -> Any:
         if self.views == 1:
@@ -148,7 +152,7 @@ class Writer:
         try:
             manifest, size = self._plan()
             if (self.folder / NAME).is_file():
-                self._check_same(read_manifest(self.folder), manifest)
+                self._check_same(read_manifest(self.folder).plan(), manifest.plan())
                 rank_zero_info(f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows.")
                 return self.folder
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,8 +169,7 @@ class Writer:
     def _plan(self) -> tuple[Manifest, float]:
         """Ask about the first rows, and return what the store will say of itself, and the bytes of a row."""
         rows = list(range(min(self.batch_size, len(self.every))))
-        batch = self.transfer(next(iter(self._loader([rows]))))
-        read = self.asker.read(batch)
+        batch, read = self._read(rows)
         self._check_same_twice(rows, read)
         lesson = self.asker.ask(batch, read)
         values = self._values(lesson)
@@ -190,13 +193,12 @@ class Writer:
         by_size = max(1, min(len(self.every), int(SHARD_BYTES // size)))
         shard_rows = self.shard_rows or self._known_shard_rows() or by_size
         module = self.asker.frozen.module
-        inputs = {n.removeprefix("input:") for n in stored if n.startswith("input:")}
         manifest = Manifest(
             rows=len(self.every),
             views=self.every.views,
             shard_rows=shard_rows,
             items=items,
-            inputs={name: dtype_of_input(read, name) for name in sorted(inputs)},
+            inputs=formats_of_inputs(read),
             axes=axes_of_layers(self.asker, batch, read),
             layers=self.layers,
             view=self.view,
@@ -207,8 +209,8 @@ class Writer:
                 "sha256": fingerprint_of_weights(module),
             },
             data={
-                "samples": len(self.every) // self.every.views,
-                "first_row": int(digests(read, len(rows))[0]),
+                "samples": self.every.samples,
+                "first_row": int(digests(read)[0]),
                 "last_row": self._last(),
             },
             made_with={
@@ -225,13 +227,18 @@ class Writer:
         found = {} if not isinstance(logits, Tensor) else {LOGITS: logits}
         return found | {LAYER + name: lesson.features[name] for name in self.asker.layers}
 
-    def _loader(self, batches: Sequence[Sequence[int]]) -> DataLoader[Any]:
-        options: dict[str, Any] = {} if self.collate_fn is None else {"collate_fn": self.collate_fn}
-        return DataLoader(self.every, batch_sampler=batches, num_workers=self.num_workers, **options)  # type: ignore[arg-type]
+    def _loader(self, batches: list[list[int]]) -> DataLoader[Any]:
+        workers, collate_fn = self.num_workers, self.collate_fn
+        return DataLoader(self.every, batch_sampler=batches, num_workers=workers, collate_fn=collate_fn)
+
+    def _read(self, rows: list[int]) -> tuple[Any, Batch]:
+        """Return some rows as a batch, and the batch taken apart."""
+        batch = self.transfer(next(iter(self._loader([rows]))))
+        return batch, self.asker.read(batch)
 
     def _check_same_twice(self, rows: list[int], read: Batch) -> None:
         """Read the first rows again; a sample that is another one by then can have no stored answer."""
-        again = self.asker.read(self.transfer(next(iter(self._loader([rows])))))
+        _, again = self._read(rows)
         first, second = contents(read.args, read.kwargs), contents(again.args, again.kwargs)
         for name, of in first.items():
             if len(of) != len(rows):
@@ -256,8 +263,7 @@ class Writer:
         half = rows[: max(1, len(rows) // 2)]
         # of texts the shortest alone too, which has the least padding there
         for part in [half] if mask is None else [half, [rows[shortest]]]:
-            batch = self.transfer(next(iter(self._loader([part]))))
-            read = self.asker.read(batch)
+            batch, read = self._read(part)
             again = rows_of(self._values(self.asker.ask(batch, read)), read, items, self.form, part)
             for name, value in again.items():
                 item = items.get(name.partition("#")[0])
@@ -280,9 +286,8 @@ class Writer:
 
     def _last(self) -> int:
         """Return the fingerprint of the last row."""
-        rows = [len(self.every) - 1]
-        read = self.asker.read(self.transfer(next(iter(self._loader([rows])))))
-        return int(digests(read, 1)[0])
+        _, read = self._read([len(self.every) - 1])
+        return int(digests(read)[0])
 
     def _known_shard_rows(self) -> int | None:
         with suppress(OSError, ValueError, KeyError):
@@ -291,12 +296,7 @@ class Writer:
             return read_manifest(self.folder).shard_rows
         return None
 
-    def _check_same(self, there: Manifest, wanted: Manifest) -> None:
-        self._check_plans(there.plan(), wanted.plan())
-
-    def _check_plans(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-        # the same answers may be written with other batch sizes, and on another machine
-        there, wanted = ({k: v for k, v in one.items() if k != "made_with"} for one in (there, wanted))
+    def _check_same(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
         found = differences(there, wanted)
         if found:
             raise ValueError(
@@ -322,12 +322,11 @@ class Writer:
             Path(lock.lock_file).unlink(missing_ok=True)
 
     def _begin(self, manifest: Manifest) -> None:
-        plan = _plain(manifest.plan())
         with FileLock(self.folder / ".plan.lock"):
             if (self.folder / PLAN).is_file():
-                self._check_plans(read_plain(self.folder / PLAN), plan)
+                self._check_same(read_plain(self.folder / PLAN), manifest.plan())
             else:
-                write_plain(self.folder / PLAN, plan)
+                write_plain(self.folder / PLAN, manifest.plan())
 
     def _done(self, number: int) -> Shard | None:
         """Return what is known of a shard that is on the disk whole."""
@@ -340,7 +339,7 @@ class Writer:
 
     def _check_room(self, manifest: Manifest, waiting: Sequence[int], size: float) -> None:
         rows = sum(end - start for start, end in map(manifest.shard_of, waiting))
-        needed = int(rows * size) + manifest.rows * 12 * len(manifest.inputs)
+        needed = int(rows * size) + manifest.rows * (8 + 12 * len(manifest.inputs))
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise OSError(
@@ -376,7 +375,7 @@ class Writer:
                 raise ValueError(
                     f"The batch of rows {rows[0]} to {rows[-1]} lacks an input {name!r} of as many samples."
                 )
-        return {**stored, "digest": digests(read, len(rows))}
+        return {**stored, "digest": digests(read)}
 
     def _save(self, number: int, rows: int, parts: list[dict[str, Tensor]]) -> None:
         tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
@@ -384,12 +383,13 @@ class Writer:
             if f"{side}.lengths" in tensors:
                 ends = tensors[f"{side}.lengths"].cumsum(0)
                 tensors[f"{side}.offsets"] = torch.cat([torch.zeros(1, dtype=torch.long), ends])
+        write_plain(_note(self.folder, number), vars(self._write_file(shard_name(number), rows, tensors)))
+
+    def _write_file(self, name: str, rows: int, tensors: dict[str, Tensor]) -> Shard:
         data = save(tensors)
-        name = shard_name(number)
         with atomic_write(self.folder / name) as file:
             file.write(data)
-        note = Shard(name, rows, len(data), hashlib.sha256(data).hexdigest())
-        write_plain(_note(self.folder, number), vars(note))
+        return Shard(name, rows, len(data), hashlib.sha256(data).hexdigest())
 
     def _finish(self, manifest: Manifest) -> None:
         """Write the manifest, if every shard is there: the last process does so."""
@@ -411,10 +411,8 @@ class Writer:
                 for name in wanted:
                     if name in tensors:
                         columns.setdefault(name, []).append(tensors[name])
-            data = save({name: torch.cat(column) for name, column in columns.items()})
-            with atomic_write(self.folder / ROWS) as file:
-                file.write(data)
-            manifest.contents = Shard(ROWS, manifest.rows, len(data), hashlib.sha256(data).hexdigest())
+            whole = {name: torch.cat(column) for name, column in columns.items()}
+            manifest.contents = self._write_file(ROWS, manifest.rows, whole)
             manifest.shards = shards
             manifest.data["sha256"] = digest.hexdigest()
             write_manifest(self.folder, manifest)
@@ -426,10 +424,6 @@ class Writer:
 
 def _note(folder: Path, number: int) -> Path:
     return folder / f"{shard_name(number)}.json"
-
-
-def _plain(content: Any) -> Any:
-    return json.loads(json.dumps(content))
 
 
 def _show(size: float) -> str:

@@ -1,5 +1,6 @@
 """Three numbers that tell one sample's inputs from another's, whatever its batch, padding, device and format."""
 
+import math
 import zlib
 from collections.abc import Mapping
 from functools import lru_cache
@@ -46,33 +47,70 @@ def contents(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Tens
         >>> torch.allclose(contents((picture,), {})["0"], mirrored)
         False
     """
-    named = {str(i): value for i, value in enumerate(args)}
-    named |= {k: v for k, v in kwargs.items() if k not in INDEX_KEYS}
-    mask = kwargs.get(MASK)
-    mask = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-    found: dict[str, Tensor] = {}
-    for name, value in named.items():
-        if isinstance(value, list | tuple) and value and all(isinstance(one, str) for one in value):
-            ids = [zlib.crc32(one.encode()) for one in value]
-            found[name] = _of(torch.tensor(ids, dtype=torch.long), None)
-        elif isinstance(value, list | tuple) and value and all(isinstance(one, int | float) for one in value):
-            found[name] = _of(torch.tensor(value), None)
-        elif isinstance(value, Mapping):
-            found |= {f"{name}.{key}": of for key, of in contents((), value).items()}
+    return {name: _numbers_of(name, value, kwargs) for name, value in inputs_of(args, kwargs).items()}
+
+
+def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the inputs that hold something for each sample, by name: tensors, and lists of tensors, words or numbers.
+
+    Args:
+        args: The positional inputs, which are called by their numbers.
+        kwargs: The named inputs; rows and the attention mask are left out.
+
+    Example:
+        >>> sorted(inputs_of((torch.zeros(2), {"kind": ["a", "b"]}), {"index": torch.arange(2)}))
+        ['0', '1.kind']
+    """
+    found: dict[str, Any] = {}
+    for name, value in ({str(i): value for i, value in enumerate(args)} | dict(kwargs)).items():
+        if name in (*INDEX_KEYS, MASK):
+            continue
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": one for key, one in inputs_of((), value).items()}
+        elif (isinstance(value, Tensor) and value.ndim) or _is_list(value):
+            found[name] = value
         elif isinstance(value, tuple):
-            found |= {f"{name}.{key}": of for key, of in contents(value, {}).items()}
-        elif isinstance(value, list) and value and all(isinstance(one, Tensor) for one in value):
-            found[name] = torch.cat([_of(one.unsqueeze(0), None) for one in value])
-        elif isinstance(value, Tensor) and value.ndim and name != MASK:
-            found[name] = _of(value, _shown(name, value, mask))
-    return found
+            found |= {f"{name}.{key}": one for key, one in inputs_of(value, {}).items()}
+    rows = next((len(value) for value in found.values() if isinstance(value, Tensor)), None)
+    # words and numbers of another length are options, such as the size of an image
+    return {n: v for n, v in found.items() if rows in (None, len(v)) or isinstance(v, Tensor) or _is_of_tensors(v)}
 
 
-def _shown(name: str, value: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Return which tokens of an input count, ``None`` if all do."""
+def tokens_that_count(name: str, value: Tensor, kwargs: Mapping[str, Any]) -> Tensor | None:
+    """Return which tokens of an input count, ``None`` if all do.
+
+    Args:
+        name: The input's name.
+        value: The input.
+        kwargs: All named inputs, among them perhaps the attention mask.
+    """
     if is_label(name) and value.ndim == 2 and not value.is_floating_point():
         return value != IGNORED
-    return mask if mask is not None and value.ndim >= 2 and value.shape[:2] == mask.shape else None
+    mask = kwargs.get(MASK)
+    hides = isinstance(mask, Tensor) and mask.ndim == 2 and value.ndim >= 2 and value.shape[:2] == mask.shape
+    return mask.bool() if isinstance(mask, Tensor) and hides else None
+
+
+def _is_list(value: object) -> bool:
+    """Whether a value is a list of words or numbers, or of tensors, as detectors take their images."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    of_words = all(isinstance(one, str) for one in value) or all(isinstance(one, int | float) for one in value)
+    return of_words or _is_of_tensors(value)
+
+
+def _is_of_tensors(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, Tensor) for one in value)
+
+
+def _numbers_of(name: str, value: Any, kwargs: Mapping[str, Any]) -> Tensor:
+    if isinstance(value, Tensor):
+        return _of(value, tokens_that_count(name, value, kwargs))
+    if isinstance(value[0], Tensor):
+        return torch.cat([_of(one.unsqueeze(0), None) for one in value])
+    if isinstance(value[0], str):
+        value = [zlib.crc32(one.encode()) for one in value]
+    return _of(torch.tensor(value), None)
 
 
 def same(found: Any, stored: Any, *dtypes: torch.dtype) -> Any:
@@ -92,12 +130,19 @@ def tolerance(*dtypes: torch.dtype) -> float:
 
 
 def _of(value: Tensor, mask: Tensor | None) -> Tensor:
-    # autocast would compute the products in 16 bits
-    with torch.no_grad(), torch.autocast(value.device.type, enabled=False):
-        found = _projected(value, mask)
-        if not bool(found.isfinite().all()):  # missing values, or numbers whose squares are too large
-            found = _projected(value.nan_to_num(1.0, _LARGE, -_LARGE).clamp(-_LARGE, _LARGE), mask)
+    with torch.no_grad():
+        if torch.is_autocast_enabled(value.device.type):  # which would compute the products in 16 bits
+            with torch.autocast(value.device.type, enabled=False):
+                return _finite(value, mask)
+        return _finite(value, mask)
+
+
+def _finite(value: Tensor, mask: Tensor | None) -> Tensor:
+    found = _projected(value, mask)
+    if math.isfinite(float(found.sum())):
         return found
+    # missing values, or numbers whose squares are too large
+    return _projected(value.nan_to_num(1.0, _LARGE, -_LARGE).clamp(-_LARGE, _LARGE), mask)
 
 
 def _projected(value: Tensor, mask: Tensor | None) -> Tensor:

@@ -1,6 +1,5 @@
 """The command ``lightning-kd cache``: a teacher's answers on a data set as a store of their own."""
 
-import inspect
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +12,7 @@ from lightning_kd.cache.items import Format
 from lightning_kd.cache.write import format_of, writer_of
 from lightning_kd.capture.networks import device_of
 from lightning_kd.commands.fit import DistillationCLI
-from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.parser import call_with
 from lightning_kd.files.precision import Precision
 from lightning_kd.module import DistillationModule
 from lightning_kd.teachers.base import Split
@@ -28,10 +27,7 @@ def cache(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``cache``.
     """
-    description = (inspect.getdoc(write_store) or "").partition("\n\nArgs:")[0]
-    parser = Parser(prog="lightning-kd cache", description=description)
-    parser.add_function_arguments(write_store, as_group=False, as_positional=False)
-    write_store(**parser.parse_args(words).as_dict())
+    call_with(words, write_store, "cache")
 
 
 def write_store(
@@ -83,7 +79,6 @@ def write_store(
     module, data = _built(config, split)
     loader = _loader(data, split)
     module.to(device or "cpu").eval()
-    module.run.teacher.place(device_of(module))  # type: ignore[union-attr]  # checked where it was built
     writer = writer_of(
         module,
         loader.dataset,

@@ -1,7 +1,6 @@
 """The command ``lightning-kd export``: the student inside a checkpoint as a file of its own."""
 
 import argparse
-import inspect
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from torch import nn
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.commands.parsing import yaml_text
 from lightning_kd.commands.parsing.messages import condense
-from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.parser import Parser, call_with
 from lightning_kd.export.student import Format, choose_format, export_student, write_weights
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.files.class_paths import check_value
@@ -27,10 +26,7 @@ def export(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``export``.
     """
-    description = (inspect.getdoc(export_checkpoint) or "").partition("\n\nArgs:")[0]
-    parser = Parser(prog="lightning-kd export", description=description)
-    parser.add_function_arguments(export_checkpoint, as_group=False, as_positional=False)
-    export_checkpoint(**parser.parse_args(words).as_dict())
+    call_with(words, export_checkpoint, "export")
 
 
 def export_checkpoint(

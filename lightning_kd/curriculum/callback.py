@@ -113,7 +113,7 @@ class Curriculum(Callback):
         """Wrap ``process_dataloader`` of the strategy, which gets the training data loader before its first use."""
         if stage != "fit":
             return
-        same = trainer.overfit_batches  # type: ignore[attr-defined]
+        same = trainer.overfit_batches  # type: ignore[attr-defined]  # Lightning 2.6 sets it outside of the class
         if same:
             raise ValueError(
                 f"Curriculum: overfit_batches={same} trains on the same batches in every epoch, and "

@@ -43,12 +43,12 @@ class Indexed(Dataset[Any]):
             )
         if isinstance(dataset, Indexed):
             raise TypeError("Indexed: the data set is indexed already.")
-        if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
+        if not has_rows(dataset):
             raise TypeError(f"Indexed: expected a data set with __getitem__ and __len__, got {type(dataset).__name__}.")
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self._targets = None if targets is None else _class_ids(targets, dataset)
         if targets is not None and self._targets is None:
-            raise ValueError(f"Indexed: expected targets to be one class id for each of {len(dataset)} rows.")
+            raise ValueError(f"Indexed: expected targets to be one class id for each of {len(self)} rows.")
 
     @property
     def targets(self) -> Tensor | None:

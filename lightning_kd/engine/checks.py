@@ -10,6 +10,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
 from lightning_kd.distributed.whole_state import on_meta
 from lightning_kd.losses.base import DistillationLoss, StepTensors
+from lightning_kd.teachers.base import Teacher
 
 
 def check_has_logits(
@@ -222,3 +223,26 @@ def _counted(values: Mapping[str, object]) -> list[str]:
             if bad:
                 named.append(f"{name} ({bad} of {value.numel()} values)")
     return named
+
+
+def check_has_layers(losses: Iterable[tuple[str, DistillationLoss]], teacher: Teacher | None) -> None:
+    """Raise a ``ValueError`` if a loss looks at a teacher's layers that have no weights yet, or never have."""
+    if teacher is None or not (teacher.on_meta or teacher.looks_up):
+        return
+    why = "the teacher is on the meta device; build it with its weights"
+    if teacher.looks_up:
+        why = "a stored teacher has none; give the teacher itself"
+    for name, loss in losses:
+        if type(loss).see_layers is not DistillationLoss.see_layers:
+            raise ValueError(
+                f"Part {name!r} reads the weights of the teacher's layers at set-up, but {why}, or leave this loss out."
+            )
+
+
+def check_one_output(teacher: Teacher | None, *, has_heads: bool) -> None:
+    """Raise a ``ValueError`` if a loss reads one of several outputs of a teacher that has stored one."""
+    if teacher is not None and teacher.looks_up and has_heads:
+        raise ValueError(
+            "A loss reads one of several outputs by name (head=...), but a stored teacher has one; leave the name out, "
+            "or give the teacher itself."
+        )

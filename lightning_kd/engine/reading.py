@@ -1,6 +1,6 @@
 """What is read of the outputs of student and teacher: the task's logits, those that are compared, and heads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -32,7 +32,7 @@ class Reading:
         }
         """The outputs that losses read as layers, by role."""
         self.has_layers = any(self.layers.values())
-        self.has_heads = any(getattr(loss, "heads", None) for loss in losses)
+        self.has_heads = any(map(named_heads, losses))
         """Whether a loss compares another output than the one that the task reads."""
         self.needs_logits = {
             "student": any(loss.needs_student_logits or not loss.student_layers for loss in losses),
@@ -104,6 +104,12 @@ class Reading:
                 f"A loss reads the {role}'s output, but which of its tensors is meant is not known{has_heads(output)}."
             )
         return value
+
+
+def named_heads(loss: DistillationLoss) -> Mapping[str, Head]:
+    """Return which of several outputs a loss reads of each role; of attention losses ``heads`` is another option."""
+    heads = getattr(loss, "heads", None)
+    return heads if isinstance(heads, Mapping) else {}
 
 
 def has_heads(output: Any) -> str:

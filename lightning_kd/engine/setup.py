@@ -20,8 +20,10 @@ from lightning_kd.engine.attention_choice import check_same_choice
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
     check_first_values,
+    check_has_layers,
     check_not_lazy,
     check_not_shared,
+    check_one_output,
     check_parts_not_lazy,
     has_lazy,
 )
@@ -260,11 +262,7 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
-        if self.step.teacher is not None and self.step.teacher.looks_up and self.step.reading.has_heads:
-            raise ValueError(
-                "A loss reads one of several outputs by name (head=...), but a stored teacher has one; leave the name "
-                "out, or give the teacher itself."
-            )
+        check_one_output(self.step.teacher, has_heads=self.step.reading.has_heads)
 
     def _logits_of_both(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> BothLogits:
         logits_of = self.step.hooks.logits_of
@@ -287,15 +285,7 @@ class SetUp:
             ValueError: If a loss looks at a teacher's layers that have no weights yet.
         """
         step = self.step
-        if step.teacher is not None and (step.teacher.on_meta or step.teacher.looks_up):
-            for name, loss in step.objective.leaves:
-                if type(loss).see_layers is not DistillationLoss.see_layers:
-                    why = "the teacher is on the meta device; build it with its weights"
-                    why = "a stored teacher has none; give the teacher itself" if step.teacher.looks_up else why
-                    raise ValueError(
-                        f"Part {name!r} reads the weights of the teacher's layers at set-up, but {why}, or leave this "
-                        "loss out."
-                    )
+        check_has_layers(step.objective.leaves, step.teacher)
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.layered is None else original(step.teacher.layered)
         for loss in step.objective.components:

@@ -246,6 +246,18 @@ class TrainingStep:
             raise RuntimeError(_CHANGED_INPUT.format("student"))
         if self.teacher.reads_rows and not is_of_batch(call, batch):
             raise ValueError(_OTHER_ROWS.format(type(self.teacher).__name__))
+        if self.teacher.looks_up:
+            view = self._looked_up(batch, call, read, first)
+        else:
+            view = self._seen(batch, call, first)
+            view.layers_only = layers_only
+        lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
+        if call.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("teacher"))
+        return lesson
+
+    def _seen(self, batch: Any, call: Call, first: bool) -> Call:
+        """Return what a teacher is called with that computes its answer."""
         args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
         if first:
             self._tell_left_out(call, kwargs)
@@ -253,24 +265,19 @@ class TrainingStep:
             self.positions(call.args, call.kwargs)
         if self.teacher_positions is not None:
             kwargs = self.teacher_positions(args, kwargs)
-        view = Call(args=args, kwargs=kwargs, layers_only=layers_only)
-        if self.teacher.looks_up:
-            view = self._looked_up(batch, call, view, read, first)
-        lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
-        if call.changed_input:
-            raise RuntimeError(_CHANGED_INPUT.format("teacher"))
-        return lesson
+        return Call(args=args, kwargs=kwargs)
 
-    def _looked_up(self, batch: Any, call: Call, view: Call, read: Callable[[], Batch] | None, first: bool) -> Call:
-        """Return the teacher's view with the student's own call, and the rows that the batch carries."""
-        as_given = (self.calls is None and not first) or is_of_batch(
-            call, batch
-        )  # a step of the user's may mix samples
+    def _looked_up(self, batch: Any, call: Call, read: Callable[[], Batch] | None, first: bool) -> Call:
+        """Return what a teacher is asked that looks its answer up: the student's own call, and the rows of the batch.
+
+        A step of the user's may mix the samples, whose rows are not known then.
+        """
+        as_given = (self.calls is None and not first) or is_of_batch(call, batch)
         index = None
         if as_given:
             index = (read_if_known(self.hooks, batch) if read is None else read()).index
         is_example = first and (getattr(self.hooks, "example_input_array", None) is not None or not as_given)
-        return replace(view, of=call, index=index, is_example=is_example)
+        return Call(of=call, index=index, is_example=is_example)
 
     def of_teacher(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the teacher takes: of the student's call, and of the batch what only the teacher takes."""

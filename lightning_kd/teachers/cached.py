@@ -96,20 +96,16 @@ class CachedTeacher(Teacher):
             raise ValueError("CachedTeacher: temperature is of probabilities, and has no effect on logits.")
         open_one = (lambda place: Table(Path(place), holds, temperature)) if is_table else Store
         self._stores: dict[Split, Store | Table | None] = {"train": open_one(self.path)}
-        for split, given in (("val", val), ("test", test)):
+        others: dict[Split, str | os.PathLike[str] | None] = {"val": val, "test": test}
+        for split, given in others.items():
             beside = f"{self.path}/{split}"
             if given is None and not is_table and _is_begun(beside):
                 given = beside
-            self._stores[split] = None if given is None else open_one(os.fspath(given))  # type: ignore[index]
+            self._stores[split] = None if given is None else open_one(os.fspath(given))
         self._split: Split = "train"
         self._told: set[str] = set()
         self._samples: int | None = None
         self._layers: tuple[str, ...] = ()
-
-    @property
-    def ready(self) -> bool:  # type: ignore[override]
-        """Whether there is a store of the data that is read now."""
-        return self._stores[self._split] is not None
 
     @property
     def axes(self) -> Mapping[str, Axes]:
@@ -139,8 +135,8 @@ class CachedTeacher(Teacher):
 
     def begin_split(self, split: Split) -> None:
         """Read the store of the training, validation or test data from now on."""
-        self._split = split
-        if self._stores[split] is None and split not in self._told:
+        self._split, self.ready = split, self._stores[split] is not None
+        if not self.ready and split not in self._told:
             self._told.add(split)
             rank_zero_info(
                 f"The teacher's part of {split}/ is left out: {self.path!r} holds its answers on the training "
@@ -155,29 +151,17 @@ class CachedTeacher(Teacher):
             ValueError: If a table has another number of rows, or the fit would give the teacher other inputs than it
                 had when the store was written, or read another of its outputs.
         """
-        view = options.get("teacher_inputs")
         self._samples = samples
-        store = self._stores["train"]
-        if isinstance(store, Store) and view is not None and json.loads(json.dumps(view)) != store.manifest.view:
-            written = "none" if store.manifest.view is None else store.manifest.view
+        view, head = options.get("teacher_inputs"), options.get("teacher_logits", options.get("logits"))
+        table = self._stores["train"]
+        if isinstance(table, Table) and samples is not None and samples != len(table):
             raise ValueError(
-                f"CachedTeacher: teacher_inputs={view} has no effect on stored answers, and {self.path!r} was "
-                f"written with {written}; write the store anew with it, or leave it out."
+                f"CachedTeacher: {self.path!r} has {len(table)} rows, but the training data has {samples} samples; a "
+                "table has a row for each sample, in the order of the data set."
             )
-        if isinstance(store, Table) and samples is not None and samples != len(store):
-            raise ValueError(
-                f"CachedTeacher: {self.path!r} has {len(store)} rows, but the training data has {samples} "
-                "samples; a table has a row for each sample, in the order of the data set."
-            )
-
-        head = options.get("teacher_logits", options.get("logits"))
-        if isinstance(store, Store) and head != store.manifest.head:
-            raise ValueError(
-                f"CachedTeacher: {self.path!r} holds the teacher's output {store.manifest.head!r}, but the fit reads "
-                f"{head!r} (teacher_logits); name the one that is stored, or write the store anew."
-            )
-        if isinstance(store, Store) and view is None and store.manifest.view is not None:
-            rank_zero_info(f"The stored answers are those of a teacher with teacher_inputs={store.manifest.view}.")
+        for store in self._stores.values():
+            if isinstance(store, Store):
+                _check_options(store, view, head)
 
     def watch(self, layers: Iterable[str]) -> None:
         """Check that the layers that the losses read were stored."""
@@ -197,8 +181,8 @@ class CachedTeacher(Teacher):
         """Answer at set-up; of an example that is no sample with the first rows of the store."""
         if not call.is_example:
             return self.answer(batch, call)
-        store = self._now()
-        return self._lesson(store, torch.arange(call.rows()) % len(store), call)
+        store, student = self._now(), call if call.of is None else call.of
+        return self._lesson(store, torch.arange(student.rows()) % len(store), student)
 
     def answer(self, batch: Any, call: Call) -> Call:
         """Return the stored answers on the samples that the student was called with."""
@@ -242,14 +226,13 @@ class CachedTeacher(Teacher):
         if index is not None and len(index) == count:
             given = index.detach().cpu().long()
             if not count or 0 <= int(given.min()) <= int(given.max()) < len(store) // views:
-                candidates = given * views + torch.arange(views).unsqueeze(1)
-                fits = store.fits(candidates, found, dtypes)
-                if bool(fits.any(0).all()):
-                    return candidates.gather(0, fits.to(torch.uint8).argmax(0, keepdim=True)).squeeze(0)
+                rows = store.choose(given * views + torch.arange(views).unsqueeze(1), found, dtypes)
+                if bool((rows >= 0).all()):
+                    return rows
         rows = store.find(found, dtypes)
-        missing = (rows < 0).nonzero().flatten().tolist()
-        if missing:
-            raise ValueError(self._unknown(store, missing, count, index))
+        missing = rows < 0
+        if missing.any():
+            raise ValueError(self._unknown(store, missing.nonzero().flatten().tolist(), count, index))
         if index is not None and len(index) == count and self._samples == len(store) // views:
             other = (rows // views != index.cpu()).nonzero().flatten().tolist()
             if other:
@@ -294,7 +277,8 @@ class CachedTeacher(Teacher):
         labels = next((call.kwargs[key] for key in TARGET_KEYS if key in call.kwargs), None)
         masks = masks_of(call.kwargs, labels) if store.lengths else {}
 
-        kept = items[LOGITS].get("top_k") or items[LOGITS].get("draws") or 0 if LOGITS in items else 0
+        of_logits = items.get(LOGITS, {})
+        kept = of_logits.get("top_k") or of_logits.get("draws") or 0
 
         def read(name: str, item: str, fill: Tensor | float = 0.0) -> Tensor:
             value = store.read(name, rows)
@@ -313,12 +297,29 @@ class CachedTeacher(Teacher):
             if not kept:
                 output = read(LOGITS, LOGITS)
             else:
-                ids = read(f"{LOGITS}#ids", LOGITS, torch.arange(kept) % items[LOGITS]["vocabulary"])
-                draws = items[LOGITS].get("draws")
-                output = (
-                    SparseLogits.from_draws(ids) if draws else SparseLogits(ids, read(f"{LOGITS}#log_probs", LOGITS))
-                )
+                ids = read(f"{LOGITS}#ids", LOGITS, torch.arange(kept) % of_logits["vocabulary"])
+                if of_logits.get("draws"):
+                    output = SparseLogits.from_draws(ids)
+                else:
+                    output = SparseLogits(ids, read(f"{LOGITS}#log_probs", LOGITS))
         return Call(called=True, output=output, features=features)
+
+
+def _check_options(store: Store, view: object, head: object) -> None:
+    """Raise a ``ValueError`` if a fit would ask a teacher otherwise than it was asked for a store."""
+    manifest, folder = store.manifest, str(store.folder)
+    if view is not None and json.loads(json.dumps(view)) != manifest.view:
+        raise ValueError(
+            f"CachedTeacher: teacher_inputs={view} has no effect on stored answers, and {folder!r} was written with "
+            f"{'none' if manifest.view is None else manifest.view}; write the store anew with it, or leave it out."
+        )
+    if head != manifest.head:
+        raise ValueError(
+            f"CachedTeacher: {folder!r} holds the teacher's output {manifest.head!r}, but the fit reads {head!r} "
+            "(teacher_logits); name the one that is stored, or write the store anew."
+        )
+    if view is None and manifest.view is not None:
+        rank_zero_info(f"The answers in {folder!r} are of a teacher with teacher_inputs={manifest.view}.")
 
 
 def _tensors(call: Call) -> list[Tensor]:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lightning_kd import cache
-from lightning_kd.capture.call import Call
 from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import CachedTeacher
 from tests import support
+from tests.cache.test_store_files import answer, live
 
 URL = "memory://answers"
 
@@ -29,15 +29,6 @@ def copied(tmp_path, monkeypatch):
     monkeypatch.setattr(fsspec, "open", lambda url, *rest: opened.append(url.rpartition("/")[2]) or true(url, *rest))
     yield opened
     system.rm("/answers", recursive=True)
-
-
-def answer(teacher, rows=slice(None)):
-    return teacher.answer(None, Call(args=(support.data().tensors[0][rows],))).output
-
-
-def live(rows=slice(None)):
-    with torch.no_grad():
-        return support.teacher().eval()(support.data().tensors[0][rows])
 
 
 def test_files_are_copied_when_they_are_first_read_and_once(copied):

@@ -454,3 +454,73 @@ def test_several_heads_are_refused_with_the_remedy(tmp_path):
     for losses in ([KDLoss(head="out")], [KDLoss()]):
         with pytest.raises(ValueError, match="wrap the teacher in a module that returns one tensor"):
             write(tmp_path, teacher=TwoHeads(), losses=losses)
+
+
+def test_a_finished_store_of_several_layers_is_known_again(tmp_path):
+    def networks():
+        return (support.seeded(partial(support.StagedNet, width), seed) for width, seed in ((3, 1), (4, 2)))
+
+    for _ in range(2):
+        student, guide = networks()
+        write(tmp_path, teacher=guide, losses=[ATLoss()], student=student)
+
+
+def test_no_row_is_taken_where_more_are_near_than_are_looked_at(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_kd.files.store.reader._NEAR", 4)
+    x = 1.0 + 1e-9 * support.seeded(lambda: torch.randn(24, 8, dtype=torch.float64), 0)
+    write(tmp_path, teacher=support.seeded(lambda: nn.Linear(8, 3), 1).double(), dataset=TensorDataset(x))
+    with pytest.raises(ValueError, match="to be told apart"):
+        stored(tmp_path, x[3:5])
+
+
+def test_one_input_many_times_is_one_input(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_kd.files.store.reader._NEAR", 4)
+    x = support.data().tensors[0][:3].repeat_interleave(8, 0)
+    write(tmp_path, dataset=TensorDataset(x))
+    assert torch.allclose(stored(tmp_path, x), whole()[:3].repeat_interleave(8, 0), rtol=0, atol=1e-6)
+
+
+def test_words_tell_rows_of_one_tensor_apart(tmp_path):
+    class ByWord(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = support.teacher()
+
+        def forward(self, x, kind):
+            sign = torch.tensor([1.0 if one == "p" else -1.0 for one in kind])
+            return self.net(x) * sign[:, None]
+
+    x = support.data().tensors[0]
+    rows = [{"x": one, "kind": kind} for one in x for kind in "pq"]
+    write(tmp_path, teacher=ByWord(), dataset=rows, batch_size=48)
+    batch = {"x": x[[2, 2, 7]], "kind": ["q", "p", "q"]}
+    found = CachedTeacher(tmp_path).answer(batch, Call(kwargs=batch)).output
+    expected = whole()[[2, 2, 7]] * torch.tensor([[-1.0], [1.0], [-1.0]])
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_an_empty_batch_has_an_empty_answer(tmp_path):
+    write(tmp_path, losses=support.default_losses())
+    assert stored(tmp_path, support.data().tensors[0][:0]).shape == (0, support.CLASSES)
+
+
+class Brighter(TensorDataset):
+    """Views that differ by less than bfloat16 resolves."""
+
+    def __getitem__(self, row):
+        (x,) = super().__getitem__(row)
+        return (x * (1.0 + 1e-3 * torch.rand(())),)
+
+
+def test_a_view_is_the_nearest_or_is_refused_where_16_bits_do_not_tell(tmp_path):
+    rows = Replayed(Brighter(support.data().tensors[0]), views=3)
+    write(tmp_path, dataset=rows, batch_size=72)
+    teacher, index = CachedTeacher(tmp_path), torch.arange(24)
+    for view in range(3):
+        x = torch.stack([rows.view(row, view)[0] for row in range(24)])
+        with torch.no_grad():
+            expected = support.teacher().eval()(x)
+        found = teacher.answer(None, Call(args=(x,), index=index)).output
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+        with pytest.raises(ValueError, match="to be told apart"):
+            teacher.answer(None, Call(args=(x.bfloat16(),), index=index))

@@ -1,7 +1,9 @@
 """The parser of every command: short help, errors of one screen with the nearest names, and strict YAML."""
 
 import argparse
+import inspect
 import os
+from collections.abc import Callable
 from typing import Any, NoReturn, cast
 
 from jsonargparse import Namespace
@@ -76,3 +78,17 @@ class Parser(LightningArgumentParser):
             return f"{super().format_help().replace(self.prog, command)}\n{more(command)}"
         finally:
             self.formatter_class, self._action_groups, self.epilog = before
+
+
+def call_with(words: list[str], function: Callable[..., object], command: str) -> None:
+    """Call a function with what the words after a command say; its docstring is the help.
+
+    Args:
+        words: The words.
+        function: The function, whose arguments are the options.
+        command: The name of the command.
+    """
+    description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    parser = Parser(prog=f"lightning-kd {command}", description=description)
+    parser.add_function_arguments(function, as_group=False, as_positional=False)
+    function(**parser.parse_args(words).as_dict())

@@ -73,11 +73,15 @@ class Manifest:
     contents: Shard | None = None
 
     def plan(self) -> dict[str, Any]:
-        """Return what must be the same for a writer to go on where another one has stopped."""
-        plain = dataclasses.asdict(self)
-        for name in ("shards", "contents", "data"):
+        """Return, as JSON holds it, what must be the same for a writer to go on where another one has stopped.
+
+        The same answers may be written with other batch sizes, and on another machine.
+        """
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for name in ("shards", "contents", "made_with"):
             del plain[name]
-        return {**plain, "data": {name: self.data.get(name) for name in ("samples", "first_row", "last_row")}}
+        plain["data"] = {name: self.data.get(name) for name in ("samples", "first_row", "last_row")}
+        return plain
 
     def shard_of(self, number: int) -> tuple[int, int]:
         """Return the first row of a shard, and the row after its last one."""

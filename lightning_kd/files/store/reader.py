@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ class Store:
         self.lengths = {name.removesuffix(_LENGTHS): of for name, of in of_sides.items()}
         """Number of tokens of each row by the side of the network, where rows have positions of their own."""
         self._keep = mapped
-        self._orders: dict[str, tuple[Any, Any]] = {}
+        self._orders: dict[str, _Order] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         # a process that is started anew opens the files itself
@@ -90,73 +90,69 @@ class Store:
         Args:
             found: The contents of the samples' inputs, by the inputs' names.
             dtypes: The formats of these inputs.
-        """
-        numbers = {name: of.numpy() for name, of in found.items()}
-        key = max(found, key=self._distinct) if len(found) > 1 else next(iter(found))
-        order, ordered = self._order(key)
-        middle = numbers[key][:, 1].astype(np.float64)
-        off = 2.0 * (numbers[key][:, 0] * tolerance(dtypes[key], _dtype(self.manifest.inputs[key])) + TINY)
-        first = np.searchsorted(ordered, middle - off)
-        count = np.searchsorted(ordered, middle + off, "right") - first
-        rows = order[np.minimum(first, len(order) - 1)]
-        if int(count.max(initial=0)) > 1 or not self._fits(rows, numbers, dtypes).all():
-            rows = self._search(order, first, count, numbers, dtypes)
-        return torch.from_numpy(rows)
-
-    def _search(self, order: Any, first: Any, count: Any, numbers: Numbers, dtypes: Mapping[str, torch.dtype]) -> Any:
-        """Look at all rows whose number is near that of a sample, and take the nearest.
 
         Raises:
-            ValueError: If another row, of another input, is nearly as near.
+            ValueError: If a sample may be one of several rows, of other inputs.
         """
-        rows = np.full(len(first), -1)
-        steps = np.arange(min(int(count.max(initial=0)), _NEAR))[:, None]
-        if not len(steps):
-            return rows
-        candidates = order[np.minimum(first + steps, len(order) - 1)]
-        fits = (steps < count) & self._fits(candidates, numbers, dtypes)
-        far = np.where(fits, self._distance(candidates, numbers), np.inf)
-        best = far.argmin(0)[None]
-        nearest = np.take_along_axis(candidates, best, 0)[0]
-        closest = np.take_along_axis(far, best, 0)[0]
-        others = fits & (far <= _CLEARLY * closest + _ROUNDING) & (self.digests[candidates] != self.digests[nearest])
-        if others.any():
-            sample = int(np.flatnonzero(others.any(0))[0])
-            twin = int(candidates[:, sample][others[:, sample]][0])
-            raise ValueError(
-                f"CachedTeacher: sample {sample} of the batch may be row {int(nearest[sample])} or row {twin} of "
-                f"{str(self.folder)!r}: their inputs differ too little, beside their size, to be told apart. Let "
-                "batches carry rows: wrap the data set in lightning_kd.data.Indexed. Or scale the inputs."
-            )
-        return np.where(fits.any(0), nearest, rows)
+        key = max(found, key=lambda name: self._order(name).distinct) if len(found) > 1 else next(iter(found))
+        order, numbers = self._order(key), found[key].numpy()
+        middle = numbers[:, 1].astype(np.float64)
+        off = 2.0 * (numbers[:, 0] * tolerance(dtypes[key], _dtype(self.manifest.inputs[key])) + TINY)
+        first = np.searchsorted(order.numbers, middle - off)
+        count = np.searchsorted(order.numbers, middle + off, "right") - first
+        most = int(count.max(initial=0))
+        if most > _NEAR:
+            raise ValueError(self._doubt(int(count.argmax()), f"any of {most:,} rows"))
+        if not most:
+            return torch.full((len(first),), -1)
+        steps = np.arange(most)[:, None]
+        candidates = order.rows[np.minimum(first + steps, len(order.rows) - 1)]
+        return self.choose(torch.from_numpy(candidates), found, dtypes, torch.from_numpy(steps < count))
 
-    def _distance(self, rows: Any, numbers: Numbers) -> Any:
-        """Return how far the contents of rows are from those of the samples, relative to the norm."""
-        far: Any = 0.0
-        for name, of in numbers.items():
-            stored = self._arrays[name].take(rows, 0)
-            far = np.maximum(far, (abs(of - stored) / (stored[..., :1] + TINY)).max(-1))
-        return far
-
-    def fits(self, rows: Tensor, found: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> Tensor:
-        """Return for each row whether it was written of the sample whose contents are given.
+    def choose(
+        self,
+        candidates: Tensor,
+        found: Mapping[str, Tensor],
+        dtypes: Mapping[str, torch.dtype],
+        allowed: Tensor | None = None,
+    ) -> Tensor:
+        """Return for each sample the row of its own input among some, -1 if it is none of them.
 
         Args:
-            rows: Rows of the store (B,), or (K, B) of several candidates.
+            candidates: Rows of the store (K, B), of which each sample may be one.
             found: The contents of the samples' inputs.
             dtypes: The formats of these inputs.
-        """
-        fits: Tensor = torch.from_numpy(
-            self._fits(rows.numpy(), {name: of.numpy() for name, of in found.items()}, dtypes)
-        )
-        return fits
+            allowed: Which of the candidates count; by default all.
 
-    def _fits(self, rows: Any, numbers: Numbers, dtypes: Mapping[str, torch.dtype]) -> Any:
-        fits: Any = True
-        for name, of in numbers.items():
-            stored = self._arrays[name].take(rows, 0)
-            fits = fits & same(of, stored, dtypes[name], _dtype(self.manifest.inputs[name]))
-        return fits
+        Raises:
+            ValueError: If another row, of another input, is nearly as near as the nearest.
+        """
+        rows = candidates.numpy()
+        fits: Any = np.ones(rows.shape, dtype=bool) if allowed is None else allowed.numpy()
+        far: Any = 0.0
+        for name, of in found.items():
+            numbers, stored = of.numpy(), self._arrays[name].take(rows, 0)
+            fits = fits & same(numbers, stored, dtypes[name], _dtype(self.manifest.inputs[name]))
+            if len(rows) > 1:
+                far = np.maximum(far, (abs(numbers - stored) / (stored[..., :1] + TINY)).max(-1))
+        if len(rows) == 1:
+            return torch.from_numpy(np.where(fits[0], rows[0], -1))
+        far = np.where(fits, far, np.inf)
+        best = far.argmin(0)[None]
+        nearest, closest = (np.take_along_axis(one, best, 0)[0] for one in (rows, far))
+        others = fits & (far <= _CLEARLY * closest + _ROUNDING) & (self.digests[rows] != self.digests[nearest])
+        if others.any():
+            sample = int(others.any(0).argmax())
+            twin = int(rows[:, sample][others[:, sample]][0])
+            raise ValueError(self._doubt(sample, f"row {int(nearest[sample])} or row {twin}"))
+        return torch.from_numpy(np.where(fits.any(0), nearest, -1))
+
+    def _doubt(self, sample: int, rows: str) -> str:
+        return (
+            f"CachedTeacher: sample {sample} of the batch may be {rows} of {str(self.folder)!r}: their inputs differ "
+            "too little, beside their size, to be told apart. Let batches carry rows: wrap the data set in "
+            "lightning_kd.data.Indexed. Or scale the inputs, or give them in float32."
+        )
 
     def read(self, name: str, rows: Tensor) -> Tensor:
         """Return some rows of an item; of one with positions, the positions of all rows one after another.
@@ -171,7 +167,7 @@ class Store:
         wanted, item = rows.numpy(), self.manifest.items[name.partition("#")[0]]
         side = item["side"] if item["kind"] == "tokens" else None
         numbers = wanted // self.manifest.shard_rows
-        shards = np.unique(numbers).tolist()
+        shards = np.unique(numbers).tolist() or [0]  # of no rows there is an empty answer
         if len(shards) == 1:
             return self._rows(shards[0], name, wanted, side)
         if side is not None:
@@ -196,22 +192,28 @@ class Store:
             self._shards.move_to_end(number)
         return mapped
 
-    def _distinct(self, name: str) -> int:
-        """Return how many inputs of a name can be told apart by the number that the rows are ordered by."""
-        _, ordered = self._order(name)
-        return int(np.count_nonzero(np.diff(ordered)))
-
     def _open(self, shard: Shard) -> "_Mapped":
         if self.remote is not None:
             self.remote.fetch(shard)
         return _Mapped(self.folder / shard.file, shard)
 
-    def _order(self, name: str) -> tuple[Any, Any]:
+    def _order(self, name: str) -> "_Order":
         if name not in self._orders:
-            column = self._arrays[name][:, 1]
+            _, once = np.unique(self.digests, return_index=True)  # an input that stands in several rows is one
+            column = self._arrays[name][once, 1]
             order = np.argsort(column, kind="stable")
-            self._orders[name] = order, column[order].astype(np.float64)
+            numbers = column[order].astype(np.float64)
+            self._orders[name] = _Order(once[order], numbers, int(np.count_nonzero(np.diff(numbers))))
         return self._orders[name]
+
+
+class _Order(NamedTuple):
+    """Rows by one of the numbers of an input."""
+
+    rows: Any
+    numbers: Any
+    distinct: int
+    """How many inputs that number tells apart."""
 
 
 class _Mapped:

@@ -141,7 +141,7 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
         self.reduction: Reduction = reduction
 
     @property
-    def counts_pairs(self) -> bool:  # type: ignore[override]
+    def counts_pairs(self) -> bool:
         """Whether squared distances are compared, whose mean is over pairs of tokens."""
         return not self.kind.endswith("_kl")
 

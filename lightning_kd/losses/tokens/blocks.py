@@ -22,8 +22,6 @@ class ReadsAttention(DistillationLoss, ABC):
     A name may also be that of a module which returns what the loss compares; then its output is read.
     """
 
-    counts_pairs = False
-    """Whether the mean is taken over pairs of tokens, not over tokens; may depend on the options."""
     reduction: Reduction
     _mapped: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
@@ -49,6 +47,11 @@ class ReadsAttention(DistillationLoss, ABC):
         if self.reduction == "sentences":
             return (lengths > 0).sum()
         return lengths.square().sum() if self.counts_pairs else lengths.sum()
+
+    @property
+    def counts_pairs(self) -> bool:
+        """Whether the mean is taken over pairs of tokens, not over tokens; may depend on the options."""
+        return False
 
     @property
     def blocks(self) -> dict[Role, tuple[str, ...]]:
