@@ -2,6 +2,7 @@
 
 import json
 from collections import namedtuple
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -11,6 +12,8 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from lightning_kd import Batch, DistillationModule, cache
 from lightning_kd.cache import writer
+from lightning_kd.cache.items import Format
+from lightning_kd.cache.write import writer_of
 from lightning_kd.capture.call import Call
 from lightning_kd.data import Replayed
 from lightning_kd.functional import token_kd_loss
@@ -469,7 +472,7 @@ def test_no_row_is_taken_where_more_are_near_than_are_looked_at(tmp_path, monkey
     monkeypatch.setattr("lightning_kd.files.store.reader._NEAR", 4)
     x = 1.0 + 1e-9 * support.seeded(lambda: torch.randn(24, 8, dtype=torch.float64), 0)
     write(tmp_path, teacher=support.seeded(lambda: nn.Linear(8, 3), 1).double(), dataset=TensorDataset(x))
-    with pytest.raises(ValueError, match="to be told apart"):
+    with pytest.raises(ValueError, match="any of 24 rows"):
         stored(tmp_path, x[3:5])
 
 
@@ -524,3 +527,27 @@ def test_a_view_is_the_nearest_or_is_refused_where_16_bits_do_not_tell(tmp_path)
         assert torch.allclose(found, expected, rtol=0, atol=1e-6)
         with pytest.raises(ValueError, match="to be told apart"):
             teacher.answer(None, Call(args=(x.bfloat16(),), index=index))
+
+
+def test_the_fingerprint_of_texts_does_not_depend_on_their_padding(tmp_path):
+    found = []
+    for size in (1, 4):
+        folder = cache.write(
+            Words(), texts(), tmp_path / str(size), losses=[KDLoss()], batch_size=size, collate_fn=padded
+        )
+        found.append(json.loads((folder / "manifest.json").read_text())["data"])
+    assert found[0] == found[1]
+
+
+def test_layers_that_were_chosen_without_a_task_are_not_those_of_a_fit_with_one(tmp_path):
+    def networks():
+        return (support.seeded(partial(support.StagedNet, width), seed) for width, seed in ((3, 1), (4, 2)))
+
+    student, guide = networks()
+    module = DistillationModule(student, guide, [RKDLoss()])
+    form = Format(torch.float32)
+    writer_of(module, support.data(), folder=tmp_path, form=form, transfer=lambda batch: batch).write()
+    for task, said in ((None, None), (nn.CrossEntropyLoss(), "none were stored for a part of this name")):
+        module = DistillationModule(next(networks()), CachedTeacher(tmp_path), [RKDLoss()], task_loss=task)
+        with pytest.raises(ValueError, match=said) if said else nullcontext():
+            support.fit(module, max_steps=1, limit_val_batches=0)
