@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support import processes
 
@@ -89,6 +90,17 @@ def test_a_rank_waits_for_the_others_no_longer_than_the_limit_of_the_group(tmp_p
 
     assert processes.forked("one of two ranks", [waits], limit=60, folder=tmp_path) == [1]
     assert "imed out" in (tmp_path / "log.0").read_text() or "imeout" in (tmp_path / "log.0").read_text()
+
+
+def test_a_fork_computes_although_its_parent_has_used_several_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        layer, x = torch.nn.Conv2d(3, 64, 3), torch.randn(32, 3, 64, 64)
+        layer(x)
+        assert processes.forked("a convolution", [partial(layer, x)], limit=60) == [0]
+    finally:
+        torch.set_num_threads(threads)
 
 
 def raises(rank, folder):

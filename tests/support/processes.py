@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 import torch.distributed as dist
 
 ROOT = Path(__file__).parents[2]
@@ -171,6 +172,7 @@ def forked(name: str, works: Sequence[Callable[[], object]], *, limit: float, fo
                 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on threads, which no work needs
                 child = os.fork()
             if not child:
+                torch.set_num_threads(1)  # OpenMP does not start its threads again in a fork, so two would hang
                 _work(partial(os.setpgid, 0, started[0].pid if started else 0), work, log)
             started.append(_Started(f"rank {rank}", child, partial(_code, child), [log] if log else []))
             if rank == 0:
