@@ -196,7 +196,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         for name in ("validation_step", "test_step"):
             if run.task.watching and is_overridden(name, pl_module):
                 self._patches.replace(pl_module, name, self._watch(getattr(pl_module, name)))
-        run.join(trainer)
+        run.join(trainer, pl_module)
         run.step.attach()
         if stage != "fit":
             run.split(trainer)

@@ -8,7 +8,7 @@ from typing import IO, Any, Literal, Self, cast
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
-from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.model_helpers import _restricted_classmethod
@@ -37,9 +37,11 @@ from lightning_kd.fit.door import ReadsOutputs, options_of
 from lightning_kd.fit.first_batch import probe_batch
 from lightning_kd.fit.hooks import ModuleHooks, already_saved
 from lightning_kd.fit.neighbours import keep_from_ddp
+from lightning_kd.fit.optimizers import configure
 from lightning_kd.fit.parts import ReplaceableParts
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.fit.stages import check_trains_on
+from lightning_kd.fit.students.several import OneOrSeveral, check_one_student
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.metrics.given import Metrics, name_metrics
@@ -49,7 +51,7 @@ from lightning_kd.teachers.frozen import FrozenTeacher, as_teacher
 from lightning_kd.teachers.inputs import TeacherView
 
 
-class DistillationModule(ReadsOutputs, ReplaceableParts):
+class DistillationModule(OneOrSeveral, ReadsOutputs, ReplaceableParts):
     r"""Train a student on a task and on what a frozen teacher shows it.
 
     .. math::
@@ -65,6 +67,7 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; none for plain
             supervised training, and where a callback makes it of the student (EMATeacher, BornAgain).
         losses: The distillation losses, each with its own weight.
+        students: Several students by name in place of one; makes a :class:`SeveralStudents`.
         task_loss: The task's own loss on (logits, target), or ``"model"`` for the one in the student's output; or none.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.
         optimizer: Makes the optimizer from the parameters of student and losses; a learning rate finder sets the
@@ -104,10 +107,11 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: nn.Module | None = None,
         teacher: nn.Module | Teacher | None = None,
-        losses: Sequence[DistillationLoss] | None = None,
+        losses: Sequence[DistillationLoss] | Mapping[str, Sequence[DistillationLoss]] | None = None,
         *,
+        students: dict[str, nn.Module] | None = None,
         task_loss: nn.Module | Literal["model"] | None = None,
         task_weight: Scalar = 1.0,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -124,6 +128,7 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         teacher_inputs: TeacherView | None = None,
     ) -> None:
         super().__init__()
+        student, losses = check_one_student(self, student, students, losses)
         if isinstance(task_weight, Mapping):  # a schedule's description out of a checkpoint
             task_weight = cast(Schedule, restore(task_weight, Schedule))
         if not all(0.0 <= value < float("inf") for value in extremes(task_weight)):
@@ -258,7 +263,11 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         self.run.leave()
         self._lr_at_setup = self.lr
         ModuleHooks(self.run, self._take_up_lr).join(self.trainer)
-        self.run.join(self.trainer)
+        self.set_up(stage, self)
+
+    def set_up(self, stage: str, whole: LightningModule, prefix: str = "", batch: Any = None) -> None:
+        """Set up without hooks, within the whole that a Trainer runs; with a batch of its data, if one is read."""
+        self.run.join(self.trainer, self)
         if mesh_of(self.trainer) is not None:
             # until the end of the run: Lightning 2.6 asks after the call, too, whether configure_model is overridden
             self.run.patches.replace(self, "configure_model", partial(self._configure_and_split, self.configure_model))
@@ -266,11 +275,12 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
             self.run.step.attach()
             return
         example = self.example_input_array
-        batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
+        if batch is None:
+            batch = probe_batch(self.trainer, self, self.run.patches) if example is None else (example,)
         self.run.prepare(self.trainer, self, batch, partial(batches.call_in_words, self._call_student))
         if self.task_loss is None:
             check_trains_on(self.run.objective, self.trainer)
-        self.run.attach_losses(self.trainer, self, "losses")
+        self.run.attach_losses(self.trainer, whole, f"{prefix}losses")
         if example is None and isinstance(self.task_loss, nn.Module):
             check_target(self.unpack_batch(batch))
 
@@ -279,23 +289,7 @@ class DistillationModule(ReadsOutputs, ReplaceableParts):
         if self._trainer is not None and not self._trainer.state.stopped:
             self._capture()  # refuses a set-up that was left out, before the first step
         trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
-        optimizer = self.make_optimizer(trainable)
-        if self.lr is not None:
-            optimizer.defaults["lr"] = self.lr
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr
-        if self.make_lr_scheduler is None:
-            return optimizer
-        scheduler = self.make_lr_scheduler(optimizer)
-        if self.lr is not None and any(group.get("initial_lr", self.lr) != self.lr for group in optimizer.param_groups):
-            raise MisconfigurationException(
-                f"lr={self.lr:g} has no effect, since {type(scheduler).__name__} sets the learning rates itself; give "
-                "the scheduler the rate (such as max_lr), and leave out lr or the learning rate finder."
-            )
-        config = {"scheduler": scheduler, "interval": self.lr_interval}
-        if hasattr(scheduler, "monitor"):
-            config["monitor"] = scheduler.monitor
-        return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
+        return configure(self.make_optimizer(trainable), self.make_lr_scheduler, self.lr_interval, self.lr)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""

@@ -14,6 +14,7 @@ from lightning_kd.capture.networks import device_of
 from lightning_kd.commands.fit import DistillationCLI
 from lightning_kd.commands.parsing.parser import call_with
 from lightning_kd.files.precision import Precision
+from lightning_kd.fit.students.several import SeveralStudents
 from lightning_kd.module import DistillationModule
 from lightning_kd.teachers.base import Split
 from lightning_kd.teachers.frozen import FrozenTeacher
@@ -104,6 +105,11 @@ class _Building(DistillationCLI):
 def _built(config: str, split: Split) -> tuple[DistillationModule, LightningDataModule]:
     cli = _Building(args=["fit", "--config", config])
     module, data = cli.model, cli.datamodule
+    if isinstance(module, SeveralStudents):
+        raise ValueError(
+            f"{config!r} has several students; a store is written for one student's losses, so give a configuration "
+            "with model.student, and with the losses of all of them."
+        )
     if not isinstance(module.run.teacher, FrozenTeacher):
         kind = "no teacher" if module.run.teacher is None else f"a {type(module.run.teacher).__name__} as teacher"
         raise ValueError(

@@ -52,7 +52,8 @@ def export_checkpoint(
         dtype: Format of the weights, and of a program's floating inputs; by default that of the checkpoint.
         config: YAML file of the fit, to build the student of a program as it says; a student of your own module is
             built only so, since a checkpoint may not import code.
-        prefix: What the student's keys begin with; for a LightningModule of your own, the name of the student in it.
+        prefix: What the student's keys begin with; for a LightningModule of your own, the name of the student in it;
+            for one of several students, "NAME.student.".
 
     Raises:
         FileNotFoundError: If there is no such checkpoint or configuration.
@@ -64,19 +65,28 @@ def export_checkpoint(
         return
     content = load_plain(checkpoint)
     content = content if isinstance(content, Mapping) else {}
-    inputs = content.get(CHECKPOINT_KEY, {}).get("inputs")
+    saved = content.get(CHECKPOINT_KEY, {})
+    name = prefix.partition(".")[0]
+    names = list(saved.get("students", {}))
+    if names and name not in names:
+        raise ValueError(
+            f"{checkpoint!r} holds the students {names}; say which one to write: --prefix {names[0]}.student."
+        )
+    inputs = saved["students"][name].get("inputs") if names else saved.get("inputs")
     if inputs is None:
         raise ValueError(
             f"{checkpoint!r} does not say what its student is called with, which {chosen} needs; in Python, call "
             "lightning_kd.export_student(student, path, example=...)."
         )
-    student = _build(_described(content, checkpoint) if config is None else _configured(config))
+    several = name if names else None
+    student = _build(_described(content, checkpoint, several) if config is None else _configured(config, several))
     export_student(from_checkpoint(student, checkpoint, prefix), path, chosen, dtype=dtype, example=zeros_for(inputs))
 
 
-def _described(content: Mapping[str, Any], checkpoint: str) -> object:
-    """Return how a checkpoint says that its student is made."""
-    described = content.get("hyper_parameters", {}).get("student")
+def _described(content: Mapping[str, Any], checkpoint: str, name: str | None) -> object:
+    """Return how a checkpoint says that its student is made, or the one of that name."""
+    options = content.get("hyper_parameters", {})
+    described = options.get("student") if name is None else (options.get("students") or {}).get(name)
     if described is None:
         raise ValueError(
             f"{checkpoint!r} does not say how its student is made; give the YAML file of its fit by --config, or call "
@@ -86,15 +96,19 @@ def _described(content: Mapping[str, Any], checkpoint: str) -> object:
     return described
 
 
-def _configured(config: str) -> object:
-    """Return how a configuration says that the student is made."""
+def _configured(config: str, name: str | None) -> object:
+    """Return how a configuration says that the student is made, or the one of that name."""
     if not Path(config).is_file():
         raise FileNotFoundError(f"There is no file {config!r} (looked from {os.getcwd()!r}).")
     content = yaml_text.load(Path(config).read_text(), config)
     model = content.get("model") if isinstance(content, Mapping) else None
-    if not isinstance(model, Mapping) or "student" not in model:
-        raise ValueError(f"{config!r} has no model.student; give the YAML file of the fit.")
-    return model["student"]
+    found = None
+    if isinstance(model, Mapping):
+        found = model.get("student") if name is None else (model.get("students") or {}).get(name)
+    if found is None:
+        wanted = "model.student" if name is None else f"model.students.{name}"
+        raise ValueError(f"{config!r} has no {wanted}; give the YAML file of the fit.")
+    return found
 
 
 def _build(described: object) -> nn.Module:

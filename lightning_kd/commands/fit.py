@@ -113,6 +113,9 @@ class DistillationCLI(LightningCLI):
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""
         options = self.config.get(self.config.get("subcommand") or "", self.config)
+        model = options.get("model")
+        if model is not None and model.get("student") is None and not model.get("students"):
+            parser.error("expected --model.student, on the command line or in a YAML file by --config.")
         made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
         try:
             for place, cls in made.items():

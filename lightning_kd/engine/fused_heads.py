@@ -135,6 +135,8 @@ def _check_readers(losses: Sequence[DistillationLoss], step: "TrainingStep") -> 
     """Raise a ``CannotFuseError`` if anybody reads whole logits."""
     if step.calls is not None:
         raise CannotFuseError("under DistillationCallback the module's own step reads whole logits")
+    if step.answers is not None:
+        raise CannotFuseError("several students read the teacher's whole logits together")
     if getattr(step.hooks, "task_loss", None) is not None:
         raise CannotFuseError(
             "task_loss reads whole logits; give TokenKDLoss(cross_entropy=...) in its place, which needs none"

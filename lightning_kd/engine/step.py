@@ -26,6 +26,7 @@ from lightning_kd.engine.fused_heads import FusedHeads
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.layer_maps import map_layers
 from lightning_kd.engine.objective import Goal, Objective
+from lightning_kd.engine.one_answer import OneAnswer, may_draw
 from lightning_kd.engine.reading import Reading
 from lightning_kd.engine.sparse_teacher import sparse_in
 from lightning_kd.losses.base import DistillationLoss, StepTensors
@@ -90,6 +91,10 @@ class TrainingStep:
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
         self.positions = Positions(student, "student", may_change=calls is None, whole=self.whole)
         self.teacher_positions: Positions | None = None
+        self.answers: OneAnswer | None = None
+        """Where several students ask one teacher together, ``None`` for a student that is alone."""
+        self.number = 0
+        """Number of the student among several."""
         self.class_order: Tensor | None = None
         """Where the teacher has each class of the student, ``None`` if both have the same order."""
         self.watch()
@@ -135,7 +140,10 @@ class TrainingStep:
             network, known = self.teacher.called, self.teacher_positions
             if network is not None and (known is None or known.network is not network):
                 self.teacher_positions = Positions(network, "teacher", may_change=True, whole=self.whole)
-            self.teacher.watch(name for loss in losses for name in loss.teacher_layers if not is_output(name))
+            read = tuple(name for loss in losses for name in loss.teacher_layers if not is_output(name))
+            if self.answers is not None:
+                read = self.answers.watch(self.number, read, layers_only=self.reading.layers_only)
+            self.teacher.watch(read)
 
     def attach(self) -> None:
         """Put the hooks on student and teacher, before either is first called."""
@@ -247,16 +255,20 @@ class TrainingStep:
         if self.teacher.reads_rows and not is_of_batch(call, batch):
             raise ValueError(_OTHER_ROWS.format(type(self.teacher).__name__))
         if self.teacher.looks_up:
-            view = self._looked_up(batch, call, read, first)
+            look = partial(self._looked_up, batch, call, read, first)
         else:
-            view = self._seen(batch, call, first)
-            view.layers_only = layers_only
-        lesson = self.teacher.first_answer(batch, view) if first else self.teacher.answer(batch, view)
+            layers_only = layers_only and (self.answers is None or self.answers.layers_only)
+            look = partial(self._seen, batch, call, first, layers_only=layers_only)
+        answer = partial(self.teacher.first_answer if first else self.teacher.answer, batch)
+        if self.answers is None or first or self.teacher.looks_up:
+            lesson = answer(look())
+        else:
+            lesson = self.answers.to_call(batch, call, look, answer, may_draw=may_draw(self.hooks))
         if call.changed_input:
             raise RuntimeError(_CHANGED_INPUT.format("teacher"))
         return lesson
 
-    def _seen(self, batch: Any, call: Call, first: bool) -> Call:
+    def _seen(self, batch: Any, call: Call, first: bool, *, layers_only: bool) -> Call:
         """Return what a teacher is called with that computes its answer."""
         args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
         if first:
@@ -265,7 +277,7 @@ class TrainingStep:
             self.positions(call.args, call.kwargs)
         if self.teacher_positions is not None:
             kwargs = self.teacher_positions(args, kwargs)
-        return Call(args=args, kwargs=kwargs)
+        return Call(args=args, kwargs=kwargs, layers_only=layers_only)
 
     def _looked_up(self, batch: Any, call: Call, read: Callable[[], Batch] | None, first: bool) -> Call:
         """Return what a teacher is asked that looks its answer up: the student's own call, and the rows of the batch.

@@ -59,9 +59,10 @@ class Lines:
         if not means or module.trainer.barebones:
             return
         line = self._free(module, means)
-        if "train/loss" in line:
-            module.trainer.progress_bar_metrics["train/loss"] = line["train/loss"]
-            module.trainer.callback_metrics["train/loss"] = torch.tensor(line["train/loss"])
+        loss = self.names.shown("train/loss")
+        if loss in line:
+            module.trainer.progress_bar_metrics[loss] = line[loss]
+            module.trainer.callback_metrics[loss] = torch.tensor(line[loss])
         _write(module, line, module.global_step)
 
     def epoch_end(self, module: LightningModule) -> None:
@@ -76,8 +77,9 @@ class Lines:
         if left:
             _write(module, self._free(module, left), module.global_step - 1)
         values = self._show(module, means)
-        if "train/loss" in values:
-            module.trainer.progress_bar_metrics["train/loss"] = values["train/loss"].item()
+        loss = self.names.shown("train/loss")
+        if loss in values:
+            module.trainer.progress_bar_metrics[loss] = values[loss].item()
 
     def show_epoch_so_far(self, module: LightningModule) -> None:
         """Give callbacks the means of the epoch before a validation ends.
@@ -100,7 +102,7 @@ class Lines:
     def _free(self, module: LightningModule, means: Mapping[str, float]) -> dict[str, float]:
         """Return the means by whole name, without those under which the user logs."""
         named = {f"train/{name}": value for name, value in means.items()}
-        return {name: value for name, value in named.items() if self.names.ours(module, name)}
+        return {self.names.shown(name): value for name, value in named.items() if self.names.ours(module, name)}
 
     def _epoch_means(self, module: LightningModule) -> dict[str, float]:
         """Return the means of the epoch so far, over what the steps of all processes count."""

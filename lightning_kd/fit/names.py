@@ -19,6 +19,8 @@ class Names:
     """
 
     def __init__(self) -> None:
+        self.student = ""
+        """Name of the student if there are several; whole names have it after their beginning."""
         self._theirs: set[str] = set()
         self._ours: set[str] = set()
         self._told: set[str] = set()
@@ -76,6 +78,13 @@ class Names:
         theirs = trainer.strategy.reduce(theirs, reduce_op="sum")
         self._theirs |= {name for name, count in zip(names, theirs.tolist(), strict=True) if count}
 
+    def shown(self, name: str) -> str:
+        """Return the name under which a value is seen: ``val/accuracy`` of a student ``a`` is ``val/a/accuracy``."""
+        if not self.student:
+            return name
+        beginning, slash, rest = name.partition("/")
+        return f"{beginning}/{self.student}/{rest}" if slash else f"{self.student}/{name}"
+
     def log(self, module: LightningModule, name: str, value: Any, **options: Any) -> None:
         """Log a value of ours."""
         (self._log or module.log)(name, value, **options)
@@ -91,8 +100,9 @@ class Names:
         self._theirs.add(name)
         if name in self._ours:
             trainer = module.trainer
-            trainer.progress_bar_metrics.pop(name, None)  # of ours; Lightning puts the user's there again
-            trainer.callback_metrics.pop(name, None)
+            shown = self.shown(name)
+            trainer.progress_bar_metrics.pop(shown, None)  # of ours; Lightning puts the user's there again
+            trainer.callback_metrics.pop(shown, None)
             self._tell(module, name)
 
     def _tell(self, module: LightningModule, name: str) -> None:

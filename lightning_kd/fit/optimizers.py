@@ -1,10 +1,13 @@
-"""What optimizers were given, and how they and learning rate schedules stood when a fit began."""
+"""How optimizers are made, what they were given, and how they and their schedules stood when a fit began."""
 
 import copy
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LRSchedulerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -20,6 +23,38 @@ def optimized_parameters(optimizer: Optimizer) -> Iterator[Tensor]:
     for name in ("bit16_groups", "fp16_groups", "bf16_groups"):
         for parameters in getattr(optimizer, name, []):
             yield from parameters
+
+
+def configure(
+    optimizer: Optimizer, make_lr_scheduler: LRSchedulerCallable | None, interval: str, lr: float | None
+) -> OptimizerLRScheduler:
+    """Return for ``configure_optimizers`` an optimizer and its scheduler.
+
+    Args:
+        optimizer: The optimizer.
+        make_lr_scheduler: Makes the scheduler from the optimizer, if there shall be one.
+        interval: Whether the scheduler steps every epoch or every optimizer step.
+        lr: Learning rate in place of the optimizer's own.
+
+    Raises:
+        MisconfigurationException: If the scheduler sets other learning rates.
+    """
+    if lr is not None:
+        optimizer.defaults["lr"] = lr
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    if make_lr_scheduler is None:
+        return optimizer
+    scheduler = make_lr_scheduler(optimizer)
+    if lr is not None and any(group.get("initial_lr", lr) != lr for group in optimizer.param_groups):
+        raise MisconfigurationException(
+            f"lr={lr:g} has no effect, since {type(scheduler).__name__} sets the learning rates itself; give "
+            "the scheduler the rate (such as max_lr), and leave out lr or the learning rate finder."
+        )
+    config = {"scheduler": scheduler, "interval": interval}
+    if hasattr(scheduler, "monitor"):
+        config["monitor"] = scheduler.monitor
+    return cast(OptimizerLRScheduler, {"optimizer": optimizer, "lr_scheduler": config})
 
 
 class OptimizerSnapshot:

@@ -25,6 +25,7 @@ from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns
 from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.objective import Objective
+from lightning_kd.engine.one_answer import OneAnswer
 from lightning_kd.engine.own_tokens import check_own_tokens
 from lightning_kd.engine.setup import SetUp
 from lightning_kd.engine.step import Terms, TrainingStep
@@ -97,6 +98,8 @@ class DistillationRun:
         self.started = False
         self._warned_of_empty = False
         self._told_columns = False
+        self.leads = True
+        """Whether it says what all students have in common: of several students, the first one's run does."""
 
     # What others look at
 
@@ -135,11 +138,30 @@ class DistillationRun:
 
     # Set-up
 
-    def join(self, trainer: Trainer) -> None:
+    def share(self, answers: OneAnswer, patches: Patches, name: str, number: int) -> None:
+        """Be the run of one of several students; called before :meth:`join`, while nothing is attached.
+
+        Args:
+            answers: Asks the teacher for all students.
+            patches: What all runs have put on other objects.
+            name: Name of the student, which what is logged has in its own.
+            number: Number of the student; the first one moves the Trainer's loops when a fit is resumed.
+        """
+        self.step.answers, self.step.number = answers, number
+        self.patches = self.resume.patches = patches
+        self.names.student = name
+        self.leads = self.resume.leads = number == 0
+        self.step.watch()
+
+    def join(self, trainer: Trainer, module: LightningModule) -> None:
         """Have checkpoints written whole, and check that student and teacher are there.
 
         The teacher comes from the callback that makes one of the student, if there is such a callback, and from files
         if it was built on the meta device.
+
+        Args:
+            trainer: The Trainer.
+            module: The module that logs; with several students, that of this one.
 
         Raises:
             MisconfigurationException: If several callbacks make a teacher, there is a teacher besides, or the strategy
@@ -147,7 +169,7 @@ class DistillationRun:
             ValueError: If student or teacher have no weights.
         """
         write_whole_checkpoints(trainer)
-        self.names.watch(trainer.lightning_module, self.patches)
+        self.names.watch(module, self.patches)
         self.evaluation.join(trainer.lightning_module, self.patches)
         source = find_source(trainer, self.clock.source, self.teacher, self.student)
         if source is not self.clock.source and source is not None:
@@ -228,11 +250,13 @@ class DistillationRun:
         self.unused.start(compiled=is_compiled(self.student))
         self.clock.start(module.trainer)
         self.gradients.start(module.trainer)
-        self.as_it_was.begin(self.teacher, made_of_student=self.clock.source is not None)
+        if self.leads:
+            self.as_it_was.begin(self.teacher, made_of_student=self.clock.source is not None)
         check_learns(self.student)
         self.resume.fit_start()
         warn_of_eval_mode(self.student)
-        say_what_the_summary_leaves_out(module.trainer, self.teacher)
+        if self.leads:
+            say_what_the_summary_leaves_out(module.trainer, self.teacher)
 
     def place_teacher(self) -> None:
         """Bring the teacher to the student's device, for strategies that do not move the module themselves."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_kd.capture.networks import num_parameters
-from lightning_kd.fit.find import find_run
+from lightning_kd.fit.find import find_runs
 from lightning_kd.fit.run import DistillationRun
 
 _OF_TASK = ("accuracy", "f1", "mse", "pearson", "cosine", "perplexity")
@@ -38,9 +38,10 @@ class DistillationSummary(Callback):
         self._print(trainer, pl_module)
 
     def _print(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        run = find_run(trainer, pl_module)
-        if self.enabled and run is not None and trainer.is_global_zero:
-            print(f"\n{summary_table(run)}\n")
+        if not self.enabled or not trainer.is_global_zero:
+            return
+        for name, run in find_runs(trainer, pl_module).items():
+            print(f"\nStudent {name!r}\n\n{summary_table(run)}\n" if name else f"\n{summary_table(run)}\n")
 
 
 def summary_table(run: DistillationRun) -> str:

@@ -154,8 +154,10 @@ def test_a_text_in_brackets_is_still_text(fit_with):
 
 
 def test_what_is_missing_is_named_by_its_options(call):
-    expected = "expected --model.student and --data, on the command line or in a YAML file by --config."
-    assert the_line(call("fit")) == f"lightning-kd fit: error: {expected}"
+    where = "on the command line or in a YAML file by --config."
+    assert the_line(call("fit")) == f"lightning-kd fit: error: expected --data, {where}"
+    said = the_line(call("fit", "--data", "DigitsDataModule"))
+    assert said == f"lightning-kd fit: error: expected --model.student, {where}"
     assert the_line(call("export")) == "lightning-kd export: error: expected --checkpoint and --output."
     assert "expected one argument" in the_line(call("fit", "--config"))
     assert "expected a value" in the_line(call("fit", "--model.losses.kd.temperature"))

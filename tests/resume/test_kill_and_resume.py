@@ -38,6 +38,7 @@ def drawn():
     generator = random.Random(SEED)
     runs = [(name, DOORS[i % 2], 1) for i, name in enumerate(SCENARIOS)]
     runs += [(name, DOORS[i % 2], 2) for i, name in enumerate(TWICE)]
+    runs += [(name, "several", size) for name in ("kd and hint", "banks") for size in (1, 2)]
     return {f"{n}, {door}, {size}": (n, door, size, kills_of(n, generator, size)) for n, door, size in runs}
 
 

@@ -44,7 +44,7 @@ def run(name, door, folder, checkpoint=None, callbacks=(), **options):
     return outcome(trainer, folder / "outcome.ckpt"), curve(folder / "lines")
 
 
-QUICK = [("kd and hint", door) for door in DOORS]
+QUICK = [("kd and hint", door) for door in [*DOORS, "several"]]
 ABOUT_THE_LOOPS = [
     "accumulated",
     "curriculum",
@@ -56,6 +56,7 @@ ABOUT_THE_LOOPS = [
     "validated within epochs",
 ]
 SLOW = [pytest.param(name, door, marks=pytest.mark.slow) for name in ABOUT_THE_LOOPS for door in DOORS]
+SLOW += [pytest.param(name, "several", marks=pytest.mark.slow) for name in ("accumulated", "ended by steps", "banks")]
 
 
 @pytest.mark.parametrize(("name", "door"), [*QUICK, *SLOW])

@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import DataLoader, default_collate
 
-from lightning_kd import Curriculum, DistillationCallback
+from lightning_kd import Curriculum, DistillationCallback, DistillationModule
 from lightning_kd.data import Indexed
 from lightning_kd.losses import ABLoss, CRDLoss, FSPLoss, FTLoss, HintLoss, HybridLoss, KDLoss, MutualLearning
 from lightning_kd.schedules import CosineSchedule, LinearSchedule
@@ -169,6 +169,11 @@ def build(scenario, door, rank=0):
         return support.module(
             net, teacher=teacher, losses=losses, optimizer=optimizer, lr_scheduler=schedule
         ), callbacks
+    if door == "several":
+        nets = {"one": net, "other": support.seeded(partial(kind, 4), 4 + rank)}
+        options = {"task_loss": torch.nn.CrossEntropyLoss(), "lr_scheduler": schedule}
+        options["optimizer"] = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
+        return DistillationModule(students=nets, teacher=teacher, losses=losses, **options), callbacks
     made = Scheduled(net)
     made.make_schedule = schedule
     return made, [*callbacks, DistillationCallback(teacher, losses)]

@@ -68,8 +68,10 @@ def _nearest(
         return [f"--config {found.group(1)}"]
     if found := re.search(r"(?:Option|accept option) '([^']+)'(?! is not accepted before)", line):
         parts = found.group(1).split(".")
-        nearest = (close(".".join(parts[:count]), options()) for count in range(len(parts), 0, -1))
-        return next(filter(None, nearest), [])
+        there = options()
+        of_length = {count: [name for name in there if name.count(".") == count - 1] for count in range(len(parts) + 1)}
+        nearest = (close(".".join(parts[:count]), of_length[count]) for count in range(len(parts), 0, -1))
+        return next(filter(None, nearest), []) or close(found.group(1), there)
     if found := re.search(r"invalid choice: '([^']+)' \(choose from (.+)\)", line):
         return close(found.group(1), re.findall(r"[\w.-]+", found.group(2)), cutoff=0.6)
     if found := re.search(r"typing\.Literal\[(.+)\]", line):

@@ -44,6 +44,8 @@ class ResumeState:
         self._processes: list[dict[str, Any]] = []
         self._data_start: dict[str, Any] = {}
         self._compared = False
+        self.leads = True
+        """Whether it moves the Trainer's loops and random state: of several students, the first one's does."""
 
     def begin(self) -> None:
         """Forget what an earlier checkpoint has left: this fit does not go on from it unless it is loaded again."""
@@ -68,6 +70,8 @@ class ResumeState:
         for name, buffer in self._local_memory():
             buffer.copy_(saved["memory"][name])
         self._data_start = saved["data_start"]
+        if not self.leads:
+            return
         trainer.callback_metrics.update(saved["metrics"])
         if continue_loops(trainer, self.patches):
             anew = trainer.current_epoch > 0 or trainer.strategy.restore_checkpoint_after_setup
@@ -75,7 +79,7 @@ class ResumeState:
                 random_state.restore(self._data_start)
             skip_seen_batches(trainer, self.patches, anew=anew)
         random_state.restore(saved["random_state"])
-        for name, parameter in module.named_parameters():
+        for name, parameter in trainer.lightning_module.named_parameters():
             if name in saved["gradients"]:
                 parameter.grad = saved["gradients"][name].to(parameter.device)
 
@@ -175,7 +179,7 @@ class ResumeState:
             "data_start": random_state.current() if tuning else self._data_start,
             "log": self.lines.log.state(),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
-            "gradients": unfinished_gradients(trainer),
+            "gradients": unfinished_gradients(trainer) if self.leads else {},
             "memory": {name: buffer.detach().cpu() for name, buffer in self._local_memory()},
         }
 
