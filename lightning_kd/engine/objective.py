@@ -9,7 +9,7 @@ from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import add_up
-from lightning_kd.schedules import Moment, Scalar, Schedule, value_at
+from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ class Objective:
         self._timed = [loss for loss in self.named.values() if loss.changes_over_time]
         self._goals: dict[bool, Goal] = {}
         self._task_weight_now = value_at(task_weight, Moment())
+        self.teacher_counts = self._teacher_counts()
+        """Whether a loss that reads the teacher has a weight now, or remembers what the teacher says."""
 
     def find_leaves(self) -> None:
         """Find the losses that read layers or logits themselves, in ``leaves``: a loss may have chosen another."""
@@ -76,6 +78,12 @@ class Objective:
         return bool(self._timed) or isinstance(self.task_weight, Schedule)
 
     @property
+    def may_leave_out_teacher(self) -> bool:
+        """Whether a moment may come at which no loss that reads the teacher has a weight."""
+        taught = self._taught()
+        return bool(taught) and all(0.0 in extremes(loss.weight) and not _remembers(loss) for loss in taught)
+
+    @property
     def stages(self) -> list[Stage]:
         """The stages that the losses want before the main training."""
         return [loss.stage for _, loss in self._staged if loss.stage is not None]
@@ -89,6 +97,7 @@ class Objective:
         self._task_weight_now = value_at(self.task_weight, moment)
         for loss in self._timed:
             loss.set_moment(moment)
+        self.teacher_counts = self._teacher_counts()
 
     def stage_at(self, moment: Moment, teacher_ready: bool) -> list[tuple[str, DistillationLoss]]:
         """Return the losses, with their names, whose first stage includes a moment.
@@ -146,6 +155,13 @@ class Objective:
             for detail, value in loss.details.items()
         }
 
+    def _taught(self) -> list[DistillationLoss]:
+        return [loss for loss in self.named.values() if loss.needs_teacher]
+
+    def _teacher_counts(self) -> bool:
+        taught = self._taught()
+        return not taught or any(loss.weight_now != 0.0 or _remembers(loss) for loss in taught)
+
     def _main(self, teacher_ready: bool) -> Goal:
         active = tuple((name, loss) for name, loss in self.leaves if loss.trains_now(teacher_ready))
         added = {name: loss for name, loss in self.named.items() if loss.trains_now(teacher_ready)}
@@ -167,3 +183,8 @@ class Objective:
             in_stage=True,
             learning_rates=tuple(stage.lr for stage in stages if stage.lr is not None),
         )
+
+
+def _remembers(loss: DistillationLoss) -> bool:
+    """Whether a loss learns of the teacher's answers beside its value, such as by a memory bank."""
+    return any(True for _ in loss.buffers()) or any(leaf.needs_index for _, leaf in loss.leaves())

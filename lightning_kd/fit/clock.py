@@ -1,6 +1,7 @@
 """How far a run has come: steps, epochs, generations, first stages, and what trains now."""
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 from lightning_kd.engine.objective import Goal
 from lightning_kd.engine.step import TrainingStep
@@ -25,11 +26,13 @@ class Clock:
         self._origin = Moment()
         self._stage: Goal | None = None
         self._snapshot: OptimizerSnapshot | None = None
+        self._told = False
 
     @property
     def goal(self) -> Goal:
         """What trains now."""
-        return self._stage or self.step.objective.main(self.step.teacher_ready)
+        objective = self.step.objective
+        return self._stage or objective.main(self.step.teacher_ready and objective.teacher_counts)
 
     def begin(self) -> None:
         """Forget an earlier fit, or one that was broken off, and expect a tuner's trials."""
@@ -41,7 +44,10 @@ class Clock:
     def start(self, trainer: Trainer) -> None:
         """Begin the training itself."""
         self.tuning = False
+        self._told = False
         self._snapshot = OptimizerSnapshot(trainer)
+        if not self.step.objective.changes_over_time:
+            self.tell_left_out()
 
     def start_batch(self, module: LightningModule, batch_idx: int) -> None:
         """Begin a generation or leave a first stage where it is due, and give the losses the moment of the run."""
@@ -59,6 +65,7 @@ class Clock:
         self.set_moment(moment)
         for rate in self.goal.learning_rates:
             OptimizerSnapshot.set_lr(trainer, rate)
+        self.tell_left_out()
         if self._stage is None and self._leaves_stages(moment, batch_idx):
             self._restart_optimizers(trainer)
 
@@ -67,6 +74,15 @@ class Clock:
         teacher = self.step.teacher
         if teacher is not None and teacher.changes_over_time and not self.tuning:
             teacher.set_moment(self._moment(module))
+
+    def tell_left_out(self) -> None:
+        """Say once that the teacher is not asked where no loss that reads it has a weight."""
+        if self._stage is None and not self._told and not self.step.objective.teacher_counts:
+            self._told = True
+            rank_zero_info(
+                "The losses that read the teacher have weight 0 now, so it is not asked, and their parts are not "
+                "logged, until one has a weight again."
+            )
 
     def set_moment(self, moment: Moment) -> None:
         """Give losses and teacher the moment that the run has reached."""

@@ -313,7 +313,7 @@ class DistillationRun:
                 raise FloatingPointError(f"{said} {where}") from None
         counts = [of_task] if "task" in terms.parts else []
         total = self.window.weigh(terms.total, goal, module, counts)
-        varies = self.clock.source is not None or bool(self.objective.stages)
+        varies = self.clock.source is not None or bool(self.objective.stages) or self.objective.may_leave_out_teacher
         return self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:

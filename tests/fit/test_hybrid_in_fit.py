@@ -79,10 +79,10 @@ def test_a_schedule_moves_with_the_steps_and_the_epochs(door):
             seen.append((self.weight_now, self.now(self.temperature)))
             return (student - teacher).square().mean()
 
-    loss = Watched(weight=LinearSchedule(0.0, 1.0, length=4, unit="step"))
+    loss = Watched(weight=LinearSchedule(2.0, 0.0, length=8, unit="step"))
     loss.temperature = StepSchedule([4.0, 1.0], [1])
     fitted(door, [loss], max_epochs=2)
-    assert seen == [(0.0, 4.0), (0.25, 4.0), (0.5, 4.0), (0.75, 1.0), (1.0, 1.0), (1.0, 1.0)]
+    assert seen == [(2.0, 4.0), (1.75, 4.0), (1.5, 4.0), (1.25, 1.0), (1.0, 1.0), (0.75, 1.0)]
 
 
 def test_the_tasks_weight_moves_too_and_comes_back_from_a_checkpoint(tmp_path):
