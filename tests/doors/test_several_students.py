@@ -8,10 +8,13 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateFinder
+from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
 from lightning_kd import Batch, DistillationModule, cache
+from lightning_kd.capture.call import Call
 from lightning_kd.data import Indexed
+from lightning_kd.engine.one_answer import OneAnswer
 from lightning_kd.files.weights import from_checkpoint
 from lightning_kd.fit.students.several import SeveralStudents
 from lightning_kd.losses import ABLoss, ATLoss, BYOTLoss, FSPLoss, FTLoss, HintLoss, KDLoss, RKDLoss
@@ -358,3 +361,55 @@ def test_what_cannot_train_together_is_refused_at_set_up():
         several(losses={"small": [KDLoss()], "tiny": [HintLoss("nowhere", "features")]})
     with pytest.raises(ValueError, match=r"Student 'tiny': .*FSPLoss"):
         support.fit(several(losses={"small": [KDLoss()], "tiny": [FSPLoss("features", "features")]}))
+
+
+def test_the_lines_of_each_are_those_that_it_writes_alone(tmp_path):
+    def lines(made, name):
+        logger = CSVLogger(tmp_path, name)
+        support.fit(made, logger=logger)
+        return support.rows(logger)
+
+    together = lines(several(), "all")
+    for name, net in nets().items():
+        alone = lines(support.module(net), name)
+        shown = [{_shown(key, name): value for key, value in row.items()} for row in alone]
+        assert sum("train/kd" in row for row in alone) > 2
+        assert all(any(row.items() <= of_all.items() for of_all in together) for row in shown)
+
+
+def _shown(key, name):
+    return key.replace("/", f"/{name}/", 1)
+
+
+def test_a_gradient_that_is_not_finite_is_told_with_its_student():
+    students = nets()
+    students["tiny"].head.weight.register_hook(lambda gradient: gradient * float("inf"))
+    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*'student\.head\.weight'"):
+        support.fit(several(students))
+
+
+def test_the_same_batch_in_another_step_is_asked_about_again():
+    guide = support.teacher()
+    (batch, *_) = support.loader()
+    counter = CountCalls(guide)
+    support.fit(several(teacher=guide), train=support.Batches([batch]), callbacks=[counter], limit_val_batches=0)
+    assert counter.calls["train"] == 2
+
+
+def test_only_the_same_inputs_have_the_same_answer():
+    answers, batch, asked = OneAnswer(), object(), []
+    x, y = torch.ones(2, 3), torch.zeros(2, 3)
+    calls = [
+        Call(args=(x,)), Call(args=(x.clone(),)), Call(args=(y,)), Call(kwargs={"a": x}), Call(kwargs={"b": x}),
+        Call(args=(x, 1)), Call(args=(x, 2)), Call(args=(x.double(),)),
+    ]  # fmt: skip
+    for call in calls:
+        answers.to_call(batch, call, lambda call=call: call, asked.append, may_draw=False)
+    assert [id(call) for call in asked] == [id(call) for call in calls if call is not calls[1]]
+
+
+def test_options_that_hold_something_are_copied_for_each():
+    made = several(teacher_inputs=Renormalize(), task_loss=nn.CrossEntropyLoss(weight=torch.ones(support.CLASSES)))
+    assert made.small.task_loss is not made.tiny.task_loss
+    assert made.small.teacher_view is not made.tiny.teacher_view
+    assert made.small.run.teacher is made.tiny.run.teacher

@@ -75,7 +75,7 @@ def test_the_student_learns_as_by_hand(case):
         logits = alone(x)
         with torch.no_grad():
             target = (guide(x) / losses[0].temperature).log_softmax(-1)
-        kd = softened((logits / losses[0].temperature).log_softmax(-1), target) * losses[0].temperature**2
+        kd = softened((logits / losses[0].temperature).log_softmax(-1), target) * losses[0].temperature ** 2
         loss = torch.nn.functional.cross_entropy(logits, y) + weight * kd
         optimizer.zero_grad()
         loss.backward()
