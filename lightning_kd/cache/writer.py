@@ -150,10 +150,12 @@ class Writer:
         if not len(self.every):
             raise ValueError("The data set has no rows, so there is nothing to store.")
         try:
-            manifest, size = self._plan()
+            manifest, size, first = self._plan()
             if (self.folder / NAME).is_file():
                 self._check_same(read_manifest(self.folder).plan(), manifest.plan())
-                rank_zero_info(f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows.")
+                rank_zero_info(
+                    f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows. {self._distance(first)}"
+                )
                 return self.folder
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
@@ -166,8 +168,8 @@ class Writer:
             self.asker.stop()
         return self.folder
 
-    def _plan(self) -> tuple[Manifest, float]:
-        """Ask about the first rows, and return what the store will say of itself, and the bytes of a row."""
+    def _plan(self) -> tuple[Manifest, float, dict[str, Tensor]]:
+        """Return what the store will say of itself, the bytes of a row, and the first rows."""
         rows = list(range(min(self.batch_size, len(self.every))))
         batch, read = self._read(rows)
         self._check_same_twice(rows, read)
@@ -220,7 +222,7 @@ class Writer:
                 "batch_size": self.batch_size,
             },
         )
-        return manifest, size
+        return manifest, size, stored
 
     def _values(self, lesson: Any) -> dict[str, Tensor]:
         logits = self.asker.logits(lesson)
@@ -283,6 +285,18 @@ class Writer:
                 f"of the batch (of {count}, then of {len(part)}), as that of BatchNorm with track_running_stats=False "
                 "does, or on the padding. Such an answer is not that of the sample, so it is not stored."
             )
+
+    def _distance(self, first: dict[str, Tensor]) -> str:
+        """Say how far the teacher is from what is stored of the first rows."""
+        there = load_file(self.folder / shard_name(0))
+        off = {}
+        for name, value in first.items():
+            if name in there and value.is_floating_point() and not name.startswith("input:"):
+                count = min(len(value), len(there[name]))
+                gap = (there[name][:count].double() - value[:count].cpu().double()).nan_to_num(0.0).abs()
+                off[name] = float(gap.max()) if count else 0.0
+        told = ", ".join(f"{name} by at most {gap:.2g}" for name, gap in off.items())
+        return f"On the first rows the teacher's answers differ from the stored ones: {told}."
 
     def _last(self) -> int:
         """Return the fingerprint of the last row."""

@@ -1,6 +1,7 @@
 """The writer visits every row once, goes on where it was killed, and refuses what has no right answer."""
 
 import json
+import logging
 from collections import namedtuple
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +20,7 @@ from lightning_kd.data import Replayed
 from lightning_kd.functional import token_kd_loss
 from lightning_kd.losses import ATLoss, HintLoss, KDLoss, RKDLoss, SparseLogits
 from lightning_kd.teachers import CachedTeacher
+from lightning_kd.teachers.frozen import FrozenTeacher
 from tests import support
 
 
@@ -125,6 +127,22 @@ def test_two_writers_of_one_part_are_refused(tmp_path):
 
     with FileLock(tmp_path / ".rank-0.lock"), pytest.raises(ValueError, match="Another process is writing"):
         write(tmp_path)
+
+
+def test_a_finished_store_is_compared_with_the_teacher(tmp_path, caplog, monkeypatch):
+    write(tmp_path, losses=[KDLoss(), HintLoss("features", "features")])
+    answer = FrozenTeacher.answer
+
+    def moved(self, batch, call):
+        lesson = answer(self, batch, call)
+        lesson.output = lesson.output + 0.25  # as another version of torch may
+        return lesson
+
+    for expected in ("logits by at most 0, layer:features by at most 0.", "logits by at most 0.25, layer:features by"):
+        with caplog.at_level(logging.INFO):
+            write(tmp_path, losses=[KDLoss(), HintLoss("features", "features")])
+        assert expected in caplog.text
+        monkeypatch.setattr(FrozenTeacher, "answer", moved)
 
 
 def test_a_folder_with_another_store_is_refused_and_the_same_one_is_kept(tmp_path):
