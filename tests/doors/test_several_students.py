@@ -1,6 +1,7 @@
 """Several students beside one another learn what each would learn alone, and the teacher answers once a batch."""
 
 import copy
+import logging
 from functools import partial
 
 import pytest
@@ -82,6 +83,8 @@ ALONE = {
         "students": staged,
         "teacher": staged_teacher,
         "losses": [FTLoss(stage_length=3, stage_unit="step", stage_lr=0.01), KDLoss()],
+        "lr_scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.5),
+        "lr_interval": "step",
     },
     "without a teacher": {"students": staged, "teacher": None, "losses": [BYOTLoss()]},
     "other inputs": {"teacher_inputs": Renormalize([0.0], [1.0], [0.1], [0.5])},
@@ -287,6 +290,13 @@ def test_nothing_is_left_on_students_teacher_and_trainer():
         assert not any(part._forward_hooks or part._forward_pre_hooks for part in network.modules())
     assert [type(one).__name__ for one in trainer.callbacks if "Hooks" in type(one).__name__] == []
     assert all("log" not in vars(member) for member in made.members.values())
+
+
+def test_what_all_have_in_common_is_said_once(caplog):
+    with caplog.at_level(logging.INFO):
+        support.fit(several(), enable_model_summary=True)
+    assert caplog.text.count("is frozen and no part of the module") == 1
+    assert caplog.text.count("Student 'tiny':") == 1
 
 
 def test_a_loop_of_ones_own_trains_several():
