@@ -1,6 +1,6 @@
 """Questions to a network that need no call of it, and calls of it that leave modes and random states alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,14 +66,47 @@ def isolated_random_state() -> Iterator[None]:
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
     """Run the block eagerly, in eval mode, without gradients; restore every mode and random state after it."""
-    modes = {part: part.training for part in module.modules()}
+    modes = modes_of(module)
     module.eval()
     try:
         with isolated_random_state(), torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        put_in_modes(modes)
+
+
+def modes_of(module: nn.Module) -> dict[nn.Module, bool]:
+    """Return each part with whether it is in training mode, outer parts first."""
+    return {part: part.training for part in module.modules()}
+
+
+def put_in_modes(modes: Mapping[nn.Module, bool]) -> None:
+    """Put each part in its mode, and tell the mode to those that do more than note it.
+
+    Adapters merge their weights in eval mode, and torchao rewrites the graph of an exported network. The flag alone
+    would leave them so in training.
+
+    Args:
+        modes: Parts and their modes, outer parts first.
+
+    Example:
+        >>> net = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> modes = modes_of(net)
+        >>> put_in_modes(dict.fromkeys(net.modules(), False)), put_in_modes(modes)
+        (None, None)
+        >>> [part.training for part in net]
+        [True, False]
+    """
+    for part, mode in modes.items():
+        if _acts_on_its_mode(part):
+            part.train(mode)
+    for part, mode in modes.items():  # what was told also reached the parts inside
+        part.training = mode
+
+
+def _acts_on_its_mode(part: nn.Module) -> bool:
+    """Whether the class or, as for networks that torch has exported, the object itself has a ``train`` of its own."""
+    return "train" in vars(part) or type(part).train is not nn.Module.train
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 from torch.optim import Optimizer
 
+from lightning_kd.capture.networks import modes_of, put_in_modes
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.fit.optimizers import optimized_parameters
 from lightning_kd.fit.run import DistillationRun
@@ -22,6 +23,7 @@ class FitHooks(Callback):
     """Hands each moment of a fit on to a run."""
 
     _run: DistillationRun | None = None
+    _evaluated = False
 
     @property
     def run(self) -> DistillationRun:
@@ -54,6 +56,9 @@ class FitHooks(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Give the losses the moment of the run."""
+        if self._evaluated:
+            self._evaluated = False
+            put_in_modes(modes_of(pl_module))
         if batch_idx == 0:  # after all that hooks of the module may have replaced
             self.find_again(pl_module)
         self.run.gradients.forget()  # of an accumulated batch, whose tensors would take memory in this one
@@ -77,7 +82,11 @@ class FitHooks(Callback):
         self.run.start_evaluation(pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep what the validation gave."""
+        """Keep what the validation gave.
+
+        Lightning 2.6 then sets the flags of the modes back, but does not call ``train``. The next step does so.
+        """
+        self._evaluated = True
         self.run.evaluation.end(pl_module, tuning=self.run.clock.tuning)
 
     def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_kd.capture.networks import device_of
+from lightning_kd.capture.networks import device_of, modes_of, put_in_modes
 from lightning_kd.capture.private import tree_map_only
 
 
@@ -20,7 +20,7 @@ def answers_on(
         logits: Finds the logits in the output of a member, given its number.
         batches: Pairs of an input, or a tuple of several, and labels.
     """
-    modes = {part: part.training for part in members.modules()}
+    modes = modes_of(members)
     device = device_of(members)
     try:
         members.eval()
@@ -31,8 +31,7 @@ def answers_on(
                 answers = [logits(i, member(*args)) for i, member in enumerate(members)]
             yield answers, target
     finally:
-        for part, mode in modes.items():
-            part.training = mode
+        put_in_modes(modes)
 
 
 def labelled(answers: Sequence[Tensor], target: Tensor, axis: int) -> tuple[Tensor, Tensor]:
