@@ -316,7 +316,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         self._run.load(checkpoint, trainer)
         if saved["shapes"] is not None and "losses" in saved:
             suit_checkpoint(self.losses, saved["losses"])
-            check_same_architecture(saved["losses"], self.losses.state_dict(), "", "distillation loss")
+            check_same_architecture(saved["losses"], self.losses, "", "distillation loss")
             self.losses.load_state_dict(saved["losses"])
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -432,5 +432,4 @@ def _check_student(
 ) -> None:
     """Raise a ``ValueError`` in the user's words if a checkpoint is of another student, before torch finds it."""
     if strict and name:  # else the module itself is the student, whose losses are not in every state
-        own = {f"{prefix}{key}": value for key, value in module.state_dict().items()}
-        check_same_architecture(state, own, f"{prefix}{name}.", "student")
+        check_same_architecture(state, module, f"{prefix}{name}.", "student", under=prefix)

@@ -389,7 +389,7 @@ class DistillationModule(OneOrSeveral, ReadsOutputs, ReplaceableParts):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint fits, and build the losses for its sizes."""
         if not is_sharded(self):  # whose strategy has loaded the weights by now
-            check_same_architecture(checkpoint["state_dict"], self.state_dict(), "student.", "student")
+            check_same_architecture(checkpoint["state_dict"], self, "student.", "student")
         self.run.load(checkpoint, self._trainer)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "DistillationModule":

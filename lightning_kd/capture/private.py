@@ -48,6 +48,20 @@ def version_of(tensor: Tensor) -> int:
     return UNKNOWN if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
 
 
+def names_of_any_size(module: nn.Module) -> set[str]:
+    """Return the buffers that parts of other packages load by a ``_load_from_state_dict`` of their own.
+
+    Observers of torch.ao and torchao take a checkpoint's sizes so. Torch's own layers, and ours, take their own only.
+    """
+    return {
+        f"{name}.{buffer}" if name else buffer
+        for name, part in module.named_modules()
+        if type(part)._load_from_state_dict is not nn.Module._load_from_state_dict
+        if not type(part).__module__.startswith(("torch.nn.", "lightning_kd."))
+        for buffer, _ in part.named_buffers(recurse=False)
+    }
+
+
 def has_hooks(module: nn.Module) -> bool:
     """Whether hooks run when a module is called, of its forward or of its backward pass."""
     hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_pre_hooks, module._backward_hooks)

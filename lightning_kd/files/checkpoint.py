@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import nn
+
+from lightning_kd.capture.private import names_of_any_size
 
 CHECKPOINT_KEY = "lightning_kd"
 """The key of a checkpoint under which we keep what resuming needs beside weights."""
@@ -19,17 +21,26 @@ class DamagedError(ValueError):
     """A file does not hold what was written."""
 
 
-def check_same_architecture(saved: Mapping[str, Any], own: Mapping[str, Tensor], prefix: str, what: str) -> None:
+def check_same_architecture(
+    saved: Mapping[str, Any], module: nn.Module, prefix: str, what: str, under: str = ""
+) -> None:
     """Raise a ``ValueError`` in the user's words if a checkpoint's weights do not fit.
+
+    Parts that load in a way of their own take buffers of other sizes, such as the ranges of observers, whose size the
+    first input gives. Only the names of such buffers are compared.
 
     Args:
         saved: State dict of the checkpoint.
-        own: State dict of the module.
+        module: The module that is to load it.
         prefix: What the keys to compare begin with.
         what: What these weights belong to, for the message.
+        under: What the checkpoint has before the module's own keys.
     """
+    own = {f"{under}{name}": value for name, value in module.state_dict().items()}
+    free = {f"{under}{name}" for name in names_of_any_size(module)}
     saved_shapes = {name: tuple(value.shape) for name, value in saved.items() if name.startswith(prefix)}
     own_shapes = {name: tuple(value.shape) for name, value in own.items() if name.startswith(prefix)}
+    own_shapes |= {name: saved_shapes[name] for name in own_shapes.keys() & saved_shapes.keys() & free}
     if saved_shapes == own_shapes:
         return
     differ = [
