@@ -110,9 +110,14 @@ def _differs(buffer: Tensor, copy: Tensor) -> bool:
 
 
 def _notes_set_up(part: nn.Module) -> bool:
-    """Whether a part is of a package whose modules note what is set up once; observers of torch.ao note ranges."""
+    """Whether a part is of a package whose modules note what is set up once.
+
+    Observers of torch.ao and torchao note ranges. The parts of an exported network hold buffers that its graph counts
+    in, and have the class ``Module`` itself.
+    """
     package = type(part).__module__
-    return package.partition(".")[0] in _WRAPPERS and not package.startswith("torch.ao.")
+    observes = package.startswith(("torch.ao.", "torchao.quantization.pt2e."))
+    return package.partition(".")[0] in _WRAPPERS and not observes and type(part) is not nn.Module
 
 
 def _layers(part: nn.Module) -> list[str]:

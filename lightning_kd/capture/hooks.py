@@ -23,6 +23,7 @@ from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
 from lightning_kd.capture.private import has_forward_hook, is_compiled_in_place, remove_forward_hooks, version_of
+from lightning_kd.capture.traced import stands_for
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 Calls = Literal["one", "first", "last", "each"]
@@ -313,6 +314,8 @@ class Capture:
             if isinstance(layer, nn.ModuleList | nn.ModuleDict) and len(layer):
                 inner = ", ".join(f"{name}.{key}" for key, _ in list(layer.named_children())[:3])
                 return f"{message}; {name!r} is a {type(layer).__name__}, which is never called itself: name {inner}."
+            if (part := stands_for(self.module, name)) is not None:
+                return f"{message}; this network is traced, where few layers run: in place of {name!r} name {part!r}."
         return f"{message}, such as one around them."
 
 
