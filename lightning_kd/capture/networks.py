@@ -1,7 +1,9 @@
 """Questions to a network that need no call of it, and calls of it that leave modes and random states alone."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,6 +28,22 @@ def plain_name(key: str) -> str:
 def is_compiled(module: nn.Module) -> bool:
     """Whether the module or a part of it was compiled, by ``torch.compile(module)`` or ``module.compile()``."""
     return any(part is not original(part) or is_compiled_in_place(part) for part in module.modules())
+
+
+def copied(network: nn.Module, kept: dict[int, Any] | None = None) -> nn.Module:
+    """Copy a network, with what switches the mode of one that was exported, which torch's own copy forgets.
+
+    Args:
+        network: The network.
+        kept: What stands in the copy for objects by their id, as in ``copy.deepcopy``.
+    """
+    other = copy.deepcopy(network, kept)
+    parts = dict(network.named_modules())
+    for path, part in other.named_modules():
+        for name, switch in vars(parts[path]).items() if path in parts else ():
+            if name in ("train", "eval") and isinstance(switch, MethodType) and name not in vars(part):
+                setattr(part, name, MethodType(switch.__func__, part))
+    return other
 
 
 def first_tensor(output: object) -> Tensor | None:

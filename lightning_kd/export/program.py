@@ -1,11 +1,10 @@
 """The student as a program of its own: a graph and its weights, for any batch size."""
 
-import copy
 import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch.fx import GraphModule
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import Example, as_call, batch_size, on_cpu
 from lightning_kd.capture.hooks import without_captures
-from lightning_kd.capture.networks import isolated_random_state, original
+from lightning_kd.capture.networks import copied, isolated_random_state, original
 from lightning_kd.capture.private import tree_flatten_with_path, tree_map, tree_unflatten
 
 
@@ -97,7 +96,7 @@ def standalone(student: nn.Module) -> nn.Module:
         for value in vars(part).values():
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 kept[id(value)] = value.detach().clone()
-    net = copy.deepcopy(inner, kept)
+    net = copied(inner, kept)
     for part in list(net.modules()):
         for name, child in part.named_children():
             if child is not original(child):
@@ -107,7 +106,10 @@ def standalone(student: nn.Module) -> nn.Module:
         # a file would hold the whole storage of a tensor that is a view of a part of it
         if tensor.untyped_storage().nbytes() != tensor.nbytes or not tensor.is_contiguous():
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-    return net.requires_grad_(False).eval().cpu()
+    net.requires_grad_(False)
+    with suppress(NotImplementedError):  # what torch has exported stays in the mode that it was exported in
+        net.eval()
+    return net.cpu()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_kd.capture.networks import copied
 from lightning_kd.schedules import Moment
 from lightning_kd.teachers.ensemble import Ensemble
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
@@ -133,7 +134,7 @@ class BornAgain(TeacherSource):
             raise RuntimeError("BornAgain keeps no generations; construct it with ensemble=True and fit first.")
         members = []
         for weights in self._kept:
-            member = copy.deepcopy(self.teacher.module).cpu()
+            member = copied(self.teacher.module).cpu()
             member.load_state_dict(weights)
             members.append(member)
         return Ensemble(members)

@@ -109,7 +109,8 @@ class FrozenTeacher(Teacher):
         self, module: nn.Module, dtype: Precision | torch.dtype | None = None, weights: Weights | None = None
     ) -> None:
         check_not_lazy(module)
-        self.module: nn.Module = module.requires_grad_(False).eval()
+        self.module: nn.Module = module.requires_grad_(False)
+        self.module.eval()  # which returns nothing where torchao has written it
         self.dtype = dtype_of(dtype)
         self.weights = weights
         self._weights_read = weights is None

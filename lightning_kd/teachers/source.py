@@ -1,6 +1,5 @@
 """Teachers that come from the student itself, for self-distillation."""
 
-import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -10,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from lightning_kd.capture.networks import copied
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.schedules import Moment
@@ -33,7 +33,7 @@ class TeacherSource(Callback, ABC):
     def provide(self, student: nn.Module) -> FrozenTeacher:
         """Return the teacher: a copy of the student, or the one that was made of this student before."""
         if self.teacher is None or self.student is not student:
-            self.student, self.teacher = student, FrozenTeacher(copy.deepcopy(student))
+            self.student, self.teacher = student, FrozenTeacher(copied(student))
         return self.teacher
 
     @abstractmethod

@@ -1,13 +1,14 @@
 """Parts that do more than note their mode, such as adapters that merge their weights, are told of each change."""
 
 import copy
+from types import MethodType
 
 import pytest
 import torch
 from torch import nn
 
 from lightning_kd import DistillationCallback
-from lightning_kd.capture.networks import undisturbed
+from lightning_kd.capture.networks import copied, undisturbed
 from lightning_kd.functional import kd_loss
 from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import Ensemble
@@ -132,3 +133,18 @@ def test_members_of_an_ensemble_are_told_when_their_weights_have_been_found():
     members = [adapted(), adapted()]
     Ensemble(members).weigh_by_accuracy(two_classes())
     assert not any(member.merging.merged and member.merging.training for member in members)
+
+
+def test_a_copy_of_a_traced_network_has_what_switches_its_mode():
+    """Torch's own copy of a GraphModule leaves out the methods that torchao puts on the object."""
+
+    def train(self, mode=True):
+        self.meta["told"] = mode
+
+    net = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2)))
+    net.train = MethodType(train, net)
+    other = copied(net)
+    other.train(False)
+    assert (other.meta["told"], "told" in net.meta) == (False, False)
+    assert other.get_submodule("0") is not net.get_submodule("0")
+    assert "train" not in vars(copied(nn.Linear(2, 2)))

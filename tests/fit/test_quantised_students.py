@@ -10,8 +10,10 @@ from lightning.pytorch import Callback
 from torch import nn
 from torch.export import Dim
 
+from lightning_kd import export_student
 from lightning_kd.functional import attention_transfer_loss, kd_loss
 from lightning_kd.losses import ATLoss, HintLoss, KDLoss
+from lightning_kd.teachers import EMATeacher, FrozenTeacher
 from tests import support
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch deprecates torch.ao, and torchao reads what torch deprecates
@@ -102,6 +104,24 @@ def test_a_student_that_is_rounded_learns_as_in_torch_alone(make, door):
     ranges = [name for name in before if name.endswith(".max_val")]
     assert len(ranges) > 5
     assert all(not torch.equal(net.state_dict()[name], before[name]) for name in ranges)
+
+
+def normalises_by_its_batch(net):
+    return {node.args[5] for node in net.graph.nodes if node.target is torch.ops.aten.batch_norm.default}
+
+
+def test_copies_of_an_exported_student_are_put_in_eval_mode(tmp_path):
+    """Torch's own copy of one keeps the graph that it has in training."""
+    net = exported()
+    mean = EMATeacher(decay=0.9)
+    made = support.module(net, teacher=None, losses=[KDLoss()])
+    support.fit(made, train=support.loader(), callbacks=[mean], max_epochs=1, limit_val_batches=0)
+    assert normalises_by_its_batch(net) == {True}
+    assert normalises_by_its_batch(mean.teacher.module) == {False}
+    export_student(net, tmp_path / "student.pt2", example=support.data()[:2][0])
+    assert normalises_by_its_batch(torch.export.load(tmp_path / "student.pt2")) == {False}
+    assert normalises_by_its_batch(net) == {True}
+    assert normalises_by_its_batch(FrozenTeacher(net).module) == {False}
 
 
 @pytest.mark.parametrize("make", FLOWS)
