@@ -5,8 +5,8 @@
 
 Four fits a seed, of equal steps: the float student and the QAT student, each alone and taught by class probabilities.
 Each QAT student is converted by torchao and written as an ONNX file with int8 weights, whose accuracy ONNX Runtime
-measures. Beside them stand the float students, and these quantised after training, without QAT. A conversion takes 10
-seconds, so three seeds take two to three minutes. Run from the repository's root.
+measures. Beside them stand the float students, and these quantised after training, without QAT. A seed takes about a
+minute of one core, of which a third is conversion. Run from the repository's root.
 
 For a student of your own: when torchao 0.18 puts it in eval mode and back, each dropout has a probability of 0.5 from
 then on, and each BatchNorm a momentum of 0.1. Lightning does so at every validation. Export it without dropout.
