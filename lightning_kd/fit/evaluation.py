@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -58,7 +59,7 @@ class Evaluation:
         self.comparisons: dict[int, Comparison] = {}
         """Student against teacher in the evaluation that is going on, by the number of the data loader."""
         self._losses: dict[int, WeightedMean] = {}
-        """The task's loss with class weights in the evaluation that is going on, by the number of the data loader."""
+        """The task's loss in the evaluation that is going on, by the number of the data loader."""
         self.results: dict[str, float] = {}
         """What the last evaluation gave, on its first data loader."""
         self.tokens = TokenMeans(step)
@@ -207,20 +208,19 @@ class Evaluation:
         if module.trainer.barebones:
             return
         loss, value = ModelLoss(self.step.student).unless(task_loss), scalar("task", task)
+        weight = None
         if isinstance(loss, nn.Module) and getattr(loss, "weight", None) is not None:
             weight = labels_of(loss, target)
-            if weight is not None:
-                self._losses.setdefault(loader, WeightedMean().to(value.device)).update(value, weight)
-                options: dict[str, Any] = {"metric_attribute": "loss"}
-                self._waiting.append((f"{prefix}/loss", self._losses[loader], options))
-                return
-        count = count_of_labels(loss, target)
-        if isinstance(task_loss, str):
-            value, router = self.tokens.without_router(call.output, value, count, loader)
-            if router is not None:
-                self._waiting.append((f"{prefix}/router", router, {"metric_attribute": "router"}))
-        options = {"batch_size": count, "sync_dist": True}
-        self._waiting.append((f"{prefix}/loss", value, options))
+        if weight is None:
+            count = count_of_labels(loss, target)
+            weight = value.new_tensor(count, dtype=torch.float64)
+            if isinstance(task_loss, str):
+                value, router = self.tokens.without_router(call.output, value, count, loader)
+                if router is not None:
+                    self._waiting.append((f"{prefix}/router", router, {"metric_attribute": "router"}))
+        # not Lightning's own mean, which rounds the mean of the processes' counts down to a whole number
+        self._losses.setdefault(loader, WeightedMean().to(value.device)).update(value, weight)
+        self._waiting.append((f"{prefix}/loss", self._losses[loader], {"metric_attribute": "loss"}))
 
     def _say_what_is_left_out(self, comparison: Comparison, prefix: str, *, with_student: bool) -> None:
         """Say once in a run which values are not logged, and why."""
