@@ -213,12 +213,15 @@ class Evaluation:
             weight = labels_of(loss, target)
         if weight is None:
             count = count_of_labels(loss, target)
-            weight = value.new_tensor(count, dtype=torch.float64)
             if isinstance(task_loss, str):
                 value, router = self.tokens.without_router(call.output, value, count, loader)
                 if router is not None:
                     self._waiting.append((f"{prefix}/router", router, {"metric_attribute": "router"}))
-        # not Lightning's own mean, which rounds the mean of the processes' counts down to a whole number
+            if module.trainer.world_size == 1:
+                self._waiting.append((f"{prefix}/loss", value, {"batch_size": count}))
+                return
+            # Lightning 2.6 rounds the mean of the processes' counts down to a whole number, so we add up ourselves
+            weight = torch.tensor(count, dtype=torch.float64)
         self._losses.setdefault(loader, WeightedMean().to(value.device)).update(value, weight)
         self._waiting.append((f"{prefix}/loss", self._losses[loader], {"metric_attribute": "loss"}))
 

@@ -15,6 +15,7 @@ from lightning_kd.fit.resume.made_of import differences, made_of
 from lightning_kd.losses import ATLoss, CRDLoss, DKDLoss, HintLoss, HybridLoss, KDLoss, RKDLoss
 from lightning_kd.losses.naming import name_losses
 from lightning_kd.schedules import LinearSchedule
+from lightning_kd.teachers import Ensemble, SwitchingTeacher
 from tests import support
 
 DOORS = ["module", "callback"]
@@ -94,6 +95,61 @@ def test_what_can_go_on_is_named(door, losses, words, checkpoint):
         trainer = resume(door, checkpoint(door, kd_and_hint(), "two"), losses())
     assert trainer.current_epoch == 2
     assert len([one for one in told if GOES_ON in str(one.message)]) == 1
+
+
+class Scaled(nn.Module):
+    """A teacher whose answers a number changes."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.net, self.scale = net(), scale
+
+    def forward(self, x):
+        return self.scale * self.net(x)
+
+
+def turned(network):
+    """The same network with its classes in another order, whose weights have the same sum."""
+    with torch.no_grad():
+        for tensor in (network.head.weight, network.head.bias):
+            tensor.copy_(tensor.roll(1, 0))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"teacher": Scaled(1.0)}, {"teacher": Scaled(3.0)}, "the teacher's scale was 1.0, is 3.0"),
+        ({"teacher": net()}, {"teacher": turned(net())}, "the teacher is a StagedNet with other weights"),
+        (
+            {"teacher": Ensemble([net(), turned(net())])},
+            {"teacher": Ensemble([net(), turned(net())], "vote")},
+            "the teacher's average was 'probabilities', is 'vote'",
+        ),
+        (
+            {"teacher": SwitchingTeacher([net(), turned(net())], [1])},
+            {"teacher": SwitchingTeacher([net(), turned(net())], [2])},
+            r"the teacher's milestones was \[1\], is \[2\]",
+        ),
+    ],
+)
+@pytest.mark.parametrize("door", DOORS)
+def test_another_teacher_is_named(door, before, after, words, tmp_path):
+    losses = [KDLoss(temperature=4.0, weight=0.9)]
+    module, callbacks = made(door, losses, **before)
+    support.fit(module, callbacks=callbacks, max_epochs=1).save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match=f"{GOES_ON}.*{words}"):
+        resume(door, tmp_path / "last.ckpt", losses, **after)
+
+
+def test_other_weights_of_classes_are_named(tmp_path):
+    def module(first):
+        weight = torch.tensor([first, *[1.0] * (support.CLASSES - 1)])
+        return support.module(task_loss=nn.CrossEntropyLoss(weight=weight))
+
+    support.fit(module(1.0), max_epochs=1).save_checkpoint(tmp_path / "last.ckpt")
+    with pytest.warns(UserWarning, match="task_loss's tensors"):
+        support.fit(module(3.0), ckpt_path=tmp_path / "last.ckpt", max_epochs=2)
 
 
 @pytest.mark.parametrize(

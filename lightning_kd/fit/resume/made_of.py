@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_kd.capture.fingerprint import as_one_number, fingerprint
 from lightning_kd.capture.networks import original
 from lightning_kd.configurable import Configurable
 from lightning_kd.engine.objective import Objective
@@ -33,7 +34,8 @@ def made_of(objective: Objective, teacher: Teacher | None, number: int | None, t
         "teacher": {
             "class": None if teacher is None else type(original(network) if network is not None else teacher).__name__,
             "dtype": str(dtype) if (dtype := getattr(teacher, "dtype", None)) is not None else None,
-            "number": number,
+            "weights": number,
+            "options": _attributes(teacher if network is None else original(network)),
         },
     }
 
@@ -100,15 +102,35 @@ def _teachers(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
         return [f"the teacher was a {before['class']}, is a {after['class']}"]
     if before["dtype"] != after["dtype"]:
         return [f"teacher_dtype was {before['dtype']}, is {after['dtype']}"]
-    if None not in (before["number"], after["number"]) and before["number"] != after["number"]:
-        return [f"the teacher is a {after['class']} with other weights"]
-    return []
+    numbers = before.get("weights"), after["weights"]  # an older checkpoint has a number of another kind
+    others = None not in numbers and numbers[0] != numbers[1]
+    found = [f"the teacher is a {after['class']} with other weights"] if others else []
+    old, new = before.get("options", {}), after["options"]
+    found += [
+        f"the teacher's {name} was {_shown(value)}, is {_shown(new[name])}"
+        for name, value in old.items()
+        if name in new and new[name] != value
+    ]
+    return found
 
 
 def _options(part: Configurable) -> dict[str, Any]:
     """Return the options of a part, also those that are no plain data, of which the class must do."""
     names = inspect.signature(type(part)).parameters
     return {name: _plain(getattr(part, name)) for name in names if hasattr(part, name)}
+
+
+def _attributes(owner: object) -> dict[str, Any]:
+    """Return the attributes of a teacher or its network that it was made with, such as an ensemble's average."""
+    names = () if owner is None else inspect.signature(type(owner)).parameters
+    found = {name: getattr(owner, name) for name in names if name in vars(owner)}
+    return {name: value for name, value in found.items() if _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return len(value) <= 100 and all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _as_list(layers: Any) -> Any:
@@ -122,7 +144,10 @@ def _task(task_loss: object) -> dict[str, Any]:
         return {} if task_loss is None else {"task_loss": name}
     names = getattr(task_loss, "__constants__", ())
     options = {name: _plain(getattr(task_loss, name)) for name in names if hasattr(task_loss, name)}
-    return {"task_loss": type(task_loss).__name__, **{f"task_loss.{name}": value for name, value in options.items()}}
+    tensors = fingerprint(task_loss)  # such as weights of the classes
+    known = {"task_loss's tensors": as_one_number(tensors)} if tensors else {}
+    named = {f"task_loss.{name}": value for name, value in options.items()}
+    return {"task_loss": type(task_loss).__name__, **named, **known}
 
 
 def _plain(value: object) -> Any:
