@@ -40,7 +40,8 @@ class Lines:
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
-        self.log.add(terms.total, terms.parts, self.steps, rows, counts)
+        factors = self.objective.weights() if self.objective.changes_over_time else None
+        self.log.add(terms.total, terms.parts, self.steps, rows, counts, factors)
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Count the step, and write a line if one is due."""
@@ -117,12 +118,19 @@ class Lines:
         return dict(zip(means, (total / torch.where(weight > 0, weight, 1.0)).tolist(), strict=True))
 
     def shares(self) -> list[tuple[str, float, float, float]]:
-        """Return (name, weight, mean, share of the loss) of each part over the last epoch."""
-        means, weights = self.log.epoch_means, self.objective.weights()
+        """Return (name, weight, mean, share of the loss) of each part over the last epoch.
+
+        A weight that changed within the epoch is told as the one that gives the same share.
+        """
+        means, weights, weighted = self.log.epoch_means, self.objective.weights(), self.log.epoch_shares
         total = means.get("loss") or 1.0
-        return [
-            (name, weights[name], mean, weights[name] * mean / total) for name, mean in means.items() if name in weights
-        ]
+        found = []
+        for name, mean in means.items():
+            if name in weights:
+                part = weighted.get(name, weights[name] * mean)
+                weight = part / mean if name in weighted and mean else weights[name]
+                found.append((name, weight, mean, part / total))
+        return found
 
 
 def _write(module: LightningModule, line: Mapping[str, float], step: int) -> None:

@@ -1,7 +1,7 @@
 """Means of the loss and its parts between two log lines, at almost no cost a step."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ class PartLog:
         self._waiting: list[Tensor] = []
         self._steps: list[int] = []
         self._weights: list[tuple[float | Tensor, ...]] = []
+        self._factors: list[dict[str, float]] = []
         self._window = _Sum()
         self._epoch = _Sum()
         self._by_steps = False
@@ -59,6 +60,7 @@ class PartLog:
         step: int,
         rows: int = 1,
         counts: Mapping[str, Tensor] | None = None,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         """Count one step.
 
@@ -67,16 +69,21 @@ class PartLog:
             parts: The unweighted parts by name; each is averaged over the rows of the steps that have it.
             step: Number of the step, for the error.
             rows: How many samples the step has.
-            counts: How much a part counts that is no mean over the rows, such as labels, by name.
+            counts: How much a part counts that is no mean over the rows, such as labels, by name. If it is the only
+                part, so much counts the loss.
+            factors: The weights that the parts have in this step, where they change over time.
 
         Raises:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
         names = ("loss", *parts)
+        if counts and len(parts) == 1:
+            counts = {**counts, "loss": counts.get(names[1], rows)}  # type: ignore[dict-item]
         if names != self._names:
             self._add_up()
             self._names = names
         self._steps.append(step)
+        self._factors.append(dict(factors or {}))
         self._weights.append(tuple([counts.get(name, rows) for name in names]) if counts else (rows,) * len(names))
         if self._waits(total):
             with torch.no_grad():
@@ -114,6 +121,12 @@ class PartLog:
         self._add_up()
         return self._epoch.weights()
 
+    @property
+    def epoch_shares(self) -> dict[str, float]:
+        """Means of the weighted parts of this epoch by name, of those that had a weight of their own in each step."""
+        self._add_up()
+        return self._epoch.weighted_means()
+
     def state(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it.
 
@@ -128,8 +141,10 @@ class PartLog:
             "steps": list(self._steps),
             "by_steps": self._by_steps,
             "weights": [[float(weight) for weight in weights] for weights in self._weights],
+            "factors": [dict(factors) for factors in self._factors],
             "sums": [
-                [dict(total.values), dict(total.counts), dict(total.units)] for total in (self._window, self._epoch)
+                [dict(total.values), dict(total.counts), dict(total.units), dict(total.weighted)]
+                for total in (self._window, self._epoch)
             ],
         }
 
@@ -140,6 +155,7 @@ class PartLog:
         # a checkpoint of an earlier version knows no rows, so the steps of its epoch count alike to the end
         self._by_steps = state.get("by_steps", True)
         self._weights = [tuple(w) for w in state.get("weights", [[1.0] * len(self._names)] * len(self._steps))]
+        self._factors = [dict(factors) for factors in state.get("factors", [{}] * len(self._steps))]
         self._window, self._epoch = (_Sum(*sums) for sums in state["sums"])
 
     def _waits(self, value: Tensor) -> bool:
@@ -154,11 +170,12 @@ class PartLog:
         if not table:
             return
         steps, weights = self._steps, [[float(weight) for weight in one] for one in self._weights]
-        self._rows, self._waiting, self._steps, self._weights = [], [], [], []
+        factors = self._factors
+        self._rows, self._waiting, self._steps, self._weights, self._factors = [], [], [], [], []
         self._check(table, steps)
         alike = [[1.0] * len(one) for one in weights]
         self._window.add(self._names, table, alike)
-        self._epoch.add(self._names, table, alike if self._by_steps else weights)
+        self._epoch.add(self._names, table, alike if self._by_steps else weights, factors)
 
     def _check(self, table: list[list[float]], steps: list[int]) -> None:
         for step, row in zip(steps, table, strict=True):
@@ -179,12 +196,21 @@ class _Sum:
         values: Mapping[str, float] | None = None,
         counts: Mapping[str, float] | None = None,
         units: Mapping[str, float] | None = None,
+        weighted: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
         self.values: dict[str, float] = dict(values or {})
         self.counts: dict[str, float] = dict(counts or {})
         self.units: dict[str, float] = dict(units or {})
+        self.weighted: dict[str, list[float]] = {name: list(both) for name, both in (weighted or {}).items()}
+        """Of each part the sum with the weights that it had, and how much that is over."""
 
-    def add(self, names: tuple[str, ...], table: list[list[float]], weights: list[list[float]]) -> None:
+    def add(
+        self,
+        names: tuple[str, ...],
+        table: list[list[float]],
+        weights: list[list[float]],
+        factors: Sequence[Mapping[str, float]] = (),
+    ) -> None:
         columns = zip(zip(*table, strict=True), zip(*weights, strict=True), strict=True)
         for name, (column, weight) in zip(names, columns, strict=True):
             unit = self.units.get(name) or next((one for one in weight if one), 0.0)
@@ -193,9 +219,18 @@ class _Sum:
             added = sum(value * share for value, share in zip(column, shares, strict=True))
             self.values[name] = self.values.get(name, 0.0) + added
             self.counts[name] = self.counts.get(name, 0) + sum(shares)
+            if factors and all(name in one for one in factors):
+                both = self.weighted.setdefault(name, [0.0, 0.0])
+                both[0] += sum(v * s * f[name] for v, s, f in zip(column, shares, factors, strict=True))
+                both[1] += sum(shares)
 
     def means(self) -> dict[str, float]:
         return {name: value / (self.counts[name] or 1.0) for name, value in self.values.items()}
+
+    def weighted_means(self) -> dict[str, float]:
+        """Return the means of the weighted parts, of those whose weight is known in every step."""
+        known = {name: both for name, both in self.weighted.items() if both[1] and both[1] == self.counts[name]}
+        return {name: total / count for name, (total, count) in known.items()}
 
     def weights(self) -> list[float]:
         """Return the whole weight of each mean, in the order of the names."""

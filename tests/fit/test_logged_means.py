@@ -189,3 +189,11 @@ def test_class_weights_of_pixels_and_of_a_column_of_ids_count_too():
         loader = DataLoader(TensorDataset(x, target), batch_size=2)
         found = support.trainer().validate(made, loader, verbose=False)[0]
         assert found["val/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_loss_of_one_part_is_logged_as_that_part():
+    x, y = support.data().tensors
+    y[4:12] = -100  # a batch without a label, and one with half of them
+    module = support.module(teacher=None, losses=None, task_loss=nn.CrossEntropyLoss())
+    trainer = support.fit(module, train=DataLoader(TensorDataset(x, y), batch_size=8), max_epochs=1)
+    assert trainer.callback_metrics["train/loss"] == trainer.callback_metrics["train/task"]

@@ -3,10 +3,20 @@
 from types import SimpleNamespace
 from typing import cast
 
+import pytest
+import torch
 from torch import nn
 
+from lightning_kd.engine.objective import Objective
+from lightning_kd.fit.lines import Lines
+from lightning_kd.fit.names import Names
+from lightning_kd.fit.part_log import PartLog
 from lightning_kd.fit.run import DistillationRun
+from lightning_kd.losses import HintLoss, KDLoss
+from lightning_kd.losses.naming import name_losses
 from lightning_kd.report.summary import summary_table
+from lightning_kd.schedules import LinearSchedule
+from tests import support
 
 
 def lines_of(results: dict[str, float], *, teacher: bool = True) -> list[str]:
@@ -65,3 +75,31 @@ def test_without_a_teacher_and_without_a_measure() -> None:
         "accuracy                 -           -",
         "agreement                       50.0 %",
     ]
+
+
+@pytest.mark.parametrize("split", [1, 2, 7])
+def test_shares_are_those_of_the_weights_that_the_parts_had(split):
+    log = PartLog()
+    weights = [1.0, 0.75, 0.5, 0.25, 0.0, 0.0, 0.0]
+    parts = [{"task": 1.0 + i, "kd": 3.0 - 0.5 * i} for i in range(7)]
+    for i, (weight, values) in enumerate(zip(weights, parts, strict=True)):
+        tensors = {name: torch.tensor(value) for name, value in values.items()}
+        total = torch.tensor(values["task"] + weight * values["kd"])
+        log.add(total, tensors, i, rows=2, factors={"task": 1.0, "kd": weight})
+        if i % split == 0:  # a resumed run has the same sums
+            state, log = log.state(), PartLog()
+            log.restore(state)
+    lines = Lines(Objective(name_losses([KDLoss()])), Names())
+    lines.log = log
+    found = {name: (weight * mean, share) for name, weight, mean, share in lines.shares()}
+    whole = sum(one["task"] + weight * one["kd"] for weight, one in zip(weights, parts, strict=True)) / 7
+    kd = sum(weight * one["kd"] for weight, one in zip(weights, parts, strict=True)) / 7
+    assert found["kd"] == (pytest.approx(kd), pytest.approx(kd / whole))
+    assert sum(share for _, share in found.values()) == pytest.approx(1.0)
+
+
+def test_a_fit_shows_shares_that_make_up_the_loss():
+    losses = [KDLoss(weight=LinearSchedule(1.0, 0.2, length=3, unit="step")), HintLoss("features", "features")]
+    module = support.module(losses=losses, task_weight=LinearSchedule(0.1, 1.0, length=4, unit="step"))
+    support.fit(module)
+    assert sum(share for *_, share in module.run.shares()) == pytest.approx(1.0)
