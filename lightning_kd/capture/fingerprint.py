@@ -14,7 +14,8 @@ def fingerprint(module: nn.Module) -> dict[str, int]:
 
     The bits are read as whole numbers and added up along rows and along columns, and the sums are weighed by their
     places, so that the same rows in another order have another number. Whole numbers have one sum in any order, so
-    threads and devices make no difference. 25 million weights take some ten milliseconds. Tensors without readable memory are left out: lazy ones, sparse ones, those on the meta device.
+    threads and devices make no difference. 25 million weights take some ten milliseconds. Tensors without readable
+    memory are left out: lazy ones, sparse ones, those on the meta device.
 
     Example:
         >>> layer = nn.Linear(2, 1)

@@ -134,7 +134,7 @@ def turned(network):
     ],
 )
 @pytest.mark.parametrize("door", DOORS)
-def test_another_teacher_is_named(door, before, after, words, tmp_path):
+def test_a_teacher_of_another_make_is_named(door, before, after, words, tmp_path):
     losses = [KDLoss(temperature=4.0, weight=0.9)]
     module, callbacks = made(door, losses, **before)
     support.fit(module, callbacks=callbacks, max_epochs=1).save_checkpoint(tmp_path / "last.ckpt")

@@ -12,6 +12,7 @@ from lightning_kd.configurable import Configurable
 from lightning_kd.engine.objective import Objective
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.frozen import FrozenTeacher
 
 _LAYERS = ("student", "teacher", "layout")
 _ABSENT = object()
@@ -35,7 +36,7 @@ def made_of(objective: Objective, teacher: Teacher | None, number: int | None, t
             "class": None if teacher is None else type(original(network) if network is not None else teacher).__name__,
             "dtype": str(dtype) if (dtype := getattr(teacher, "dtype", None)) is not None else None,
             "weights": number,
-            "options": _attributes(teacher if network is None else original(network)),
+            "options": _attributes(teacher) | _attributes(None if network is None else original(network)),
         },
     }
 
@@ -122,7 +123,8 @@ def _options(part: Configurable) -> dict[str, Any]:
 
 def _attributes(owner: object) -> dict[str, Any]:
     """Return the attributes of a teacher or its network that it was made with, such as an ensemble's average."""
-    names = () if owner is None else inspect.signature(type(owner)).parameters
+    # of a frozen teacher the network tells, and its weights have a number
+    names = () if owner is None or isinstance(owner, FrozenTeacher) else inspect.signature(type(owner)).parameters
     found = {name: getattr(owner, name) for name in names if name in vars(owner)}
     return {name: value for name, value in found.items() if _is_plain(value)}
 
