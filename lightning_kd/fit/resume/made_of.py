@@ -124,7 +124,7 @@ def _options(part: Configurable) -> dict[str, Any]:
 def _attributes(owner: object) -> dict[str, Any]:
     """Return the attributes of a teacher or its network that it was made with, such as an ensemble's average."""
     # of a frozen teacher the network tells, and its weights have a number
-    names = () if owner is None or isinstance(owner, FrozenTeacher) else inspect.signature(type(owner)).parameters
+    names = () if owner is None or type(owner) is FrozenTeacher else inspect.signature(type(owner)).parameters
     found = {name: getattr(owner, name) for name in names if name in vars(owner)}
     return {name: value for name, value in found.items() if _is_plain(value)}
 
