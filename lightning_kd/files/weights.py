@@ -45,7 +45,7 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
         Parameter containing:
         tensor([[1., 1.]], requires_grad=True)
     """
-    state = read_weights(path, prefix)
+    state = _with_tied(read_weights(path, prefix), model)
     names = {plain_name(key): key for key in model.state_dict()}  # the keys of a compiled model have a prefix
     try:
         model.load_state_dict({names.get(key, key): value for key, value in state.items()})
@@ -160,11 +160,12 @@ def load_weights(
         [[1.0, 1.0]]
     """
     files = _listed(paths)
-    state = {plain_name(key): value for path in files for key, value in _read(Path(path))}
+    state = _together(files)
     wanted = {plain_name(key): (key, value) for key, value in model.state_dict().items()}
     if prefix is None:
         prefix = _prefix_in(state, wanted, files)
     found = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    found = _with_tied(found, model)
     named, whose = ", ".join(repr(str(path)) for path in files), type(model).__name__
     advice = "Build the architecture that was saved, or give its file."
     missing = [key for key in wanted if key not in found]
@@ -187,6 +188,35 @@ def load_weights(
                 f"{advice}"
             )
     model.load_state_dict({wanted[key][0]: value for key, value in found.items()})
+
+
+def _together(files: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:
+    """Return the weights of several files, which must not hold the same one twice."""
+    state: dict[str, Tensor] = {}
+    owners: dict[str, object] = {}
+    for path in files:
+        for name, value in _read(Path(path)):
+            key = plain_name(name)
+            if owners.setdefault(key, path) is not path:
+                raise ValueError(
+                    f"{str(owners[key])!r} and {str(path)!r} both hold {key!r}; give the files of one network, or one "
+                    "file."
+                )
+            state[key] = value
+    return state
+
+
+def _with_tied(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return weights with both names of one that has two in a model; safetensors writes one of them alone."""
+    names: dict[int, list[str]] = {}
+    for name, tensor in _named_tensors(model):
+        names.setdefault(id(tensor), []).append(plain_name(name))
+    found = dict(state)
+    for same in names.values():
+        known = next((state[name] for name in same if name in state), None)
+        if known is not None and len(same) > 1:
+            found |= {name: known for name in same if name not in state}
+    return found
 
 
 def _listed(paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:

@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
 from lightning.pytorch.utilities import CombinedLoader
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
@@ -70,9 +71,20 @@ def probe_batch(trainer: Trainer, module: LightningModule, patches: Patches) -> 
         if batch is None:
             raise ValueError("The training data has no batch with samples to learn the sizes from.")
         device = device_of(module)
-        return module._apply_batch_transfer_handler(
+        batch = module._apply_batch_transfer_handler(
             batch, device=torch.device("cpu") if device.type == "meta" else device
         )
+        return _before_conversion(batch, trainer, module)
+
+
+def _before_conversion(batch: Any, trainer: Trainer, module: LightningModule) -> Any:
+    """Return a batch in the format that the module has now: Lightning 2.6 converts modules after their set-up."""
+    formats = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+    later = formats.get(str(trainer.precision))
+    now = next((p.dtype for p in module.parameters() if p.is_floating_point()), later)
+    if later is None or now == later:
+        return batch
+    return apply_to_collection(batch, Tensor, lambda tensor: tensor.to(now) if tensor.dtype == later else tensor)
 
 
 def rows_and_targets(trainer: Trainer, patches: Patches) -> tuple[int, Tensor | None]:

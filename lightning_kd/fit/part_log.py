@@ -77,8 +77,8 @@ class PartLog:
             FloatingPointError: If the loss is not finite; names the parts and the step.
         """
         names = ("loss", *parts)
-        if counts and len(parts) == 1:
-            counts = {**counts, "loss": counts.get(names[1], rows)}  # type: ignore[dict-item]
+        if counts and len(parts) == 1 and names[1] in counts:
+            counts = {**counts, "loss": counts[names[1]]}
         if names != self._names:
             self._add_up()
             self._names = names

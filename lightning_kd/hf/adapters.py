@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import original
+from lightning_kd.capture.rows import leaves_of
+from lightning_kd.distributed.unused_parameters import unused_by
 from lightning_kd.teachers.base import Lesson, Teacher
 
 
@@ -64,13 +66,33 @@ class AdaptersOff(Teacher):
 
     def answer(self, batch: Any, call: Call) -> Lesson:
         """Run the base on what the student was called with, without what would make it compute a loss."""
-        answer = self.first_answer(batch, call)
+        answer = self._run(call)
         self.capture.check_ran(answer)
         self.capture.check_unchanged(answer, with_output=False)
         return answer
 
     def first_answer(self, batch: Any, call: Call) -> Call:
         """Run the base at set-up, where its layers may not be watched yet."""
+        return self._run(call)
+
+    def _check_base_is_frozen(self, call: Call) -> None:
+        names = {id(p): name for name, p in self.student.named_parameters() if p.requires_grad}
+        with _as_it_was(self.student), self._without_adapters(), torch.enable_grad():
+            self.student.eval()
+            output = self.student(*call.args, **call.kwargs)
+        tensors = [t for t in leaves_of(output) if isinstance(t, Tensor) and t.requires_grad]
+        used = set(names)
+        for tensor in tensors:
+            used -= {id(p) for p in unused_by(tensor, self.student.parameters())}
+        moving = [names[one] for one in used] if tensors else []
+        if moving:
+            raise ValueError(
+                f"adapters_off: {len(moving)} weights of the base train, such as {moving[0]!r}, so the teacher would "
+                "change with the student. Freeze them (bias='none'), name their layers in modules_to_save, of which "
+                "PEFT keeps the original, or give a copy of the base as teacher."
+            )
+
+    def _run(self, call: Call) -> Call:
         network = self.student
         with _as_it_was(network), self._without_adapters(), torch.no_grad(), self.capture.recording() as answer:
             network.eval()
@@ -79,8 +101,13 @@ class AdaptersOff(Teacher):
         return answer
 
     def check_first_answer(self, lesson: Lesson) -> None:
-        """Learn which layers are overwritten in place, to copy their values from then on."""
+        """Learn which layers are overwritten in place, to copy their values from then on.
+
+        Raises:
+            ValueError: If weights of the base train, so that the teacher would change with the student.
+        """
         assert isinstance(lesson, Call), "our own answer"
+        self._check_base_is_frozen(lesson)
         self.capture.check_ran(lesson)
         self.capture.copy_changed(lesson)
 

@@ -43,8 +43,13 @@ def as_teacher(
         weights: File or files of a network's weights.
 
     Raises:
-        ValueError: If a format or files are given for a teacher that is no network, on which they have no effect.
+        ValueError: If a format or files are given without a network on which they would have an effect.
     """
+    if teacher is None and weights is not None:
+        raise ValueError(
+            "teacher_weights are of a network, but there is no teacher=; leave them out. A callback such as EMATeacher "
+            "makes the teacher of the student."
+        )
     if isinstance(teacher, Teacher):
         if dtype is not None or weights is not None:
             raise ValueError(

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save_file, save_model
+from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.losses import KDLoss
+from lightning_kd.teachers import from_checkpoint
 from tests import support
 
 
@@ -123,3 +125,38 @@ def test_they_are_read_once_and_in_a_loop_of_ones_own_too(tmp_path):
     module = DistillationModule(seeded(1, 3), teacher=other, losses=[KDLoss()], teacher_weights=path)
     module.prepare((torch.zeros(2, 1, 4, 4), torch.tensor([0, 1])))
     assert torch.equal(other.head.weight, TRUE["head.weight"])
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_two_files_of_one_network_each_are_refused(door, tmp_path):
+    paths = [str(tmp_path / name) for name in ("a.pt", "b.pt")]
+    for seed, path in enumerate(paths):
+        torch.save(seeded(seed).state_dict(), path)
+    with pytest.raises(ValueError, match=r"a.pt' and '.*b.pt' both hold 'features.0.weight'"):
+        fit(door, seeded(5), paths)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_files_without_a_teacher_that_would_read_them_are_refused(door, tmp_path):
+    with pytest.raises(ValueError, match=r"teacher_weights are of a network, but there is no teacher="):
+        fit(door, None, str(tmp_path / "not there.pt"))
+
+
+class Tied(nn.Module):
+    """One weight under two names."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embedding, self.head = nn.Embedding(4, 4), nn.Linear(4, 4, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x):
+        return self.head(self.embedding(x))
+
+
+def test_a_file_that_holds_a_tied_weight_once_fills_both(tmp_path):
+    save_model(Tied(1), str(tmp_path / "tied.safetensors"))
+    filled = from_checkpoint(Tied(2), tmp_path / "tied.safetensors")
+    assert torch.equal(filled.head.weight, Tied(1).head.weight)
+    assert filled.head.weight is filled.embedding.weight

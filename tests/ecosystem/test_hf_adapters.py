@@ -144,3 +144,14 @@ def test_a_plain_student_is_saved_too(tmp_path):
     support.trainer(max_epochs=1).fit(module, data, data)
     student.save_pretrained(tmp_path)
     support.assert_same_weights(type(student).from_pretrained(tmp_path), student)
+
+
+@pytest.mark.parametrize("what", ["a norm", "an embedding", "a bias of LoRA's layers"])
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_a_base_that_trains_is_refused(door, what):
+    student = with_adapters(bert(**DRY))
+    of = {"a norm": "LayerNorm.weight", "an embedding": "word_embeddings.weight"}.get(what, "query.base_layer.bias")
+    name = next(name for name, _ in student.named_parameters() if name.endswith(of))
+    student.get_parameter(name).requires_grad_(True)
+    with pytest.raises(ValueError, match=f"weights of the base train, such as '{name}'.*modules_to_save"):
+        fit(door, student, [KDLoss()])

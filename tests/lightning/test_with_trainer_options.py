@@ -217,3 +217,18 @@ def test_several_fits_in_a_row_go_on_with_the_weights_and_begin_everything_else_
             module.training_step(batch, i).backward()
             optimizer.step()
     support.assert_same_weights(learner, module.student)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_data_may_have_the_format_that_the_networks_get(precision, dtype, door):
+    x, y = support.data().tensors
+    rows = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x.to(dtype), y), batch_size=8)
+    net = support.student()
+    made, callbacks = support.through(door, net)
+    support.fit(made, train=rows, val=rows, precision=precision, callbacks=callbacks)
+    plain = support.student()
+    other, more = support.through(door, plain)
+    loader = support.loader()
+    support.fit(other, train=loader, val=loader, precision=precision, callbacks=more)
+    support.assert_same_weights(net, plain)
