@@ -77,6 +77,7 @@ def test_the_examples_augmentation_is_refused_with_the_remedy(files, call):
         ((), "Give --config FIT.yaml and --output DIR"),
         (("--verify", "a", "--output", "b"), "leave out --config and --output"),
         (("--config", "none.yaml", "--output", "b"), "There is no file 'none.yaml'"),
+        (("-c", "none.yaml", "--output", "b"), "There is no file 'none.yaml'"),
         (("--verify", "a"), "There is no store of a teacher's answers in 'a'"),
     ],
 )

@@ -68,3 +68,12 @@ def test_export_refuses_in_one_line(call, tmp_path):
     assert (code, out) == (2, "")
     assert err.startswith("lightning-kd export: error: There is no file 'none.ckpt'")
     assert len(err.splitlines()) == 1
+
+
+def test_a_teacher_without_its_store_is_refused_in_one_line(fit_with, tmp_path):
+    teacher = "teacher: {class_path: DigitsConvNet, init_args: {width: 3}}"
+    stored = f"teacher: {{class_path: CachedTeacher, init_args: {{path: {tmp_path}/none}}}}"
+    code, _, err = fit_with(change=[(teacher, stored)])
+    assert code == 2
+    assert "There is no store of a teacher's answers" in err
+    assert "Traceback" not in err

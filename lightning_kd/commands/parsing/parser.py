@@ -91,4 +91,6 @@ def call_with(words: list[str], function: Callable[..., object], command: str) -
     description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
     parser = Parser(prog=f"lightning-kd {command}", description=description)
     parser.add_function_arguments(function, as_group=False, as_positional=False)
+    # `fit` takes -c too, from Lightning
+    words = ["--config" if word == "-c" else word for word in words]
     function(**parser.parse_args(words).as_dict())

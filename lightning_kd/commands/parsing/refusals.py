@@ -36,5 +36,17 @@ def refusal(error: BaseException) -> str | None:
             return str(cause)
         if _PARSER not in Path(frame.filename).parents:
             return None
+        told = [said for other in _of_union(cause) if other is not cause.__cause__ and (said := refusal(other))]
+        if told:
+            return told[0]
         cause = cause.__cause__
     return None
+
+
+def _of_union(error: BaseException) -> list[Exception]:
+    """Return what went wrong with each type that a value may be of; jsonargparse 4.53 names the first as cause."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    found = None if place is None else place.tb_frame.f_locals.get("exceptions")
+    return [one for one in found if isinstance(one, Exception)] if isinstance(found, list) else []
