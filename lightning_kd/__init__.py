@@ -7,5 +7,7 @@ from lightning_kd.export.student import export_student as export_student
 from lightning_kd.losses import DistillationLoss as DistillationLoss
 from lightning_kd.losses.strategies import DistillationStrategyType as DistillationStrategyType
 from lightning_kd.module import DistillationModule as DistillationModule
+from lightning_kd.simple.distill import distill as distill
+from lightning_kd.simple.result import DistillationResult as DistillationResult
 from lightning_kd.teachers import BornAgain as BornAgain
 from lightning_kd.teachers import EMATeacher as EMATeacher

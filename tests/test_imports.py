@@ -17,7 +17,7 @@ FLOORS = [
     {"engine", "hf"},
     {"fit", "export"},
     {"module", "callback", "report", "curriculum"},
-    {"cache"},
+    {"cache", "simple"},
     {"commands"},
 ]
 ALLOWED = {room: set().union(*FLOORS[:floor], {room}) for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -73,7 +73,7 @@ class Comparison:
         if target is not None and labels is None:
             self._leave_out("accuracy", f"the target is a {type(target).__name__}, no tensor")
         if (labels is not None) not in self._kinds:
-            self._kinds[labels is not None] = self._kind_of(student, labels)
+            self._kinds[labels is not None] = self.kind_of(student, labels)
         kind, why = self._kinds[labels is not None]
         if kind is None or kind == "other":
             self._leave_out("agreement", why)
@@ -115,7 +115,7 @@ class Comparison:
 
     # What the task is
 
-    def _kind_of(self, student: Tensor, target: Tensor | None) -> tuple[Kind | None, str]:
+    def kind_of(self, student: Tensor, target: Tensor | None) -> tuple[Kind | None, str]:
         """Return the kind of the task, or why it is not known."""
         if self.task.kind is not None:
             return self.task.kind, "the task's loss reads the outputs otherwise than as scores or values"

@@ -1,0 +1,99 @@
+"""Loaders of what users bring: data sets, tensors, loaders, data modules."""
+
+import copy
+from collections.abc import Iterable, Sized
+from dataclasses import dataclass
+from typing import Any, cast
+
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from lightning_kd.capture.networks import isolated_random_state
+
+Data = Dataset[Any] | Tensor | tuple[Tensor, ...] | Iterable[Any] | LightningDataModule
+"""A data set, a tensor of inputs or tensors (x, y), a loader, or a data module."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Data as ``Trainer.fit`` takes it.
+
+    Args:
+        train: Loader of the training data, ``None`` if a data module has it.
+        val: Loader of the held-out data, ``None`` without it or if a data module has it.
+        module: The data module, if there is one.
+        sample: Two samples as a batch, ``None`` of a stream, which a look would use up.
+        told: What is said of batches, ``""`` if the user makes them.
+    """
+
+    train: Iterable[Any] | None
+    val: Iterable[Any] | None
+    module: LightningDataModule | None
+    sample: Any
+    told: str
+
+
+def load(train: Data, val: Data | None, batch_size: int) -> Loaded:
+    """Make loaders of what a user brings.
+
+    Args:
+        train: The training data.
+        val: The held-out data, ``None`` without it.
+        batch_size: Samples a batch, where this function makes the batches.
+
+    Raises:
+        ValueError: If a data module comes with held-out data beside it, or the data has no samples.
+        TypeError: If it is no kind of data that is known.
+    """
+    if isinstance(train, LightningDataModule):
+        if val is not None:
+            raise ValueError("distill: a data module has its own held-out data; leave out val.")
+        train.prepare_data()
+        train.setup("fit")
+        return Loaded(None, None, train, _sample_of(train.train_dataloader()), "")
+    made = loader_of(train, batch_size, shuffle=True, name="train")
+    held_out = None if val is None else loader_of(val, batch_size, shuffle=False, name="val")
+    told = f"batches of {batch_size}" if made is not train else ""
+    return Loaded(made, held_out, None, _sample_of(made), told)
+
+
+def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Iterable[Any]:
+    """Return a loader of data, the user's own where it is one."""
+    if isinstance(data, Tensor):
+        data = (data,)
+    if isinstance(data, tuple) and data and all(isinstance(part, Tensor) for part in data):
+        if len({len(part) for part in data}) != 1:
+            raise ValueError(
+                f"distill: {name} has tensors of {[len(part) for part in data]} rows; give as many of each."
+            )
+        data = TensorDataset(*data)
+    if isinstance(data, list | tuple | str):
+        of = " of samples or of batches, which cannot be told apart" if isinstance(data, list | tuple) else ""
+        raise TypeError(
+            f"distill: {name} is a {type(data).__name__}{of}; give a data set, tensors (x, y), a DataLoader, or a "
+            "LightningDataModule."
+        )
+    if not isinstance(data, Dataset) and not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+        if isinstance(data, Iterable):
+            return data
+        raise TypeError(
+            f"distill: {name} is a {type(data).__name__}; give a data set, tensors (x, y), a DataLoader, or a "
+            "LightningDataModule."
+        )
+    if isinstance(data, IterableDataset):
+        return DataLoader(data, batch_size=batch_size)
+    if not len(data):  # type: ignore[arg-type]
+        raise ValueError(f"distill: {name} has no samples.")
+    return DataLoader(cast(Dataset[Any], data), batch_size=batch_size, shuffle=shuffle)
+
+
+def _sample_of(loader: Any) -> Any:
+    """Return two samples as a batch, without using anything up; ``None`` where that cannot be."""
+    dataset = getattr(loader, "dataset", None)
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__") or not len(dataset):
+        return None
+    collate = getattr(loader, "collate_fn", default_collate)
+    rows = [0, len(dataset) - 1]
+    with isolated_random_state():
+        return collate([copy.copy(dataset[row]) for row in rows])
