@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
+from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_of
 from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
@@ -28,12 +29,12 @@ from lightning_kd.data.indexed import Indexed, has_rows, with_row
 from lightning_kd.data.replayed import Replayed
 from lightning_kd.files.atomic import atomic_write
 from lightning_kd.files.store.manifest import (
+    FIRST_ANSWERS,
     NAME,
     PLAN,
     ROWS,
     Manifest,
     Shard,
-    differences,
     read_manifest,
     read_plain,
     shard_name,
@@ -152,14 +153,15 @@ class Writer:
         try:
             manifest, size, first = self._plan()
             if (self.folder / NAME).is_file():
-                self._check_same(read_manifest(self.folder).plan(), manifest.plan())
-                rank_zero_info(
-                    f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows. {self._distance(first)}"
-                )
+                finished = read_manifest(self.folder)
+                self._check_same(finished.plan(), manifest, first)
+                share = share_of(self.form.dtype, finished.made_with, manifest.made_with)
+                told = distance(self.folder, first, share)
+                rank_zero_info(f"{str(self.folder)!r} holds this store already: {manifest.rows:,} rows. {told}")
                 return self.folder
             self.folder.mkdir(parents=True, exist_ok=True)
             with self._alone():
-                self._begin(manifest)
+                self._begin(manifest, first)
                 waiting = [n for n in range(self.part[0], manifest.count, self.part[1]) if self._done(n) is None]
                 self._check_room(manifest, waiting, size)
                 self._write_shards(manifest, waiting)
@@ -195,6 +197,12 @@ class Writer:
         by_size = max(1, min(len(self.every), int(SHARD_BYTES // size)))
         shard_rows = self.shard_rows or self._known_shard_rows() or by_size
         module = self.asker.frozen.module
+        made_with = {
+            "torch": torch.__version__,
+            "device": device_of(module).type,
+            "dtype": str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
+            "batch_size": self.batch_size,
+        }
         manifest = Manifest(
             rows=len(self.every),
             views=self.every.views,
@@ -209,18 +217,14 @@ class Writer:
                 "class": type(module).__name__,
                 "parameters": sum(p.numel() for p in module.parameters()),
                 "sha256": fingerprint_of_weights(module),
+                FIRST_ANSWERS: first_answers(values, read, items, made_with),
             },
             data={
                 "samples": self.every.samples,
                 "first_row": int(digests(read)[0]),
                 "last_row": self._last(),
             },
-            made_with={
-                "torch": torch.__version__,
-                "device": device_of(module).type,
-                "dtype": str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
-                "batch_size": self.batch_size,
-            },
+            made_with=made_with,
         )
         return manifest, size, stored
 
@@ -286,18 +290,6 @@ class Writer:
                 "does, or on the padding. Such an answer is not that of the sample, so it is not stored."
             )
 
-    def _distance(self, first: dict[str, Tensor]) -> str:
-        """Say how far the teacher is from what is stored of the first rows."""
-        there = load_file(self.folder / shard_name(0))
-        off = {}
-        for name, value in first.items():
-            if name in there and value.is_floating_point() and not name.startswith("input:"):
-                count = min(len(value), len(there[name]))
-                gap = (there[name][:count].double() - value[:count].cpu().double()).nan_to_num(0.0).abs()
-                off[name] = float(gap.max()) if count else 0.0
-        told = ", ".join(f"{name} by at most {gap:.2g}" for name, gap in off.items())
-        return f"On the first rows the teacher's answers differ from the stored ones: {told}."
-
     def _last(self) -> int:
         """Return the fingerprint of the last row."""
         _, read = self._read([len(self.every) - 1])
@@ -310,13 +302,9 @@ class Writer:
             return read_manifest(self.folder).shard_rows
         return None
 
-    def _check_same(self, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-        found = differences(there, wanted)
-        if found:
-            raise ValueError(
-                f"{str(self.folder)!r} holds another store already: {'; '.join(found[:4])}. Give another folder, or "
-                "delete this one."
-            )
+    def _check_same(self, there: dict[str, Any], manifest: Manifest, first: dict[str, Tensor]) -> None:
+        here = first if (self.folder / shard_name(0)).is_file() else None
+        check_same_teacher(self.folder, there, manifest.plan(), self.form.dtype, here)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -335,10 +323,10 @@ class Writer:
             lock.release()
             Path(lock.lock_file).unlink(missing_ok=True)
 
-    def _begin(self, manifest: Manifest) -> None:
+    def _begin(self, manifest: Manifest, first: dict[str, Tensor]) -> None:
         with FileLock(self.folder / ".plan.lock"):
             if (self.folder / PLAN).is_file():
-                self._check_same(read_plain(self.folder / PLAN), manifest.plan())
+                self._check_same(read_plain(self.folder / PLAN), manifest, first)
             else:
                 write_plain(self.folder / PLAN, manifest.plan())
 

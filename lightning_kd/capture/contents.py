@@ -155,11 +155,11 @@ def _projected(value: Tensor, mask: Tensor | None) -> Tensor:
         numbers = _drawn(value.detach())
     if mask is not None:
         numbers, places = numbers.reshape(rows, mask.shape[1], -1), (mask.cumsum(1) - 1).clamp_min(0)
-        drawn = _weights(numbers[0].numel(), value.device).view(mask.shape[1], -1, 2)[places]
+        drawn = drawn_weights(numbers[0].numel(), value.device).view(mask.shape[1], -1, 2)[places]
         numbers = numbers * mask.unsqueeze(-1)
         return _numbers(numbers.flatten(1), (numbers.unsqueeze(-1) * drawn).flatten(1, 2).sum(1))
     numbers = numbers.reshape(rows, -1) if numbers.numel() else numbers.new_zeros(rows, 1)
-    drawn = _weights(numbers.shape[1], value.device)
+    drawn = drawn_weights(numbers.shape[1], value.device)
     if numbers.device.type == "cpu":
         return _numbers(numbers, numbers @ drawn)
     # matrix products of accelerators may round to fewer digits
@@ -171,7 +171,7 @@ def _numbers(flat: Tensor, projections: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _weights(size: int, device: torch.device) -> Tensor:
+def drawn_weights(size: int, device: torch.device) -> Tensor:
     """Return the drawn numbers (size, 2) of the first positions; those of a position do not depend on the size."""
     with np.errstate(over="ignore"):
         mixed = _mixed(np.arange(2 * size, dtype=np.uint32) + np.uint32(0x9E3779B9))

@@ -15,6 +15,8 @@ SCHEMA = 1
 NAME = "manifest.json"
 PLAN = "writing.json"
 ROWS = "rows.safetensors"
+FIRST_ANSWERS = "first_answers"
+"""What is said of the teacher besides its weights; a store of an earlier version lacks it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Manifest:
         layers: Which layers each loss reads, by the loss's name.
         view: What made the teacher's inputs of the student's, ``None`` if they are the same.
         head: Which of several outputs of the teacher the logits are, ``None`` if it returns one.
-        teacher: Class, number of parameters and fingerprint of the teacher.
+        teacher: Class, number of parameters and fingerprint of the teacher, and numbers of its first answers.
         data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
         shards: The files, in the order of the rows.
