@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.axes import axes_in_call, following
 from lightning_kd.capture.batch import Batch, logits_of, unpack_batch, with_labels_inside
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import of_teacher
+from lightning_kd.capture.columns import columns_of, gives_as_is, is_own, of_teacher
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.outputs import Outputs
@@ -31,6 +31,8 @@ class Asker(Protocol):
     frozen: FrozenTeacher
     layers: tuple[str, ...]
     """The teacher's layers that the losses read."""
+    by_function: bool
+    """Whether a function of the user's makes the teacher's inputs, which may read all that a batch holds."""
 
     def read(self, batch: Any) -> Batch:
         """Take a batch apart."""
@@ -80,6 +82,7 @@ class OfTeacher:
             if isinstance(leaf, ReadsAttention):
                 leaf.see_blocks("teacher", original(frozen.module))
         self.frozen, self.view, self.unpack = frozen, view, unpack
+        self.by_function = not _is_ready_part(view)
         self.positions = Positions(frozen.module, "teacher", may_change=True)
         self._settled = False
         self.layers = tuple(dict.fromkeys(n for leaf in leaves for n in leaf.teacher_layers if not is_output(n)))
@@ -127,15 +130,27 @@ class OfStep:
         self.step, self.frozen = step, step.teacher
         components = step.objective.components
         self.layers = tuple(dict.fromkeys(n for one in components for n in one.teacher_layers if not is_output(n)))
+        view = getattr(step.hooks, "teacher_view", None)
+        self.by_function = not (is_own(step.hooks.teacher_inputs) and _is_ready_part(view))
+        self._of_teacher: set[str] = set()
+        """The columns that the teacher takes and the student does not."""
         step.attach()
 
     def read(self, batch: Any) -> Batch:
-        """Take a batch apart."""
-        return self.step.hooks.unpack_batch(batch)
+        """Take a batch apart, with the columns that only the teacher takes: they tell rows apart, too."""
+        read = self.step.hooks.unpack_batch(batch)
+        if not gives_as_is(self.step.hooks):
+            return read
+        _, kwargs = self.step.of_teacher(batch, read.args, read.kwargs)
+        columns = columns_of(batch) or {}
+        more = {n: value for n, value in kwargs.items() if n not in read.kwargs and value is columns.get(n, self)}
+        self._of_teacher |= set(more)
+        return replace(read, kwargs={**read.kwargs, **more})
 
     def ask(self, batch: Any, read: Batch) -> Lesson:
         """Return the teacher's answer on a batch."""
-        return self.step.ask(batch, Call(called=True, args=read.args, kwargs=read.kwargs), lambda: read)
+        kwargs = {name: value for name, value in read.kwargs.items() if name not in self._of_teacher}
+        return self.step.ask(batch, Call(called=True, args=read.args, kwargs=kwargs), lambda: read)
 
     def logits(self, lesson: Lesson) -> Any:
         """Return the logits in an answer."""
@@ -144,6 +159,11 @@ class OfStep:
     def stop(self) -> None:
         """Leave the networks as they were."""
         self.step.detach()
+
+
+def _is_ready_part(view: object) -> bool:
+    """Whether what makes the teacher's inputs is none, or of this package, which reads no options."""
+    return view is None or (is_own(type(view)) and all(map(_is_ready_part, getattr(view, "parts", ()))))
 
 
 def axes_of_layers(asker: Asker, batch: Any, read: Batch) -> dict[str, dict[str, Any]]:

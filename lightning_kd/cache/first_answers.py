@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import drawn_weights
 from lightning_kd.capture.decoder_mask import masks_of
-from lightning_kd.files.store.manifest import FIRST_ANSWERS, differences, shard_name
+from lightning_kd.files.store.manifest import FIRST_ANSWERS, OPTIONS, TAKES, differences, shard_name
 
 _ROWS = 32
 """Of how many rows the numbers are kept."""
@@ -69,6 +69,11 @@ def check_same_teacher(
             first answers; ``None`` if that shard is not there.
     """
     theirs, ours = there["teacher"].pop(FIRST_ANSWERS, None), wanted["teacher"].pop(FIRST_ANSWERS)
+    for plan in (there, wanted):
+        plan["teacher"].pop(TAKES, None)  # another version of a network may name more inputs
+    if there["data"].get(OPTIONS) is None:
+        wanted["data"].pop(OPTIONS)
+        there["data"].pop(OPTIONS, None)
     found = differences(there, wanted)
     if found:
         raise ValueError(f"{str(folder)!r} holds another store already: {'; '.join(found[:4])}. {_REMEDY}")
@@ -129,6 +134,6 @@ def _check(folder: Path, name: str, off: float, size: float, share: float) -> No
             f"{str(folder)!r} holds the answers of another teacher, though its weights are the same: on the first rows "
             f"{name} differs by {off:.2g}, where the stored answers are of the size {size:.2g}. Another version of "
             f"torch, device or batch size changes up to {share:.2g} of that. What differs is no weight: an activation, "
-            "a stride, an eps or another attribute, how an Ensemble averages, a function that makes the teacher's inputs, "
-            f"or these rows of the data. {_REMEDY}"
+            "a stride, an eps or another attribute, how an Ensemble averages, a function that makes the teacher's "
+            f"inputs, or these rows of the data. {_REMEDY}"
         )

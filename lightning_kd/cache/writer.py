@@ -18,6 +18,7 @@ from tqdm import tqdm
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
 from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_of
 from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
+from lightning_kd.cache.whole_batch import check_options, options_read, what_it_takes
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import contents, same
@@ -31,8 +32,10 @@ from lightning_kd.files.atomic import atomic_write
 from lightning_kd.files.store.manifest import (
     FIRST_ANSWERS,
     NAME,
+    OPTIONS,
     PLAN,
     ROWS,
+    TAKES,
     Manifest,
     Shard,
     read_manifest,
@@ -218,15 +221,20 @@ class Writer:
                 "parameters": sum(p.numel() for p in module.parameters()),
                 "sha256": fingerprint_of_weights(module),
                 FIRST_ANSWERS: first_answers(values, read, items, made_with),
+                TAKES: what_it_takes(self.asker.frozen, by_function=self.asker.by_function),
             },
             data={
                 "samples": self.every.samples,
                 "first_row": int(digests(read)[0]),
                 "last_row": self._last(),
+                OPTIONS: self._options(read),
             },
             made_with=made_with,
         )
         return manifest, size, stored
+
+    def _options(self, read: Batch) -> dict[str, Any]:
+        return options_read(self.asker.frozen, read, by_function=self.asker.by_function)
 
     def _values(self, lesson: Any) -> dict[str, Tensor]:
         logits = self.asker.logits(lesson)
@@ -370,6 +378,7 @@ class Writer:
     def _rows(self, batch: Any, manifest: Manifest, rows: list[int]) -> dict[str, Tensor]:
         batch = self.transfer(batch)
         read = self.asker.read(batch)
+        check_options(manifest.data[OPTIONS], self._options(read), read, rows)
         values = self._values(self.asker.ask(batch, read))
         stored = rows_of(values, read, manifest.items, self.form, rows)
         for name in manifest.inputs:

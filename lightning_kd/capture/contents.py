@@ -67,7 +67,7 @@ def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any
             continue
         if isinstance(value, Mapping):
             found |= {f"{name}.{key}": one for key, one in inputs_of((), value).items()}
-        elif (isinstance(value, Tensor) and value.ndim) or _is_list(value):
+        elif (isinstance(value, Tensor) and value.ndim) or is_list(value):
             found[name] = value
         elif isinstance(value, tuple):
             found |= {f"{name}.{key}": one for key, one in inputs_of(value, {}).items()}
@@ -91,7 +91,7 @@ def tokens_that_count(name: str, value: Tensor, kwargs: Mapping[str, Any]) -> Te
     return mask.bool() if isinstance(mask, Tensor) and hides else None
 
 
-def _is_list(value: object) -> bool:
+def is_list(value: object) -> bool:
     """Whether a value is a list of words or numbers, or of tensors, as detectors take their images."""
     if not isinstance(value, list | tuple) or not value:
         return False

@@ -373,7 +373,8 @@ class DistillationRun:
             difference = told_difference(*networks)
             if difference is not None:
                 rank_zero_info(difference)
-        told = unused_columns(batch, networks, self.taken_columns)
+        of_store = () if teacher is None else teacher.stored_columns
+        told = unused_columns(batch, networks, (*self.taken_columns, *of_store))
         if told is not None:
             (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
 

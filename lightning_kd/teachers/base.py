@@ -142,6 +142,11 @@ class Teacher(ABC):
         return ()
 
     @property
+    def stored_columns(self) -> tuple[str, ...]:
+        """The columns of a batch that were read when the teacher's answers were stored; none by default."""
+        return ()
+
+    @property
     def on_meta(self) -> bool:
         """Whether there are no weights yet."""
         return False

@@ -14,7 +14,6 @@ from torch import Tensor
 from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import TARGET_KEYS
-from lightning_kd.capture.contents import contents
 from lightning_kd.capture.decoder_mask import masks_of
 from lightning_kd.capture.private import tree_leaves
 from lightning_kd.files.store.bits import unpacked
@@ -24,6 +23,7 @@ from lightning_kd.files.store.reader import Store
 from lightning_kd.files.store.remote import exists, is_remote
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import Split, Teacher
+from lightning_kd.teachers.seen_inputs import SeenInputs
 
 LOGITS = "logits"
 LAYER = "layer:"
@@ -102,6 +102,7 @@ class CachedTeacher(Teacher):
             if given is None and not is_table and _is_begun(beside):
                 given = beside
             self._stores[split] = None if given is None else open_one(os.fspath(given))
+        self._seen: dict[Store, SeenInputs] = {}
         self._split: Split = "train"
         self._told: set[str] = set()
         self._samples: int | None = None
@@ -132,6 +133,12 @@ class CachedTeacher(Teacher):
             return None
         told = {"teacher": store.manifest.teacher["sha256"], "data": store.manifest.data["sha256"]}
         return zlib.crc32(json.dumps([told, store.manifest.view], sort_keys=True).encode())
+
+    @property
+    def stored_columns(self) -> tuple[str, ...]:
+        """The inputs of which the store was written, as far as the teacher takes them."""
+        store = self._stores["train"]
+        return self._seen_of(store).columns if isinstance(store, Store) else ()
 
     def begin_split(self, split: Split) -> None:
         """Read the store of the training, validation or test data from now on."""
@@ -191,7 +198,7 @@ class CachedTeacher(Teacher):
         if isinstance(store, Table):
             rows = self._rows_of_table(store, student, call.index)
         else:
-            rows = self._rows(store, student, call.index)
+            rows = self._rows(store, student, call.index, batch)
         return self._lesson(store, rows, student)
 
     def _now(self) -> Store | Table:
@@ -219,9 +226,9 @@ class CachedTeacher(Teacher):
             )
         return rows
 
-    def _rows(self, store: Store, call: Call, index: Tensor | None) -> Tensor:
+    def _rows(self, store: Store, call: Call, index: Tensor | None, batch: Any) -> Tensor:
         """Find the row of each sample, and check that the teacher has seen it."""
-        found, dtypes = self._contents(store, call)
+        found, dtypes = self._contents(store, call, batch)
         views, count = store.manifest.views, len(next(iter(found.values())))
         if index is not None and len(index) == count:
             given = index.detach().cpu().long()
@@ -254,17 +261,13 @@ class CachedTeacher(Teacher):
             "use the teacher itself."
         )
 
-    def _contents(self, store: Store, call: Call) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
-        found = contents(call.args, call.kwargs)
-        known = store.manifest.inputs
-        common = {name: of for name, of in found.items() if name in known}
-        if not common and len(found) == 1 == len(known):
-            common = dict(zip(known, found.values(), strict=True))  # given by position once, by its name another time
-        if not common:
-            raise ValueError(
-                f"CachedTeacher: {str(store.folder)!r} was written of the inputs {list(known)}, but the student is "
-                f"called with {list(found) or 'no tensors'}, so its samples cannot be found."
-            )
+    def _seen_of(self, store: Store) -> SeenInputs:
+        if store not in self._seen:
+            self._seen[store] = SeenInputs(store.manifest, str(store.folder))
+        return self._seen[store]
+
+    def _contents(self, store: Store, call: Call, batch: Any) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
+        common = self._seen_of(store).numbers(call, batch)
         given = {v.dtype for v in _tensors(call)}
         coarse = next((d for d in (torch.bfloat16, torch.float16) if d in given), torch.float32)
         return {n: of.cpu() for n, of in common.items()}, dict.fromkeys(common, coarse)

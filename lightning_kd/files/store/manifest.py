@@ -15,8 +15,9 @@ SCHEMA = 1
 NAME = "manifest.json"
 PLAN = "writing.json"
 ROWS = "rows.safetensors"
-FIRST_ANSWERS = "first_answers"
-"""What is said of the teacher besides its weights; a store of an earlier version lacks it."""
+FIRST_ANSWERS, TAKES, OPTIONS = "first_answers", "takes", "options"
+"""Of the teacher its first answers and which inputs it takes, and of the data the inputs of whole batches; a store of
+an earlier version says nothing of them."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,10 @@ class Manifest:
         layers: Which layers each loss reads, by the loss's name.
         view: What made the teacher's inputs of the student's, ``None`` if they are the same.
         head: Which of several outputs of the teacher the logits are, ``None`` if it returns one.
-        teacher: Class, number of parameters and fingerprint of the teacher, and numbers of its first answers.
-        data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows.
+        teacher: Class, number of parameters and fingerprint of the teacher, numbers of its first answers, and the
+            inputs that it takes.
+        data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows, and
+            the inputs that are of a whole batch.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
         shards: The files, in the order of the rows.
         contents: The file of the rows' contents.
@@ -82,7 +85,7 @@ class Manifest:
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         for name in ("shards", "contents", "made_with"):
             del plain[name]
-        plain["data"] = {name: self.data.get(name) for name in ("samples", "first_row", "last_row")}
+        plain["data"] = {name: self.data.get(name) for name in ("samples", "first_row", "last_row", OPTIONS)}
         return plain
 
     def shard_of(self, number: int) -> tuple[int, int]:
