@@ -1,7 +1,7 @@
 """Who asks the teacher about one batch, as a fit would."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, Protocol
 
@@ -91,7 +91,11 @@ class OfTeacher:
 
     def read(self, batch: Any) -> Batch:
         """Take a batch apart; labels are inputs of a teacher that makes a decoder's inputs of them."""
-        return with_labels_inside(self.unpack(batch), batch, self.frozen.module)
+        read = with_labels_inside(self.unpack(batch), batch, self.frozen.module)
+        if self.view is not None:
+            return read
+        _, kwargs = of_teacher(batch, read.args, read.kwargs, self.frozen.module, self.frozen.module)
+        return replace(read, kwargs={**read.kwargs, **_only_in_batch(kwargs, read, batch)})
 
     def ask(self, batch: Any, read: Batch) -> Lesson:
         """Return the teacher's answer on a batch."""
@@ -142,8 +146,7 @@ class OfStep:
         if not gives_as_is(self.step.hooks):
             return read
         _, kwargs = self.step.of_teacher(batch, read.args, read.kwargs)
-        columns = columns_of(batch) or {}
-        more = {n: value for n, value in kwargs.items() if n not in read.kwargs and value is columns.get(n, self)}
+        more = _only_in_batch(kwargs, read, batch)
         self._of_teacher |= set(more)
         return replace(read, kwargs={**read.kwargs, **more})
 
@@ -159,6 +162,12 @@ class OfStep:
     def stop(self) -> None:
         """Leave the networks as they were."""
         self.step.detach()
+
+
+def _only_in_batch(kwargs: Mapping[str, Any], read: Batch, batch: Any) -> dict[str, Any]:
+    """Return what a teacher is given as it stands in the batch, beside what the batch was taken apart into."""
+    columns = columns_of(batch) or {}
+    return {n: value for n, value in kwargs.items() if n in columns and value is columns[n] and n not in read.kwargs}
 
 
 def _is_ready_part(view: object) -> bool:

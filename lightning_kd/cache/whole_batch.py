@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.columns import takes
+from lightning_kd.capture.columns import columns_of, takes
 from lightning_kd.capture.options import described_takes, leaves_of_call, options_of, same_option
 from lightning_kd.teachers.frozen import FrozenTeacher
 
@@ -17,6 +17,11 @@ def what_it_takes(frozen: FrozenTeacher, *, by_function: bool) -> dict[str, Any]
         by_function: Whether a function of the user's makes its inputs, which may read all that a batch holds.
     """
     return {**described_takes(frozen.module), "by_function": by_function}
+
+
+def names_in(batch: Any) -> list[str]:
+    """Return the names of the columns of a batch."""
+    return sorted(map(str, columns_of(batch) or ()))
 
 
 def options_read(frozen: FrozenTeacher, read: Batch, *, by_function: bool) -> dict[str, Any]:

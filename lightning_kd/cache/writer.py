@@ -18,7 +18,7 @@ from tqdm import tqdm
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
 from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_of
 from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
-from lightning_kd.cache.whole_batch import check_options, options_read, what_it_takes
+from lightning_kd.cache.whole_batch import check_options, names_in, options_read, what_it_takes
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import contents, same
@@ -30,6 +30,7 @@ from lightning_kd.data.indexed import Indexed, has_rows, with_row
 from lightning_kd.data.replayed import Replayed
 from lightning_kd.files.atomic import atomic_write
 from lightning_kd.files.store.manifest import (
+    COLUMNS,
     FIRST_ANSWERS,
     NAME,
     OPTIONS,
@@ -228,6 +229,7 @@ class Writer:
                 "first_row": int(digests(read)[0]),
                 "last_row": self._last(),
                 OPTIONS: self._options(read),
+                COLUMNS: names_in(batch),
             },
             made_with=made_with,
         )

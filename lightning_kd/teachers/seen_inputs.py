@@ -10,7 +10,7 @@ from lightning_kd.capture.columns import columns_of
 from lightning_kd.capture.contents import MASK, contents, inputs_of
 from lightning_kd.capture.options import NO_OPTION, is_answer_or_row, leaves_of_call, plain_option, same_option
 from lightning_kd.capture.rows import is_of_batch
-from lightning_kd.files.store.manifest import OPTIONS, TAKES, Manifest
+from lightning_kd.files.store.manifest import COLUMNS, OPTIONS, TAKES, Manifest
 
 _ABSENT = object()
 _OWN_COLUMNS = "teacher_"
@@ -33,6 +33,8 @@ class SeenInputs:
         takes = manifest.teacher.get(TAKES)
         self.takes: Mapping[str, Any] | None = takes
         self.options: Mapping[str, Any] = manifest.data.get(OPTIONS, {})
+        self.held = manifest.data.get(COLUMNS, [])
+        """The columns of the writer's batches; what the teacher was not given of them it is not given in a fit either."""
         self.required = [] if takes is None else [name for name in self.inputs if self._was_read(name)]
         self._watched: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}
         """What the options must be, by the names of the inputs that there are."""
@@ -159,7 +161,7 @@ class SeenInputs:
                 continue
             if named.startswith("decoder_") and any(is_answer_or_row(one) for one in self.inputs):
                 continue  # made of the labels, which are compared
-            if name not in of_call and top.isdigit():
+            if name not in of_call and (top.isdigit() or top in self.held):
                 continue
             default = self._default(named)
             if plain_option(value) is NO_OPTION or default is _ABSENT or not same_option(value, default):

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_kd import DistillationCallback, DistillationModule, cache
+from lightning_kd import Batch, DistillationCallback, DistillationModule, cache
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.options import options_of
 from lightning_kd.files.store.manifest import PLAN, read_plain, write_plain
@@ -246,6 +246,41 @@ def test_a_function_of_the_users_may_read_what_the_teacher_does_not_take(tmp_pat
     fitted(CachedTeacher(tmp_path), Plain, gain=2.0)
     with pytest.raises(ValueError, match=r"gain=2\.0 .* the fit has 3\.0"):
         fitted(CachedTeacher(tmp_path), Plain, gain=3.0)
+
+
+def sample_alone(batch):
+    return Batch(kwargs={"x": batch["x"]})
+
+
+@pytest.mark.filterwarnings("ignore:No network takes the column")
+@pytest.mark.parametrize("with_student", [False, True])
+def test_a_column_that_the_users_own_reading_leaves_out_is_not_new(tmp_path, with_student):
+    options = {"unpack_batch": sample_alone} | ({"student": support.seeded(Net, 2)} if with_student else {})
+    write(tmp_path, dom=of(), scale=2.0, options=options)
+    module = DistillationModule(support.seeded(Net, 2), CachedTeacher(tmp_path), [KDLoss()])
+    vars(module)["unpack_batch"] = sample_alone
+    loader = DataLoader(Rows(dom=of(2), scale=3.0), batch_size=8, collate_fn=collate)
+    support.fit(module, train=loader, max_epochs=1, limit_val_batches=0)
+
+
+class TakesAll(nn.Module):
+    """Reads a column that its forward does not name."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = support.seeded(Net, 1)
+
+    def forward(self, x, **more):
+        return self.net(x, dom=more["dom"])
+
+
+@pytest.mark.parametrize("unpack", [None, sample_alone])
+def test_a_teacher_that_takes_every_column_is_asked_by_those_of_the_batch(tmp_path, unpack):
+    write(tmp_path, TakesAll(), dom=of(), options={} if unpack is None else {"unpack_batch": unpack})
+    stored, live = (fitted(teacher, Plain, dom=of()) for teacher in (CachedTeacher(tmp_path), TakesAll()))
+    assert stored == pytest.approx(live, 1e-5)
+    with pytest.raises(ValueError, match="The teacher has not seen them"):
+        fitted(CachedTeacher(tmp_path), Plain, dom=of(2))
 
 
 def as_before(path):

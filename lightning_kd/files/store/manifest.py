@@ -15,9 +15,9 @@ SCHEMA = 1
 NAME = "manifest.json"
 PLAN = "writing.json"
 ROWS = "rows.safetensors"
-FIRST_ANSWERS, TAKES, OPTIONS = "first_answers", "takes", "options"
-"""Of the teacher its first answers and which inputs it takes, and of the data the inputs of whole batches; a store of
-an earlier version says nothing of them."""
+FIRST_ANSWERS, TAKES, OPTIONS, COLUMNS = "first_answers", "takes", "options", "columns"
+"""Of the teacher its first answers and which inputs it takes, and of the data the inputs of whole batches and the names
+of all columns; a store of an earlier version says nothing of them."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Manifest:
         head: Which of several outputs of the teacher the logits are, ``None`` if it returns one.
         teacher: Class, number of parameters and fingerprint of the teacher, numbers of its first answers, and the
             inputs that it takes.
-        data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows, and
-            the inputs that are of a whole batch.
+        data: Number of samples of the data set, fingerprints of the first and the last row, and that of all rows,
+            the inputs that are of a whole batch, and the names of all columns.
         made_with: Versions, format, batch size and device, with which a teacher's answers move.
         shards: The files, in the order of the rows.
         contents: The file of the rows' contents.
