@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import columns_of
 from lightning_kd.capture.contents import MASK, contents, inputs_of
 from lightning_kd.capture.options import NO_OPTION, is_answer_or_row, leaves_of_call, plain_option, same_option
+from lightning_kd.capture.padding import positions_of
 from lightning_kd.capture.rows import is_of_batch
 from lightning_kd.files.store.manifest import COLUMNS, OPTIONS, TAKES, Manifest
 
@@ -34,7 +36,7 @@ class SeenInputs:
         self.takes: Mapping[str, Any] | None = takes
         self.options: Mapping[str, Any] = manifest.data.get(OPTIONS, {})
         self.held = manifest.data.get(COLUMNS, [])
-        """The columns of the writer's batches; what the teacher was not given of them it is not given in a fit either."""
+        """The columns of the writer's batches; what the teacher was not given of them is not given in a fit either."""
         self.required = [] if takes is None else [name for name in self.inputs if self._was_read(name)]
         self._watched: dict[tuple[Any, ...], list[tuple[str, Any]]] = {}
         """What the options must be, by the names of the inputs that there are."""
@@ -105,6 +107,8 @@ class SeenInputs:
     def _in_batch(self, names: list[str], call: Call, batch: Any, rows: int) -> dict[str, Tensor]:
         """Return the contents of inputs that the student does not take, out of the batch."""
         held = inputs_of((), _named(batch))
+        if _POSITIONS in names and _POSITIONS not in held:
+            held[_POSITIONS] = _counted_positions(call)
         absent = [name for name in names if name not in held]
         if absent:
             raise ValueError(
@@ -115,10 +119,12 @@ class SeenInputs:
             )
         if not is_of_batch(call, batch):
             return {}  # a step of the user's may have mixed the samples
-        kept = {name: held[name] for name in names if len(held[name]) == rows and not _is_padded(held[name])}
-        return contents((), {**kept, MASK: _named(batch).get(MASK)}) if kept else {}
+        mask = _named(batch).get(MASK, call.kwargs.get(MASK))
+        known = {name: held[name] for name in names if len(held[name]) == rows and not _is_padded(held[name], mask)}
+        return contents((), {**known, MASK: mask}) if known else {}
 
     def _check_options(self, call: Call, batch: Any, names: Mapping[str, str]) -> None:
+        self._check_positions(call, batch)
         columns = columns_of(batch)
         key = (len(call.args), *call.kwargs, None, *(columns or ()))
         watched = self._watched.get(key)
@@ -133,6 +139,24 @@ class SeenInputs:
                 value = self._default(name)
             if value is _ABSENT or not same_option(value, wanted):
                 self._refuse(name, wanted, value)
+
+    def _check_positions(self, call: Call, batch: Any) -> None:
+        """Refuse positions of several documents in a row; those that count the tokens are as if left out."""
+        assert self.takes is not None, "checked by the caller"
+        if _POSITIONS in self.inputs or not (self.takes["every"] or _POSITIONS in self.takes["named"]):
+            return
+        given = call.kwargs.get(_POSITIONS)
+        if given is None and _POSITIONS not in self.held:
+            given = (columns_of(batch) or {}).get(_POSITIONS)
+        if isinstance(given, Tensor) and not _counts_tokens(given, call.kwargs.get(MASK)):
+            raise ValueError(self._new(_POSITIONS))
+
+    def _new(self, name: str) -> str:
+        return (
+            f"CachedTeacher: the fit has an input {name!r}, which the teacher takes, but {self.folder!r} was written "
+            "without it, so what the teacher would say of it is not known. Write the store anew of batches that have "
+            "it, or take it out of the batch."
+        )
 
     def _default(self, name: str) -> Any:
         """Return what a teacher has that is not given an option."""
@@ -157,7 +181,7 @@ class SeenInputs:
             of_every = self.takes["every"] and not top.isdigit() and (name in of_call or isinstance(value, Tensor))
             if not of_every and named not in self.takes["named"]:
                 continue
-            if named == _POSITIONS and named not in columns:  # which a call gets of this package
+            if named == _POSITIONS:
                 continue
             if named.startswith("decoder_") and any(is_answer_or_row(one) for one in self.inputs):
                 continue  # made of the labels, which are compared
@@ -165,11 +189,7 @@ class SeenInputs:
                 continue
             default = self._default(named)
             if plain_option(value) is NO_OPTION or default is _ABSENT or not same_option(value, default):
-                raise ValueError(
-                    f"CachedTeacher: the fit has an input {named!r}, which the teacher takes, but {self.folder!r} was "
-                    "written without it, so what the teacher would say of it is not known. Write the store anew of "
-                    "batches that have it, or take it out of the batch."
-                )
+                raise ValueError(self._new(named))
             found.append((name, default))
         return found
 
@@ -196,6 +216,26 @@ def _named(batch: Any) -> Mapping[str, Any]:
     return {str(i): value for i, value in enumerate(inputs)} if isinstance(inputs, tuple | list) else {}
 
 
-def _is_padded(value: Any) -> bool:
-    """Whether an input may be padded to the longest row of its batch, so that its contents depend on the batch."""
-    return isinstance(value, Tensor) and value.ndim > 1 and not value.is_floating_point()
+def _is_padded(value: Any, mask: Any) -> bool:
+    """Whether an input may be padded as no mask says, so that its contents depend on the batch."""
+    if not isinstance(value, Tensor) or value.ndim < 2 or value.is_floating_point():
+        return False
+    return not isinstance(mask, Tensor) or value.shape[:2] != mask.shape
+
+
+def _counted_positions(call: Call) -> Tensor:
+    """Return the positions that a network counts itself, where it is not given them."""
+    mask = call.kwargs.get(MASK)
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        return positions_of(mask)
+    ids = next(value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor))
+    return torch.arange(ids.shape[1] if ids.ndim > 1 else 1, device=ids.device).expand(len(ids), -1)
+
+
+def _counts_tokens(positions: Tensor, mask: Any) -> bool:
+    """Whether positions count the tokens that a mask shows, from 0."""
+    if not isinstance(mask, Tensor) or mask.shape != positions.shape:
+        counted = torch.arange(positions.shape[-1], device=positions.device).expand_as(positions)
+        return positions.ndim <= 2 and torch.equal(positions, counted.to(positions))
+    shown = mask.bool()
+    return torch.equal(positions[shown], positions_of(mask).to(positions)[shown])

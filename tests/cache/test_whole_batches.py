@@ -283,6 +283,44 @@ def test_a_teacher_that_takes_every_column_is_asked_by_those_of_the_batch(tmp_pa
         fitted(CachedTeacher(tmp_path), Plain, dom=of(2))
 
 
+class Placed(nn.Module):
+    """Logits of tokens and their places."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(30, 4), nn.Embedding(9, 4)
+
+    def forward(self, input_ids, attention_mask, position_ids=None):
+        counted = (attention_mask.cumsum(1) - 1).clamp_min(0)
+        return self.words(input_ids) + self.places(counted if position_ids is None else position_ids)
+
+
+def texts(left=0, right=0, places=None):
+    ids = torch.nn.functional.pad(torch.arange(1, 13).view(3, 4), (left, right))
+    mask = torch.nn.functional.pad(torch.ones(3, 4, dtype=torch.long), (left, right))
+    more = (
+        {} if places is None else {"position_ids": torch.nn.functional.pad(torch.tensor([places] * 3), (left, right))}
+    )
+    return {"input_ids": ids, "attention_mask": mask, **more}
+
+
+@pytest.mark.parametrize("written", [None, [0, 1, 2, 3]])
+@pytest.mark.parametrize("given", [None, [0, 1, 2, 3], [0, 1, 0, 1]])
+@pytest.mark.parametrize("by_student", [False, True])
+def test_places_that_count_the_tokens_may_be_left_out(tmp_path, written, given, by_student):
+    net, whole = support.seeded(Placed, 1), texts(1, 0, written)
+    rows = [{name: value[row] for name, value in whole.items()} for row in range(3)]
+    cache.write(net, rows, tmp_path, losses=[KDLoss()], dtype="float32", batch_size=3)
+    batch = texts(0, 2, given)
+    named = {name: value for name, value in batch.items() if by_student or name != "position_ids"}
+    if given == [0, 1, 0, 1]:
+        with pytest.raises(ValueError, match=r"position_ids|The teacher has not seen them"):
+            CachedTeacher(tmp_path).answer(batch, Call(kwargs=named))
+        return
+    found = CachedTeacher(tmp_path).answer(batch, Call(kwargs=named)).output
+    assert torch.allclose(found[:, :4], net(**texts())[:, :4], atol=1e-6)
+
+
 def as_before(path):
     plain = read_plain(path)
     del plain["teacher"]["takes"], plain["teacher"]["first_answers"], plain["data"]["options"]
