@@ -51,7 +51,7 @@ def write(
 
     Every row is read once, in order. The teacher is in eval mode, without gradients. A writer that is stopped goes on
     where it was when it is called again with the same arguments. Several processes write at once, each with its own
-    ``rank``; the last one finishes the store.
+    ``rank``; the last one finishes the store. A teacher is known by its weights and by its answers on the first rows.
 
     Args:
         teacher: The teacher.
@@ -80,7 +80,8 @@ def write(
     Raises:
         TypeError: If the data set has no rows by number.
         ValueError: If a loss names no layers, the samples change from one reading to the next, an answer is not finite
-            or does not fit the format, or the folder holds another store.
+            or does not fit the format, an input of a whole batch is another in a later batch, or the folder holds
+            another store, or that of a teacher that answers otherwise on the first rows.
         OSError: If the disk has not room enough; nothing has been written then.
 
     Example:

@@ -37,7 +37,8 @@ class CachedTeacher(Teacher):
     or by its contents where a batch carries none. Either way the contents are compared: three numbers of each input
     were stored with each answer. So an input that the teacher has not seen is refused, such as one that was augmented
     at random or mixed with another, wherever that happens. A change of an input by less than 2e-5 of its norm, or 1e-2
-    in bfloat16, is not noticed.
+    in bfloat16, is not noticed. Inputs of a whole batch, such as a mode, must be those of the store, and so must the
+    columns that the teacher takes: those that the student does not take are looked for in the batch.
 
     The answers on validation and test data are stores of their own. Without them the teacher's part of an evaluation is
     left out, which is told.
@@ -55,7 +56,8 @@ class CachedTeacher(Teacher):
     Raises:
         FileNotFoundError: If there is no finished store.
         ValueError: If a file of it is cut, longer or damaged; at set-up, if a loss reads a layer that was not stored,
-            or the first samples are not in the store; in a step, if a sample is not.
+            the first samples are not in the store, or an input that the teacher takes is missing, new, or of another
+            value for the whole batch; in a step, if a sample is not in the store, or such an input is another.
 
     Example:
         >>> import tempfile
