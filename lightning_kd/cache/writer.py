@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
-from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_of
+from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_in_batches, share_of
 from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
 from lightning_kd.cache.whole_batch import check_options, names_in, options_read, what_it_takes
 from lightning_kd.capture.attention import part_and_block
@@ -290,7 +290,7 @@ class Writer:
                     self._check_alike(name, stored[name][start : start + len(value)], value, len(rows), part)
 
     def _check_alike(self, name: str, before: Tensor, now: Tensor, count: int, part: list[int]) -> None:
-        share = 2e-2 if self.form.dtype.itemsize < 4 else 1e-3
+        share = share_in_batches(self.form.dtype)
         off = (before.double() - now.double()).nan_to_num(0.0).abs().max()
         if bool(off > share * before.double().nan_to_num(0.0, 0.0, 0.0).abs().max()):
             raise ValueError(

@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -126,14 +127,7 @@ def test_a_second_process_with_another_teacher_is_refused_before_the_first_shard
 def test_a_small_movement_of_a_teacher_is_told_and_a_large_one_refused(tmp_path, share, monkeypatch, caplog):
     losses = [KDLoss(), HintLoss("0", "0")]
     write(net(), tmp_path, losses=losses)
-    answer = FrozenTeacher.answer
-
-    def moved(self, batch, call):
-        lesson = answer(self, batch, call)
-        lesson.output = lesson.output * (1 + share)
-        return lesson
-
-    monkeypatch.setattr(FrozenTeacher, "answer", moved)
+    monkeypatch.setattr(FrozenTeacher, "answer", times(1 + share))
     if share > 1e-3:
         with pytest.raises(ValueError, match="logits differs by"):
             write(net(), tmp_path, losses=losses)
@@ -226,14 +220,7 @@ def test_a_writer_goes_on_with_the_plan_of_an_earlier_version(tmp_path):
 def test_a_teacher_of_16_bits_may_move_by_its_own_rounding(tmp_path, monkeypatch):
     guide = net().bfloat16()
     write(guide, tmp_path, TensorDataset(rows().bfloat16()), dtype="bfloat16")
-    answer = FrozenTeacher.answer
-
-    def moved(self, batch, call):
-        lesson = answer(self, batch, call)
-        lesson.output = lesson.output * 1.02
-        return lesson
-
-    monkeypatch.setattr(FrozenTeacher, "answer", moved)
+    monkeypatch.setattr(FrozenTeacher, "answer", times(1.04))
     write(copy.deepcopy(guide), tmp_path, TensorDataset(rows().bfloat16()), dtype="bfloat16")
 
 
@@ -244,3 +231,28 @@ def test_what_is_kept_of_the_first_answers_is_small(tmp_path):
     assert [len(of) for of in kept["numbers"].values()] == [24, 24]
     assert kept["numbers"]["layer:0"][5][0] == pytest.approx(float(x[5].norm()), rel=1e-6)
     assert (kept["dtype"], kept["device"]) == ("float32", "cpu")
+
+
+@pytest.mark.parametrize(("dtype", "device", "allowed"), [("float32", "cuda", 0.03), ("bfloat16", "cpu", 0.1)])
+def test_an_accelerator_and_16_bits_may_move_more(tmp_path, dtype, device, allowed):
+    write(net(), tmp_path)
+    plain = read_plain(tmp_path / "manifest.json")
+    plain["made_with"] |= {"dtype": dtype, "device": device}
+    plain["teacher"]["first_answers"] |= {"dtype": dtype, "device": device}
+    write_plain(tmp_path / "manifest.json", plain)
+    for share, refused in ((allowed * 0.9, False), (allowed * 1.1, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(FrozenTeacher, "answer", times(1 + share))
+            with pytest.raises(ValueError, match=f"up to {allowed:.2g} of that") if refused else nullcontext():
+                write(net(), tmp_path)
+
+
+def times(factor):
+    answer = FrozenTeacher.answer
+
+    def moved(self, batch, call):
+        lesson = answer(self, batch, call)
+        lesson.output = lesson.output * factor
+        return lesson
+
+    return moved
