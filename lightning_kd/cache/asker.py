@@ -195,7 +195,8 @@ def axes_of_layers(asker: Asker, batch: Any, read: Batch) -> dict[str, dict[str,
             raise ValueError(
                 f"The teacher's layer {name!r} cannot be stored by row: {why}. Name a layer (B, ...) around it."
             )
-    return {name: asdict(axes) for name, axes in found.items()}
+    plain = {name: asdict(replace(axes, places=None)) for name, axes in found.items()}
+    return {name: {key: value for key, value in of.items() if key != "places"} for name, of in plain.items()}
 
 
 def fingerprint_of_weights(module: nn.Module) -> str:

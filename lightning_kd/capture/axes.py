@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.networks import first_tensor, original
 from lightning_kd.capture.origins import TURNED, Origins
+from lightning_kd.capture.places import Places, PlacesMode
 from lightning_kd.capture.private import BatchNorm, Conv, InstanceNorm, Pool, tree_leaves, tree_map_only
 
 _ELEMENTWISE = (
@@ -71,6 +72,7 @@ class Axes:
         prefix: How many class and register tokens stand before the tokens of an image.
         grid: Height and width of the patches of the image, ``None`` if the network sees no image or the count does
             not tell.
+        places: The positions of the first map that the values come from, ``None`` if they cannot be followed.
     """
 
     shape: tuple[int, ...]
@@ -79,6 +81,7 @@ class Axes:
     windows: int = 1
     prefix: int = 0
     grid: tuple[int, int] | None = None
+    places: Places | None = None
 
 
 @dataclass(slots=True)
@@ -87,6 +90,10 @@ class Followed:
 
     runs: list[Run] = field(default_factory=list)
     origins: Origins = field(default_factory=Origins)
+    places: PlacesMode = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = PlacesMode(self.origins)
 
     def channel_axis(self, layer: str, value: Tensor, batch: int) -> int | None:
         """Return the axis of a layer's value that holds the channels, ``None`` if no module tells.
@@ -98,12 +105,14 @@ class Followed:
         """
         if value.ndim <= 2:
             return 1 - batch if value.ndim == 2 else None
+        places = self.places.places(value)
         axis = (
             self._of_makers(value)
             or self.origins.axis(value)
+            or (None if places is None else places.channel_axis(batch))
             or self._of_takers(value, batch)
             or self._of_inner(layer, value, batch)
-            or self._of_earlier(layer, value)
+            or self._of_earlier(layer, value, batch)
         )
         return None if axis == TURNED else axis
 
@@ -121,10 +130,10 @@ class Followed:
         return None
 
     def _of_inner(self, layer: str, value: Tensor, batch: int) -> int | None:
-        """Ask the modules inside the layer, the last first: their channels, or their order in memory, are found again.
+        """Ask the modules inside the layer, the last first: as many channels are found again.
 
         A layer that permutes what a module inside it returned has the channels on the axis of that size. If several
-        axes have that size, the strides tell: a permutation, and what works element by element after it, keeps them.
+        axes have that size, and the operations in between were not followed, nothing tells which.
         """
         inside = [run for run in self.runs if run.name.startswith(f"{layer}.")]
         for run in reversed(inside):
@@ -135,8 +144,6 @@ class Followed:
             fitting = [i for i, length in enumerate(value.shape) if i != batch and length == size]
             if len(fitting) == 1:
                 return fitting[0]
-            if fitting and run.value.ndim == value.ndim and run.value.numel() == value.numel():
-                return _same_in_memory(run.value, axis, value)
             if fitting:
                 return None
             others = zip(run.value.shape, value.shape, strict=False)
@@ -144,13 +151,17 @@ class Followed:
                 return axis  # channels of several modules, one after another
         return None
 
-    def _of_earlier(self, layer: str, value: Tensor) -> int | None:
-        """Ask the last module before that returned a value of this shape, such as a branch that was added."""
+    def _of_earlier(self, layer: str, value: Tensor, batch: int) -> int | None:
+        """Ask the last module before that returned a value of this shape, such as a branch that was added.
+
+        If another axis is as long as the channels, the shape does not tell that nothing was permuted in between.
+        """
         place = next((i for i, run in enumerate(self.runs) if run.name == layer), len(self.runs))
         for run in reversed(self.runs[:place]):
             axis = run.axis if run.value.shape == value.shape else None
             if axis is not None and axis != TURNED:
-                return _same_in_memory(run.value, axis, value)
+                lengths = [length for i, length in enumerate(value.shape) if i != batch]
+                return _same_in_memory(run.value, axis, value) if lengths.count(value.shape[axis]) == 1 else None
         return None
 
     def _of_takers(self, value: Tensor, batch: int) -> int | None:
@@ -235,7 +246,7 @@ def following(network: nn.Module) -> Iterator[Followed]:
     named = original(network).named_modules(remove_duplicate=False)  # a layer may be known by two names
     handles = [part.register_forward_hook(hook(name)) for name, part in named if name]
     try:
-        with followed.origins:
+        with followed.places, followed.origins:
             yield followed
     finally:
         for handle in handles:
@@ -302,6 +313,7 @@ def find_axes(
             continue
         axes = Axes(tuple(value.shape))
         _find_batch(axes, value, None if more is None else more.value_of(layer), size)
+        axes.places = followed.places.places(value)
         if axes.batch is not None:
             axes.channels = followed.channel_axis(layer, value, axes.batch)
             if image is not None and value.ndim == 3 and axes.channels == 2 and axes.windows == 1:

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.layout import View, batch_axis
+from lightning_kd.engine.same_positions import check_same_positions
 from lightning_kd.losses.base import DistillationLoss, Shape
 
 Roles = Mapping[str, Mapping[str, Axes]]
@@ -42,6 +43,9 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
         for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
             if student in views["student"] and teacher in views["teacher"]:
                 _fit_together(loss, (student, teacher), views, known)
+                if loss.compares_positions:
+                    pair = {"student": student, "teacher": teacher}
+                    check_same_positions(loss, pair, views, {role: known[role][name] for role, name in pair.items()})
     elif loss.needs_maps:
         for role, of in views.items():
             views[role] = {name: _as_map(view) for name, view in of.items()}

@@ -35,6 +35,7 @@ from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_vie
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_unread_masks
 from lightning_kd.engine.model_loss import tell_of_router
+from lightning_kd.engine.same_positions import check_one_size
 from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
@@ -340,6 +341,7 @@ class SetUp:
     def _settle_views(self, known: Known, masks: Masks) -> None:
         for name, loss in self.step.objective.leaves:
             try:
+                check_one_size(loss, self.step.student)
                 views = settle_views(loss, known, masked=masks.of_tokens(loss) is not None)
             except ValueError as error:
                 raise ValueError(f"Part {name!r}: {error}") from None
