@@ -110,7 +110,8 @@ class OfTeacher:
             args, kwargs = of_teacher(batch, args, kwargs, self.frozen.module, self.frozen.module)
         if not self._settled:
             self._settled = True
-            self.positions.settle(args, kwargs)
+            self.positions.settle(args, kwargs, batch)
+        self.positions.check_told(args, kwargs, batch)
         return self.frozen.answer(batch, Call(args=args, kwargs=self.positions(args, kwargs)))
 
     def logits(self, lesson: Lesson) -> Any:

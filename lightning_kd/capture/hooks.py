@@ -1,8 +1,8 @@
 """Named layers -> tensors: forward hooks that record the calls of a module in a step, and its layers in each call."""
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import is_ as is_same
 from typing import Any, Literal
@@ -210,7 +210,8 @@ class Capture:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module and record the call, for a capture without hooks on the call itself."""
         _put_input(self._store, self.module, args, kwargs)
-        given = kwargs if self.completed is None or not kwargs else self._complete(args, kwargs)
+        told = kwargs or len(args) > 1
+        given = self._complete(args, kwargs) if self.completed is not None and told else kwargs
         output = self.module(*args, **given)
         _put_call(self._store, self.module, args, kwargs, output)
         return output
@@ -218,10 +219,16 @@ class Capture:
     def _complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Add what the module must be told; that may call it, which is not to be recorded."""
         assert self.completed is not None, "the caller asks first"
+        with self.pausing():
+            return self.completed(args, kwargs)
+
+    @contextmanager
+    def pausing(self) -> Iterator[None]:
+        """Record nothing inside the block."""
         store = self._store
         active, store.active = store.active, False
         try:
-            return self.completed(args, kwargs)
+            yield
         finally:
             store.active = active
 

@@ -4,37 +4,47 @@ No table says which network needs what: each is asked, by a call with a row as i
 other form. What it needs is then added, or refused with the remedy.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
-from itertools import pairwise
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_kd.capture.batch import logits_of
-from lightning_kd.capture.columns import takes
-from lightning_kd.capture.networks import original, undisturbed
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import columns_of, takes
+from lightning_kd.capture.documents import Documents
+from lightning_kd.capture.networks import original
+from lightning_kd.capture.probe import (
+    Looks,
+    answer,
+    is_along,
+    is_close,
+    is_shared_out,
+    name_of_tokens,
+    named_inputs,
+    probing,
+)
+from lightning_kd.capture.rows import is_of_batch
 
 How = Literal["as it is", "add", "refuse"]
 
 _PADS = 2
 _LONGEST = 8
-_OFTEN, _SELDOM = 20, 50
-"""Where a look at the values makes the device wait: the first so many calls are looked at, then one in so many."""
 
 _LEFT = (
     "The {role} {name} gives a row that is padded on the left another answer than the row alone: {why}. Pad on the "
     "right (tokenizer.padding_side = 'right'){more}."
 )
 _GIVE = ", or call it with position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)"
-_PACKED = (
-    "The {role} {name} gives a row of several documents (position_ids that start anew) another answer than the "
-    "documents one by one, so attention crosses from one document to another. {remedy}Otherwise give one document a "
-    "row, or an attention that keeps documents apart."
+_GIVE_MASK = ", or call it with the attention_mask, which it takes"
+_UNTRIED = (
+    "Whether the {role} {name} gives a row that is padded on the left the answer of the row alone could not be tried: "
+    "{why}. Pad on the right (tokenizer.padding_side = 'right')."
 )
-_NO_CACHE = "Call it with use_cache=False and without an attention_mask. "
+_TOLD = ("attention_mask", "position_ids")
+"""Columns of a batch that tell of padding and documents, also to those who are not called with them."""
 
 
 def has_left_pads(mask: Any) -> bool:
@@ -67,6 +77,7 @@ class Positions:
         role: ``"student"`` or ``"teacher"``, used in messages.
         may_change: Whether its calls can be changed; else the remedy is told.
         whole: Has the network compute all of its logits, where a step computes those of one position only.
+        waits: Whether :meth:`settle` is still to come.
     """
 
     def __init__(
@@ -76,24 +87,58 @@ class Positions:
         *,
         may_change: bool,
         whole: Callable[[], AbstractContextManager[None]] = nullcontext,
+        waits: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.network = network
         self.role = role
         self.may_change = may_change
         self.whole = whole
-        self.how: How = "as it is"
-        """What rows with padding on the left need."""
-        self.packed: dict[str, Any] | None = None
-        """What rows of several documents are called with besides; ``None`` before there was one."""
-        self._calls = 0
+        self.waits = waits
+        self.documents = Documents(network, role, may_change=may_change, whole=whole)
+        self.network = network
+        self._hows: dict[bool, How] = {}
+        """What rows with padding on the left need, by whether the network is called with a mask."""
+        self._guessed: set[bool] = set()
+        """Where the token of padding was guessed."""
+        self._why: dict[bool, str] = {}
+        """Where that could not be tried, and why."""
+        self._looks = Looks()
         self._told = False
+        self._settled = False
 
-    def settle(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Find out at set-up what padding on the left needs, with a row of the first batch."""
-        self.how = "as it is"
-        with suppress(Exception), undisturbed(self.network):  # what cannot be called so is not asked
-            self.how = self._how(args, kwargs)
+    @property
+    def network(self) -> nn.Module:
+        """The network."""
+        return self._network
+
+    @network.setter
+    def network(self, network: nn.Module) -> None:
+        self._network = self.documents.network = network
+
+    @property
+    def how(self) -> How | None:
+        """What rows with padding on the left need that come with a mask; ``None`` if that is not known."""
+        return self._hows.get(True)
+
+    def settle(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any = None) -> None:
+        """Find out at set-up what padding on the left needs, with a row of the first batch.
+
+        That batch need have no such row, and no mask: others may follow.
+
+        Args:
+            args: What the network is called with.
+            kwargs: What it is called with by name.
+            batch: The batch, which may tell what the network is not called with.
+        """
+        self._settled = True
+        self._hows, self._why = {}, {}
+        self._guessed = set()
+        named = named_inputs(self.network, args, kwargs)
+        mask = named.get("attention_mask")
+        takes_mask = "attention_mask" in takes(self.network).named
+        if "position_ids" not in named and (mask is not None or takes_mask):
+            self._find(named, mask)
         self._inspect(args, kwargs)
+        self.check_told(args, kwargs, batch)
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Return the named inputs of a call, with what the network must be told.
@@ -101,150 +146,185 @@ class Positions:
         Raises:
             ValueError: If its answer to such rows is not that of the rows alone, and nothing it takes would mend that.
         """
-        if self.how == "as it is" and "position_ids" not in kwargs:
+        if self._hows.get(True) == "as it is" and "position_ids" not in kwargs:
             return kwargs
-        return self._inspect(args, kwargs)
+        return self._inspect(args, kwargs) if self._settled or not self.waits() else kwargs
+
+    def check_told(self, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> None:
+        """Raise a ``ValueError`` if a batch tells of padding or documents what the network is not told, and needs.
+
+        Args:
+            args: What the network is called with.
+            kwargs: What it is called with by name.
+            batch: The batch, whose columns tell.
+        """
+        columns = columns_of(batch)
+        if columns is None:
+            return
+        missing = [name for name in _TOLD if name in columns and name not in kwargs]
+        if missing and (self._settled or not self.waits()):
+            self._check_missing(args, kwargs, columns, missing)
+
+    def _check_missing(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], columns: Mapping[str, Any], missing: list[str]
+    ) -> None:
+        mask, given = columns.get("attention_mask"), columns.get("position_ids")
+        known = self._hows.get(False) == "as it is" or "attention_mask" not in missing
+        if known and "position_ids" not in missing:
+            return
+        named = named_inputs(self.network, args, kwargs)
+        tokens = named.get(name_of_tokens(named) or "")
+        missing = [name for name in missing if name not in named]
+        if tokens is None or not missing or not is_of_batch(Call(args=args, kwargs=kwargs), columns):
+            return
+        fits = isinstance(mask, Tensor) and mask.shape == tokens.shape[:2]
+        if "attention_mask" in missing and "position_ids" not in named and fits and not known:
+            self._of_padding(args, kwargs, mask, given=False)
+        if "position_ids" in missing and isinstance(given, Tensor) and given.shape == tokens.shape[:2]:
+            self.documents.check_told(args, kwargs, given, mask if fits else None)
 
     def _inspect(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        given = kwargs.get("position_ids")
+        mask, given = kwargs.get("attention_mask"), kwargs.get("position_ids")
+        if args and (mask is None or given is None):
+            by_place = dict(zip(takes(self.network).positional, args, strict=False))
+            mask = by_place.get("attention_mask", mask)
+            given = by_place.get("position_ids", given)
         if given is not None:
-            return self._of_documents(args, kwargs, given)
-        mask = kwargs.get("attention_mask")
-        if mask is None:
-            mask = dict(zip(takes(self.network).positional, args, strict=False)).get("attention_mask")
-        if self.how == "as it is" or not isinstance(mask, Tensor) or mask.ndim != 2:
+            return self.documents(args, kwargs, given, mask)
+        return self._of_padding(args, kwargs, mask, given=True)
+
+    # Padding on the left
+
+    def _of_padding(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Any, *, given: bool) -> dict[str, Any]:
+        """Return the named inputs of a call whose rows may be padded on the left.
+
+        Args:
+            args: Its positional inputs.
+            kwargs: Its named inputs.
+            mask: Which tokens are no padding.
+            given: Whether the network is called with the mask.
+        """
+        how = self._hows.get(given)
+        if how == "as it is" or not isinstance(mask, Tensor) or mask.ndim != 2:
             return kwargs
-        looked = self._may_look(mask)
+        looked = how is None or self._looks(mask, (given, self.network.training))
         left = looked and has_left_pads(mask)
-        if self.how == "add" and self.may_change:
+        if left and (how is None or given in self._guessed):
+            how = self._find_now(args, kwargs, mask, given=given)
+        if how == "add" and self.may_change:
             if left and not self._told:
                 self._told = True
                 rank_zero_info(f"The {self.role} gets position_ids, since rows are padded on the left.")
             return kwargs if looked and not left else {**kwargs, "position_ids": positions_of(mask)}
-        if left:
-            name = type(original(self.network)).__name__
-            why = "it counts the padding as positions" if self.how == "add" else "it reads the padding"
-            raise ValueError(_LEFT.format(role=self.role, name=name, why=why, more=_GIVE if self.how == "add" else ""))
+        if left and how != "as it is":
+            self._refuse(how, given=given)
         return kwargs
 
-    def _may_look(self, tensor: Tensor) -> bool:
-        """Whether to look at values now; on another device than the CPU a look waits for all that runs there."""
-        self._calls += 1
-        return tensor.device.type == "cpu" or self._calls <= _OFTEN or self._calls % _SELDOM == 0
+    def _refuse(self, how: How | None, *, given: bool) -> None:
+        name = type(original(self.network)).__name__
+        if how is None:
+            tried = self._why.get(given, "its rows hold no token")
+            raise ValueError(_UNTRIED.format(role=self.role, name=name, why=tried.rstrip(".")))
+        why = "it counts the padding as positions" if how == "add" else "it reads the padding"
+        more = _GIVE if how == "add" else ""
+        if not given and "attention_mask" in takes(self.network):
+            more = _GIVE_MASK
+        raise ValueError(_LEFT.format(role=self.role, name=name, why=why, more=more))
 
-    # Padding on the left
+    def _find_now(self, args: tuple[Any, ...], kwargs: dict[str, Any], mask: Tensor, *, given: bool) -> How | None:
+        """Find out within a step, for set-up did not meet such a batch."""
+        if is_shared_out(self.network):
+            self._why.setdefault(given, "the first batch had no such rows, and its weights are shared out by now")
+            return self._hows.get(given)
+        return self._find(named_inputs(self.network, args, kwargs), mask, given=given)
 
-    def _how(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> How:
-        taken = takes(self.network)
-        named = {**dict(zip(taken.positional, args, strict=False)), **kwargs}
-        mask, ids = named.get("attention_mask"), named.get("input_ids")
-        fits = isinstance(mask, Tensor) and isinstance(ids, Tensor) and mask.ndim == 2 and mask.shape == ids.shape
-        if not fits or "position_ids" in named or "attention_mask" not in taken.named:
+    def _find(self, named: dict[str, Any], mask: Any, *, given: bool = True) -> How | None:
+        """Find out what padding on the left needs, and return it; ``None`` if that cannot be tried."""
+        self._hows.pop(given, None)
+        tokens = named.get(name_of_tokens(named) or "")
+        real = mask
+        if isinstance(tokens, Tensor) and mask is None:
+            real = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)
+        if tokens is None or not isinstance(real, Tensor) or real.shape != tokens.shape[:2]:
+            self._hows[given] = "as it is"  # there are no rows of tokens
             return "as it is"
-        assert isinstance(mask, Tensor), "it fits"
-        assert isinstance(ids, Tensor), "it fits"
-        row = int(mask.sum(-1).argmax())
-        kept = mask[row].nonzero().flatten()[:_LONGEST]
-        if len(kept) < 2:
+        named = {**named, "attention_mask": real} if given else named
+        # a row cut short is cheap; what belongs to a whole row, such as an image, needs the rows as they are
+        for cut, plain in ((True, True), (True, False), (False, True), (False, False)):
+            try:
+                with probing(self.network, self.whole, plain=plain):
+                    how = self._how(named, real, cut=cut, given=given)
+            except Exception as error:
+                self._why.setdefault(given, str(error) or type(error).__name__)
+            else:
+                if how is not None:
+                    self._hows[given] = how
+                    break
+        return self._hows.get(given)
+
+    def _how(self, named: dict[str, Any], real: Tensor, *, cut: bool, given: bool) -> How | None:
+        of_tokens = name_of_tokens(named)
+        assert of_tokens is not None, "the caller asks first"
+        tokens = named[of_tokens]
+        pad = self._pad_id(tokens, real, given=given)
+        plain = not _has_decoder(self.network)
+        if cut:
+            row = int((real != 0).sum(-1).argmax())
+            kept = real[row].nonzero().flatten()[:_LONGEST]
+            if not len(kept):
+                return None
+            kept = kept.repeat(2) if len(kept) == 1 else kept
+            named = {
+                name: value[row : row + 1, kept]
+                if is_along(name, value, tokens, labels=plain)
+                else _row(value, row, len(tokens))
+                for name, value in named.items()
+            }
+            tokens = tokens[row : row + 1, kept]
+            real = real[row : row + 1, kept]
+        along = {name: value for name, value in named.items() if is_along(name, value, tokens, labels=plain)}
+        before = {name: -100 if "label" in name else 0 for name in along}
+        before[of_tokens] = pad
+        padded = named | {name: _pad(value, before[name]) for name, value in along.items()}
+        expected = answer(self.network, named)
+        if expected is None or self._is_same(expected, answer(self.network, padded), real):
             return "as it is"
-        alone = {
-            name: value[row : row + 1, kept] if _is_along(name, value, ids) else _row(value, row, len(ids))
-            for name, value in named.items()
-        }
-        pads = {name: value for name, value in alone.items() if _is_along(name, value, alone["input_ids"])}
-        before = dict.fromkeys(pads, 0) | {"input_ids": self._pad_id(ids, mask)}
-        padded = alone | {name: _pad(value, before[name]) for name, value in pads.items()}
-        expected = self._answer(alone)
-        if expected is None or self._is_same(expected, self._answer(padded)):
-            return "as it is"
-        if "position_ids" in taken.named:
+        if given and "position_ids" in takes(self.network).named:
+            if not cut:
+                expected = answer(self.network, {**named, "position_ids": positions_of(named["attention_mask"])})
+                assert expected is not None, "it had an answer before"
             padded["position_ids"] = positions_of(padded["attention_mask"])
-            if self._is_same(expected, self._answer(padded)):
+            if self._is_same(expected, answer(self.network, padded), real):
                 return "add"
         return "refuse"
 
-    def _pad_id(self, ids: Tensor, mask: Tensor) -> int:
+    def _pad_id(self, tokens: Tensor, real: Tensor, *, given: bool) -> int:
+        self._guessed.discard(given)
         pad = getattr(getattr(original(self.network), "config", None), "pad_token_id", None)
         if isinstance(pad, int) and pad >= 0:
             return pad
-        padding = ids[mask == 0]
-        return int(padding[0]) if len(padding) else 0
+        padding = tokens[real == 0] if tokens.ndim == 2 else tokens[:0]
+        if len(padding):
+            return int(padding[0])
+        if tokens.ndim == 2:
+            self._guessed.add(given)
+        return 0
 
-    def _answer(self, named: dict[str, Any]) -> Tensor | None:
-        return logits_of(original(self.network)(**named))
-
-    def _is_same(self, expected: Tensor, found: Tensor | None) -> bool:
+    def _is_same(self, expected: Tensor, found: Tensor | None, real: Tensor) -> bool:
         if found is None or found.ndim != expected.ndim:
             return True  # no answer that could be compared
-        if found.ndim == 3 and found.shape[1] == expected.shape[1] + _PADS:
-            found = found[:, _PADS:]
+        longer = [axis for axis, size in enumerate(expected.shape) if found.shape[axis] == size + _PADS]
+        if len(longer) == 1:
+            found = found.narrow(longer[0], _PADS, expected.shape[longer[0]])
         if found.shape != expected.shape:
             return True
-        return _is_close(found, expected)
-
-    # Several documents in a row
-
-    def _of_documents(self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any) -> dict[str, Any]:
-        if self.packed is None and isinstance(given, Tensor) and given.ndim == 2 and self._may_look(given):
-            begins = given[:, 1:] != given[:, :-1] + 1
-            masked = kwargs.get("attention_mask")
-            if isinstance(masked, Tensor) and masked.shape == given.shape:
-                begins = begins & (masked[:, 1:] != 0) & (masked[:, :-1] != 0)
-            if begins.any():
-                self.packed = self._settle_documents(args, kwargs, given, begins)
-        if not self.packed:
-            return kwargs
-        kept = dict(kwargs)
-        if self.packed.get("without_mask"):
-            kept.pop("attention_mask", None)
-        return {**kept, "use_cache": False}
-
-    def _settle_documents(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], given: Tensor, begins: Tensor
-    ) -> dict[str, Any]:
-        named = {**dict(zip(takes(self.network).positional, args, strict=False)), **kwargs}
-        row = int(begins.any(-1).nonzero()[0])
-        one = {
-            name: value if name != "position_ids" and not _is_along(name, value, given) else value[row : row + 1]
-            for name, value in named.items()
-            if not name.startswith("label")
-        }
-        stops = [0, *(begins[row].nonzero().flatten() + 1).tolist(), given.shape[1]]
-        mask = one.get("attention_mask")
-        with undisturbed(self.network), self.whole():
-            parts = [
-                self._answer({n: v[:, a:b] if _is_along(n, v, one["position_ids"]) else v for n, v in one.items()})
-                for a, b in pairwise(stops)
-            ]
-            if any(part is None or part.ndim != 3 for part in parts):
-                return {}  # no answer for each token that could be compared
-            expected = torch.cat([part for part in parts if part is not None], 1)
-            changes: list[dict[str, Any]] = [{}]
-            if self.may_change and "use_cache" in takes(self.network).named:
-                changes.append({"without_mask": False})
-                if isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask.all()):
-                    changes.append({"without_mask": True})
-            for change in changes:
-                call = dict(one) if not change else {**one, "use_cache": False}
-                if change.get("without_mask"):
-                    call.pop("attention_mask", None)
-                found = self._answer(call)
-                if found is not None and found.shape == expected.shape and self._fits(found, expected, mask):
-                    return change
-        can = "use_cache" in takes(self.network).named and not self.may_change
-        name = type(original(self.network)).__name__
-        raise ValueError(_PACKED.format(role=self.role, name=name, remedy=_NO_CACHE if can else ""))
-
-    def _fits(self, found: Tensor, expected: Tensor, mask: Any) -> bool:
-        if isinstance(mask, Tensor) and mask.shape == found.shape[:2]:
-            found, expected = found[mask != 0], expected[mask != 0]
-        return _is_close(found, expected)
+        if longer == [1] and expected.shape[:2] == real.shape:
+            found, expected = found[real != 0], expected[real != 0]
+        return is_close(found, expected)
 
 
-def _is_along(name: str, value: Any, ids: Tensor) -> bool:
-    """Whether an input has a value for each token."""
-    along = isinstance(value, Tensor) and value.shape[:2] == ids.shape[:2] and ids.ndim >= 2
-    return along and not name.startswith(("decoder", "label"))
+def _has_decoder(network: nn.Module) -> bool:
+    return any(name.startswith("decoder_input") for name in takes(network).named)
 
 
 def _row(value: Any, row: int, rows: int) -> Any:
@@ -253,9 +333,3 @@ def _row(value: Any, row: int, rows: int) -> Any:
 
 def _pad(value: Tensor, pad: int) -> Tensor:
     return torch.cat([value.new_full((value.shape[0], _PADS, *value.shape[2:]), pad), value], 1)
-
-
-def _is_close(one: Tensor, other: Tensor) -> bool:
-    exact = one.dtype in (torch.float32, torch.float64)
-    limit = (1e-4 if exact else 3e-2) * other.abs().max().clamp_min(1e-30)
-    return bool(((one - other).abs() <= limit).all())

@@ -101,7 +101,7 @@ class SetUp:
         """
         check_parts_not_lazy(self.step.objective.leaves)
         self.claim()
-        with self.step.alone():
+        with self.step.alone(), self.step.positions.setting_up():
             self._prepare(batch, call_student, module)
 
     def _prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:

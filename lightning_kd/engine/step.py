@@ -1,7 +1,7 @@
 """One training step: look at the student's call, ask the teacher, compare, add."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,6 @@ from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teach
 from lightning_kd.capture.decoder_mask import decoder_mask
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
-from lightning_kd.capture.padding import Positions
 from lightning_kd.capture.rows import is_of_batch
 from lightning_kd.engine.attention_choice import choose_attention
 from lightning_kd.engine.blocks import show_blocks
@@ -27,6 +26,7 @@ from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.layer_maps import map_layers
 from lightning_kd.engine.objective import Goal, Objective
 from lightning_kd.engine.one_answer import OneAnswer, may_draw
+from lightning_kd.engine.positions import StepPositions
 from lightning_kd.engine.reading import Reading
 from lightning_kd.engine.sparse_teacher import sparse_in
 from lightning_kd.losses.base import DistillationLoss, StepTensors
@@ -89,8 +89,7 @@ class TrainingStep:
         """Whether a loss reads layers of a decoder, which has a mask of its own; set-up finds out."""
         self.batch_axis = 0
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
-        self.positions = Positions(student, "student", may_change=calls is None, whole=self.whole)
-        self.teacher_positions: Positions | None = None
+        self.positions = StepPositions(student, may_change=calls is None, apart=self.apart)
         self.answers: OneAnswer | None = None
         """Where several students ask one teacher together, ``None`` for a student that is alone."""
         self.number = 0
@@ -135,11 +134,9 @@ class TrainingStep:
         self.reading.class_order = self.class_order
         with_call = self.calls is not None
         self.capture = Capture(self.student, layers, "student", calls=self.calls or "one", with_call=with_call)
-        self.capture.completed = self.positions
+        self.capture.completed = self.positions.student
         if self.teacher is not None:
-            network, known = self.teacher.called, self.teacher_positions
-            if network is not None and (known is None or known.network is not network):
-                self.teacher_positions = Positions(network, "teacher", may_change=True, whole=self.whole)
+            self.positions.see_teacher(self.teacher.called)
             read = tuple(name for loss in losses for name in loss.teacher_layers if not is_output(name))
             if self.answers is not None:
                 read = self.answers.watch(self.number, read, layers_only=self.reading.layers_only)
@@ -160,7 +157,7 @@ class TrainingStep:
         """
         if not self.capture.attached:
             return
-        self.student = self.capture.module = self.positions.network = student
+        self.student = self.capture.module = self.positions.student.network = student
         self.attach()
 
     def thin(self) -> AbstractContextManager[None]:
@@ -170,6 +167,12 @@ class TrainingStep:
     def whole(self) -> AbstractContextManager[None]:
         """Have both networks compute all logits in calls that are no part of the step."""
         return _AS_THEY_ARE if self.heads is None else self.heads.whole()
+
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Have both networks answer in full, without a record, in calls that are no part of the step."""
+        with self.capture.pausing(), self.whole():
+            yield
 
     def detach(self) -> None:
         """Take the hooks off student and teacher."""
@@ -210,6 +213,7 @@ class TrainingStep:
 
     def look(self, goal: Goal, batch: Any, read: Callable[[], Batch], call: Call) -> StepTensors:
         """Check a recorded call of the student, ask the teacher, and return what the losses read."""
+        self.positions.check(batch, call)
         if call.called:
             self.capture.check_ran(call)
             with_output = self.objective.reads_logits or self.reading.has_layers
@@ -273,10 +277,9 @@ class TrainingStep:
         args, kwargs = self.hooks.teacher_inputs(batch, call.args, call.kwargs)
         if first:
             self._tell_left_out(call, kwargs)
-        elif self.calls is not None:  # the user's own call, which can be refused only
-            self.positions(call.args, call.kwargs)
-        if self.teacher_positions is not None:
-            kwargs = self.teacher_positions(args, kwargs)
+        if self.positions.teacher is not None:
+            self.positions.teacher.check_told(args, kwargs, batch)
+            kwargs = self.positions.teacher(args, kwargs)
         return Call(args=args, kwargs=kwargs, layers_only=layers_only)
 
     def _looked_up(self, batch: Any, call: Call, read: Callable[[], Batch] | None, first: bool) -> Call:
@@ -297,9 +300,7 @@ class TrainingStep:
 
     def settle_positions(self, batch: Any, call: Call) -> None:
         """Find out what both networks must be told of padding on the left, and of several documents in a row."""
-        self.positions.settle(call.args, call.kwargs)
-        if self.teacher_positions is not None:
-            self.teacher_positions.settle(*self.hooks.teacher_inputs(batch, call.args, call.kwargs))
+        self.positions.settle(batch, call, lambda: self.hooks.teacher_inputs(batch, call.args, call.kwargs))
 
     def _tell_left_out(self, call: Call, kwargs: dict[str, Any]) -> None:
         """Say once which of the student's inputs the teacher does not take."""
@@ -340,7 +341,7 @@ class TrainingStep:
             sparse=sparse,
             teacher_target=batch.teacher_target,
             heads=None if self.heads is None else self.heads.heads,
-            call=lambda network: logits_of(network(*call.args, **call.kwargs)),
+            call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
             compared_logits=self.hooks.output_options.compared(student_logits),
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )

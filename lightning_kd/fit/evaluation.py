@@ -138,6 +138,7 @@ class Evaluation:
             loader: Number of the data loader.
             with_student: Whether to log the student's accuracy too.
         """
+        self.step.positions.check(batch, call)
         lesson = self.step.ask(batch, call, lambda: read) if self.step.teacher_ready else NO_LESSON
         teacher_logits = self.step.reading.teacher_logits(lesson)
         if reads_other_tokens(read):

@@ -109,16 +109,16 @@ def test_left_padding_does_not_change_an_answer(make):
     student, teacher = make(0), make(1)
     module = DistillationModule(student, teacher, [KDLoss()])
     batch = {"input_ids": IDS, "attention_mask": MASK}
-    step = module.run.step
-    step.positions.settle((), batch)
-    step.teacher_positions.settle((), batch)
-    for net, positions in ((student, step.positions), (teacher, step.teacher_positions)):
+    told = module.run.step.positions
+    told.student.settle((), batch)
+    told.teacher.settle((), batch)
+    for net, positions in ((student, told.student), (teacher, told.teacher)):
         assert positions.how == {gpt2: "add", bert: "add"}.get(make, "as it is")
         with torch.no_grad():
             found = net.eval()(**positions((), batch)).logits[MASK.bool()]
         torch.testing.assert_close(found, alone(net), rtol=1e-3, atol=1e-4)
     right = {"input_ids": IDS, "attention_mask": torch.ones_like(MASK)}
-    assert step.positions((), right) is right
+    assert told.student((), right) is right
 
 
 def test_an_answer_that_reads_the_padding_is_refused():
