@@ -137,6 +137,8 @@ class Positions:
         takes_mask = "attention_mask" in takes(self.network).named
         if "position_ids" not in named and (mask is not None or takes_mask):
             self._find(named, mask)
+        elif mask is None and "attention_mask" not in takes(self.network):
+            self._hows[True] = "as it is"
         self._inspect(args, kwargs)
         self.check_told(args, kwargs, batch)
 
@@ -177,6 +179,9 @@ class Positions:
         missing = [name for name in missing if name not in named]
         if tokens is None or not missing or not is_of_batch(Call(args=args, kwargs=kwargs), columns):
             return
+        names = [name for name, value in columns.items() if value is tokens]
+        if names and not {"input_ids", "inputs_embeds", name_of_tokens(named)} & {*names}:
+            return  # other tokens, such as the teacher's own
         fits = isinstance(mask, Tensor) and mask.shape == tokens.shape[:2]
         if "attention_mask" in missing and "position_ids" not in named and fits and not known:
             self._of_padding(args, kwargs, mask, given=False)
@@ -223,7 +228,7 @@ class Positions:
     def _refuse(self, how: How | None, *, given: bool) -> None:
         name = type(original(self.network)).__name__
         if how is None:
-            tried = self._why.get(given, "its rows hold no token")
+            tried = self._why.get(given, "its rows cannot be made longer")
             raise ValueError(_UNTRIED.format(role=self.role, name=name, why=tried.rstrip(".")))
         why = "it counts the padding as positions" if how == "add" else "it reads the padding"
         more = _GIVE if how == "add" else ""
@@ -266,14 +271,17 @@ class Positions:
         of_tokens = name_of_tokens(named)
         assert of_tokens is not None, "the caller asks first"
         tokens = named[of_tokens]
+        longest = max(1, min(_LONGEST, tokens.shape[1] - _PADS))
         pad = self._pad_id(tokens, real, given=given)
         plain = not _has_decoder(self.network)
         if cut:
             row = int((real != 0).sum(-1).argmax())
-            kept = real[row].nonzero().flatten()[:_LONGEST]
+            kept = real[row].nonzero().flatten()[:longest]
             if not len(kept):
                 return None
             kept = kept.repeat(2) if len(kept) == 1 else kept
+            if not self._may_have(len(kept) + _PADS, tokens):
+                return None
             named = {
                 name: value[row : row + 1, kept]
                 if is_along(name, value, tokens, labels=plain)
@@ -282,6 +290,8 @@ class Positions:
             }
             tokens = tokens[row : row + 1, kept]
             real = real[row : row + 1, kept]
+        elif not self._may_have(tokens.shape[1] + _PADS, tokens):
+            return None
         along = {name: value for name, value in named.items() if is_along(name, value, tokens, labels=plain)}
         before = {name: -100 if "label" in name else 0 for name in along}
         before[of_tokens] = pad
@@ -298,10 +308,18 @@ class Positions:
                 return "add"
         return "refuse"
 
+    def _may_have(self, length: int, tokens: Tensor) -> bool:
+        """Whether a row may have so many tokens: beyond its last position a GPU stops the whole program."""
+        config = getattr(original(self.network), "config", None)
+        limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+        known = [limit for limit in limits if isinstance(limit, int)]
+        return tokens.device.type == "cpu" or length <= max([*known, tokens.shape[1]])
+
     def _pad_id(self, tokens: Tensor, real: Tensor, *, given: bool) -> int:
         self._guessed.discard(given)
-        pad = getattr(getattr(original(self.network), "config", None), "pad_token_id", None)
-        if isinstance(pad, int) and pad >= 0:
+        config = getattr(original(self.network), "config", None)
+        pad, size = getattr(config, "pad_token_id", None), getattr(config, "vocab_size", None)
+        if isinstance(pad, int) and pad >= 0 and not (isinstance(size, int) and pad >= size):
             return pad
         padding = tokens[real == 0] if tokens.ndim == 2 else tokens[:0]
         if len(padding):
