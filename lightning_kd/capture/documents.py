@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import takes
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.probe import Looks, answer, is_along, is_close, named_inputs, probing
@@ -47,6 +48,36 @@ def begins_in(positions: Tensor, mask: Any = None) -> Tensor:
         return begins
     real = mask != 0
     return begins & real[:, 1:] & (real.cumsum(-1)[:, :-1] > 0)  # padding before the first document is none
+
+
+def document_starts(positions: Tensor | None, mask: Tensor | None, size: torch.Size) -> Tensor | None:
+    """Return which tokens are the first of a document behind another one in their row; ``None`` if nothing tells.
+
+    Args:
+        positions: The positions (B, T), or (1, T) for all rows.
+        mask: Which tokens are no padding.
+        size: How many rows and tokens there are.
+
+    Example:
+        >>> document_starts(torch.tensor([[0, 1, 0]]), None, torch.Size([2, 3]))
+        tensor([[False, False,  True],
+                [False, False,  True]])
+    """
+    if positions is None or len(size) != 2 or positions.shape[1:] != size[1:] or len(positions) not in (1, size[0]):
+        return None
+    positions = positions.expand(size)
+    if mask is not None:
+        mask = mask[:, None].expand(size) if mask.ndim == 1 and len(mask) == size[0] else mask
+        mask = mask.to(positions.device)
+    return torch.nn.functional.pad(begins_in(positions, mask), (1, 0))
+
+
+def position_ids_of(call: Call, network: nn.Module) -> Tensor | None:
+    """Return the positions (B, N) that a network was told, ``None`` if it was not."""
+    given = call.kwargs.get("position_ids")
+    if given is None and len(call.args) > 1:
+        given = dict(zip(takes(network).positional, call.args, strict=False)).get("position_ids")
+    return given if isinstance(given, Tensor) and given.ndim == 2 and not given.is_floating_point() else None
 
 
 class Documents:

@@ -8,6 +8,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.documents import document_starts
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.padding import has_left_pads
 from lightning_kd.losses.tokens.order import order_of
@@ -75,9 +76,22 @@ class ModelLoss:
         return self if isinstance(task_loss, str) else task_loss
 
     def _tell(self, read: Batch) -> None:
-        """Say once that the first token after padding on the left is predicted from the padding."""
+        """Say once that the first token after padding on the left is predicted from the padding.
+
+        And that the first of a document is predicted from the document before.
+        """
         mask, labels = read.kwargs.get("attention_mask"), read.target
-        if not self.is_shifted or not isinstance(labels, Tensor) or not has_left_pads(mask):
+        if not self.is_shifted or not isinstance(labels, Tensor):
+            return
+        given = read.kwargs.get("position_ids")
+        starts = document_starts(given, mask, labels.shape) if isinstance(given, Tensor) and given.ndim == 2 else None
+        if starts is not None and bool((starts & (labels != IGNORE_INDEX)).any()):
+            self._told = True
+            rank_zero_warn(
+                "The student's own loss (task_loss='model') also counts the first token of each document in a row of "
+                "several, which it predicts from the document before. Label that token -100."
+            )
+        if not has_left_pads(mask):
             return
         assert isinstance(mask, Tensor), "it has padding"
         if labels.shape == mask.shape and bool(((mask[:, 1:] > mask[:, :-1]) & (labels[:, 1:] != IGNORE_INDEX)).any()):

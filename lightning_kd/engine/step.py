@@ -15,6 +15,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teacher
 from lightning_kd.capture.decoder_mask import decoder_mask
+from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
 from lightning_kd.capture.rows import is_of_batch
@@ -340,6 +341,7 @@ class TrainingStep:
             hidden=self._hidden(sparse),
             sparse=sparse,
             teacher_target=batch.teacher_target,
+            position_ids=position_ids_of(call, self.student),
             heads=None if self.heads is None else self.heads.heads,
             call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
             compared_logits=self.hooks.output_options.compared(student_logits),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.engine.checks import scalar
 from lightning_kd.engine.labels import as_class_ids, check_classes
 from lightning_kd.engine.model_loss import ModelLoss
@@ -145,6 +146,7 @@ class Evaluation:
             teacher_logits = None  # which have no labels among the student's
         logits = self.step.reading.student_logits(call, training=False)
         self.tokens.own_loss = isinstance(task_loss, str)
+        self.tokens.positions = position_ids_of(call, self.step.student)
         target = as_class_ids(read.target, logits)
         predicted = self.tokens.target(read, target, logits)
         if loader not in self.comparisons:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.documents import document_starts
 from lightning_kd.capture.networks import original
 from lightning_kd.engine.model_loss import ModelLoss
 from lightning_kd.engine.step import TrainingStep
@@ -36,6 +37,8 @@ class TokenMeans:
         self._has_seen = False
         self.own_loss = False
         """Whether the task's loss is the one that the student computes itself."""
+        self.positions: Tensor | None = None
+        """The positions that the student was told."""
 
     def start(self, *, in_fit: bool) -> None:
         """Begin an evaluation anew.
@@ -169,6 +172,7 @@ class TokenMeans:
             mask=None if mask is None else mask.to(logits.device),
             shift=shift,
             device=logits.device,
+            starts=document_starts(self.positions, read.mask, target.shape),
         )
         assert counts is not None, "there are labels"
         return shift, counts

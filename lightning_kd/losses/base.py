@@ -48,10 +48,10 @@ class StepTensors:
         heads: The output layers, for losses of tokens.
         call: Calls another network with what the student was called with, and returns its logits.
         compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
-        head_of: Returns one of several outputs of a role, given the role and the head's name or number, in the form
-            in which student and teacher are compared.
+        head_of: Returns one of several outputs of a role, by the head's name or number, as they are compared.
         sparse: The teacher's ``SparseLogits``, where these are its answer in the place of logits.
         teacher_target: The labels of the teacher's own tokens, ``None`` if it reads the student's.
+        position_ids: The positions (B, N) that the student was told, for losses that relate tokens to one another.
     """
 
     student_logits: Tensor | None = None
@@ -70,6 +70,7 @@ class StepTensors:
     head_of: Callable[[str, Head], Tensor | None] | None = None
     sparse: Any = None
     teacher_target: Tensor | None = None
+    position_ids: Tensor | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None

@@ -17,6 +17,7 @@ def counting_positions(
     ignore_index: int = IGNORE_INDEX,
     shift: bool = False,
     device: torch.device | None = None,
+    starts: Tensor | None = None,
 ) -> Tensor | None:
     """Return which positions count, or ``None`` if all do.
 
@@ -29,6 +30,7 @@ def counting_positions(
         shift: Whether a position predicts the token after it. Then that token decides by its label, and both must be
             no padding; the last position predicts nothing.
         device: Where the answer is needed.
+        starts: Which tokens are the first of a document, which the document before does not predict.
 
     Raises:
         ValueError: If a shape or type does not suit the logits.
@@ -51,7 +53,10 @@ def counting_positions(
     target = None if labels is None else labels != ignore_index
     real = None if mask is None else mask.bool()
     if shift:
-        return _of_the_next(positions, target, real, device)
+        counts = _of_the_next(positions, target, real, device)
+        if starts is not None:
+            counts[..., :-1] &= ~starts[..., 1:].to(counts.device)
+        return counts
     if target is None or real is None:
         return real if target is None else target
     return target & real

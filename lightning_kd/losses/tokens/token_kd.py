@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_kd.capture.documents import document_starts
 from lightning_kd.losses.base import LOGITS, Shape, StepTensors
 from lightning_kd.losses.checks import check_not_negative, check_positive
 from lightning_kd.losses.tensors import is_empty, upcast, zero_of
@@ -275,9 +276,12 @@ class TokenKDLoss(TokenMean):
         if mask is not None and (mask.ndim != 2 or self._order.mask_is_of_input):
             mask = None
         if step.hidden is not None and step.heads is not None:
-            return self.of_hidden(*step.hidden, step.heads, step.target, mask)
+            starts = document_starts(step.position_ids, step.mask, step.hidden[0].shape[:-1])
+            return self.of_hidden(*step.hidden, step.heads, step.target, mask, starts)
         teacher = step.teacher_logits if step.sparse is None else step.sparse
-        value: Tensor = self(step.student_logits, teacher, target=step.target, mask=mask)
+        assert step.student_logits is not None, "the engine has checked it"
+        starts = document_starts(step.position_ids, step.mask, step.student_logits.shape[:-1])
+        value: Tensor = self(step.student_logits, teacher, target=step.target, mask=mask, starts=starts)
         return value
 
     def of_hidden(
@@ -287,6 +291,7 @@ class TokenKDLoss(TokenMean):
         heads: tuple[Head, Head | None],
         target: Tensor | None,
         mask: Tensor | None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Compute the unweighted loss of hidden states (B, T, H), with both output layers inside.
 
@@ -296,9 +301,10 @@ class TokenKDLoss(TokenMean):
             heads: The output layers of both; of the student alone for a few tokens.
             target: The labels.
             mask: Which tokens are no padding.
+            starts: Which tokens are the first of a document, which the document before does not predict.
         """
         positions = student.shape[:-1]
-        shift, counts = self._counting(positions, (*positions, 0), target, mask, student.device)
+        shift, counts = self._counting((*positions, 0), target, mask, student.device, starts)
         temperature, weight = self.now(self.temperature), self.now(self.cross_entropy)
         aim = Aim(
             self.divergence,
@@ -328,16 +334,16 @@ class TokenKDLoss(TokenMean):
         return total / tokens
 
     def _counting(
-        self, positions: torch.Size, logits: Shape, target: Tensor | None, mask: Tensor | None, device: torch.device
+        self, logits: Shape, target: Tensor | None, mask: Tensor | None, device: torch.device, starts: Tensor | None
     ) -> tuple[bool, Tensor | None]:
         """Return whether a position predicts the token after it, and which positions count."""
+        positions = torch.Size(logits[:-1])
         shift = len(positions) > 1 and self._order.check(logits)
         if self.tokens == "mask":
             target = None
         ignored = self.ignore_index if target is not None else IGNORE_INDEX
-        counts = counting_positions(
-            "TokenKDLoss", positions, labels=target, mask=mask, ignore_index=ignored, shift=shift, device=device
-        )
+        known = {"labels": target, "mask": mask, "starts": starts}
+        counts = counting_positions("TokenKDLoss", positions, **known, ignore_index=ignored, shift=shift, device=device)
         return shift, counts
 
     def forward(
@@ -346,8 +352,9 @@ class TokenKDLoss(TokenMean):
         teacher_logits: Tensor | SparseLogits,
         target: Tensor | None = None,
         mask: Tensor | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
-        """Compute the unweighted loss of a batch of logits, see ``token_kd_loss``."""
+        """Compute the unweighted loss of a batch of logits, see ``token_kd_loss`` and :meth:`of_hidden`."""
         if self.vocab == "truncate" and isinstance(teacher_logits, Tensor):
             size = min(student_logits.shape[-1], teacher_logits.shape[-1])
             student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
@@ -355,7 +362,7 @@ class TokenKDLoss(TokenMean):
             self._check_sparse(teacher_logits, student_logits.shape[-1])
         _check_logits("TokenKDLoss", student_logits, teacher_logits, self.missing)
         positions = student_logits.shape[:-1]
-        shift, counts = self._counting(positions, tuple(student_logits.shape), target, mask, student_logits.device)
+        shift, counts = self._counting(tuple(student_logits.shape), target, mask, student_logits.device, starts)
         temperature = self.now(self.temperature)
         form = closed_form(self.divergence, self.now(self.alpha), self.now(self.beta), self.now(self.ratio))
         total = _sum(student_logits, teacher_logits, counts, form, temperature, self.missing)
