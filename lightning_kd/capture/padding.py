@@ -6,6 +6,8 @@ other form. What it needs is then added, or refused with the remedy.
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -254,11 +256,10 @@ class Positions:
             self._hows[given] = "as it is"  # there are no rows of tokens
             return "as it is"
         named = {**named, "attention_mask": real} if given else named
-        # a row cut short is cheap; what belongs to a whole row, such as an image, needs the rows as they are
-        for cut, plain in ((True, True), (True, False), (False, True), (False, False)):
+        for way, plain in product((self._of_row, self._of_full_row, self._of_rows), (True, False)):
             try:
                 with probing(self.network, self.whole, plain=plain):
-                    how = self._how(named, real, cut=cut, given=given)
+                    how = way(named, real, self._pad_id(tokens, real, given=given))
             except Exception as error:
                 self._why.setdefault(given, str(error) or type(error).__name__)
             else:
@@ -267,46 +268,78 @@ class Positions:
                     break
         return self._hows.get(given)
 
-    def _how(self, named: dict[str, Any], real: Tensor, *, cut: bool, given: bool) -> How | None:
-        of_tokens = name_of_tokens(named)
-        assert of_tokens is not None, "the caller asks first"
-        tokens = named[of_tokens]
-        longest = max(1, min(_LONGEST, tokens.shape[1] - _PADS))
-        pad = self._pad_id(tokens, real, given=given)
-        plain = not _has_decoder(self.network)
-        if cut:
-            row = int((real != 0).sum(-1).argmax())
-            kept = real[row].nonzero().flatten()[:longest]
-            if not len(kept):
-                return None
-            kept = kept.repeat(2) if len(kept) == 1 else kept
-            if not self._may_have(len(kept) + _PADS, tokens):
-                return None
-            named = {
-                name: value[row : row + 1, kept]
-                if is_along(name, value, tokens, labels=plain)
-                else _row(value, row, len(tokens))
-                for name, value in named.items()
-            }
-            tokens = tokens[row : row + 1, kept]
-            real = real[row : row + 1, kept]
-        elif not self._may_have(tokens.shape[1] + _PADS, tokens):
+    def _of_row(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
+        """Compare a row that is cut short, which is cheap, with one with padding before it."""
+        kept = _kept(real, max(1, min(_LONGEST, real.shape[1] - _PADS)))
+        if kept is None or not self._may_have(max(2, len(kept[1])) + _PADS, real):
             return None
-        along = {name: value for name, value in named.items() if is_along(name, value, tokens, labels=plain)}
-        before = {name: -100 if "label" in name else 0 for name in along}
-        before[of_tokens] = pad
-        padded = named | {name: _pad(value, before[name]) for name, value in along.items()}
-        expected = answer(self.network, named)
-        if expected is None or self._is_same(expected, answer(self.network, padded), real):
+        row, columns = kept
+        columns = columns.repeat(2) if len(columns) == 1 else columns
+        one, along = self._picked(named, row, columns)
+        pads = self._pads(one, along, pad)
+        padded = one | {name: _join(pads[name], value) for name, value in along.items()}
+        return self._compare(one, padded, self._is_same)
+
+    def _of_full_row(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
+        """Compare a row with padding behind it with the same before it, for a network of rows of one length."""
+        kept = _kept(real, real.shape[1] - _PADS)
+        if kept is None or len(kept[1]) < 2:
+            return None
+        one, along = self._picked(named, *kept)
+        size = len(kept[1])
+        pads = self._pads(one, along, pad, real.shape[1] - size)
+        behind = one | {name: _join(value, pads[name]) for name, value in along.items()}
+        before = one | {name: _join(pads[name], value) for name, value in along.items()}
+        comparable = True
+
+        def is_same(expected: Tensor, found: Tensor | None) -> bool:
+            nonlocal comparable
+            comparable = found is not None and found.shape == expected.shape and expected.ndim == 3
+            return found is not None and comparable and is_close(found[:, -size:], expected[:, :size])
+
+        how = self._compare(behind, before, is_same)
+        return how if comparable else None
+
+    def _of_rows(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
+        """Compare rows as they are, since what belongs to them, such as an image, may need them whole."""
+        if not self._may_have(real.shape[1] + _PADS, real):
+            return None
+        along = self._along(named)
+        pads = self._pads(named, along, pad)
+        padded = named | {name: _join(pads[name], value) for name, value in along.items()}
+        return self._compare(named, padded, partial(self._is_same, real=real), anew=True)
+
+    def _compare(
+        self, one: dict[str, Any], padded: dict[str, Any], is_same: Callable[..., bool], *, anew: bool = False
+    ) -> How:
+        expected = answer(self.network, one)
+        if expected is None or is_same(expected, answer(self.network, padded)):
             return "as it is"
-        if given and "position_ids" in takes(self.network).named:
-            if not cut:
-                expected = answer(self.network, {**named, "position_ids": positions_of(named["attention_mask"])})
-                assert expected is not None, "it had an answer before"
-            padded["position_ids"] = positions_of(padded["attention_mask"])
-            if self._is_same(expected, answer(self.network, padded), real):
+        mask = padded.get("attention_mask")
+        if mask is not None and "position_ids" in takes(self.network).named:
+            if anew:  # its rows may be padded as well
+                expected = answer(self.network, {**one, "position_ids": positions_of(one["attention_mask"])})
+            if expected is not None and is_same(
+                expected, answer(self.network, {**padded, "position_ids": positions_of(mask)})
+            ):
                 return "add"
         return "refuse"
+
+    def _along(self, named: dict[str, Any]) -> dict[str, Tensor]:
+        """Return the inputs that have a value for each token."""
+        tokens, labels = named[name_of_tokens(named) or ""], not _has_decoder(self.network)
+        return {name: value for name, value in named.items() if is_along(name, value, tokens, labels=labels)}
+
+    def _picked(self, named: dict[str, Any], row: int, columns: Tensor) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the inputs of some tokens of a row, and of these which have a value for each token."""
+        rows = len(named[name_of_tokens(named) or ""])
+        along = {name: value[row : row + 1, columns] for name, value in self._along(named).items()}
+        return {name: _row(value, row, rows) for name, value in named.items()} | along, along
+
+    def _pads(self, named: dict[str, Any], along: dict[str, Tensor], pad: int, count: int = _PADS) -> dict[str, Tensor]:
+        """Return the values of padding."""
+        fill = {name: -100 if "label" in name else 0 for name in along} | {name_of_tokens(named) or "": pad}
+        return {name: v.new_full((len(v), count, *v.shape[2:]), fill[name]) for name, v in along.items()}
 
     def _may_have(self, length: int, tokens: Tensor) -> bool:
         """Whether a row may have so many tokens: beyond its last position a GPU stops the whole program."""
@@ -328,7 +361,7 @@ class Positions:
             self._guessed.add(given)
         return 0
 
-    def _is_same(self, expected: Tensor, found: Tensor | None, real: Tensor) -> bool:
+    def _is_same(self, expected: Tensor, found: Tensor | None, real: Tensor | None = None) -> bool:
         if found is None or found.ndim != expected.ndim:
             return True  # no answer that could be compared
         longer = [axis for axis, size in enumerate(expected.shape) if found.shape[axis] == size + _PADS]
@@ -336,7 +369,7 @@ class Positions:
             found = found.narrow(longer[0], _PADS, expected.shape[longer[0]])
         if found.shape != expected.shape:
             return True
-        if longer == [1] and expected.shape[:2] == real.shape:
+        if real is not None and longer == [1] and expected.shape[:2] == real.shape:
             found, expected = found[real != 0], expected[real != 0]
         return is_close(found, expected)
 
@@ -349,5 +382,12 @@ def _row(value: Any, row: int, rows: int) -> Any:
     return value[row : row + 1] if isinstance(value, Tensor) and value.ndim and len(value) == rows else value
 
 
-def _pad(value: Tensor, pad: int) -> Tensor:
-    return torch.cat([value.new_full((value.shape[0], _PADS, *value.shape[2:]), pad), value], 1)
+def _kept(real: Tensor, longest: int) -> tuple[int, Tensor] | None:
+    """Return the row with the most tokens, and where its first ones are; ``None`` if there are none."""
+    row = int((real != 0).sum(-1).argmax())
+    columns = real[row].nonzero().flatten()[: max(0, longest)]
+    return (row, columns) if len(columns) else None
+
+
+def _join(one: Tensor, other: Tensor) -> Tensor:
+    return torch.cat([one, other], 1)

@@ -310,3 +310,25 @@ def test_rows_of_one_document_are_called_as_they_are():
     documents = Documents(Never(), "student", may_change=True, whole=torch.no_grad)
     batch = {"input_ids": RIGHT, "position_ids": torch.arange(5).expand(2, 5)}
     assert documents((), batch, batch["position_ids"], None) is batch
+
+
+class OfFive(Counts):
+    """Takes rows of five tokens only."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        return super().forward(input_ids, attention_mask, position_ids)["logits"] + torch.zeros(1, 5, 1)
+
+
+class SeesAll(Recurrent):
+    """Takes rows of five tokens only, and reads the padding."""
+
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids) + torch.zeros(1, 5, 1)
+
+
+def test_a_network_of_rows_of_one_length_is_tried_at_that_length():
+    positions = told(OfFive())
+    positions.settle((), {"input_ids": RIGHT, "attention_mask": (RIGHT != 0).long()})
+    assert positions((), LATER)["position_ids"].tolist() == EXPECTED
+    with pytest.raises(ValueError, match=r"student SeesAll .* it reads the padding"):
+        told(SeesAll()).settle((), LATER)
