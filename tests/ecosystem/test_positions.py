@@ -195,3 +195,52 @@ def test_documents_through_the_callback():
 def test_documents_that_a_network_cannot_keep_apart_are_refused():
     with pytest.raises(ValueError, match=r"student BertForMaskedLM .*documents one by one.*give one document a row"):
         kd_of("module", bert(0), bert(1), PACKED)
+
+
+def bloom(seed=0):
+    torch.manual_seed(seed)
+    return hf.BloomForCausalLM(
+        hf.BloomConfig(vocab_size=50, hidden_size=16, n_layer=2, n_head=2, initializer_range=0.3)
+    )
+
+
+def test_a_step_that_passes_labels_is_told_what_to_give():
+    batch = {"input_ids": IDS, "attention_mask": MASK, "labels": IDS.masked_fill(MASK == 0, -100)}
+    with pytest.raises(ValueError, match=r"student GPT2LMHeadModel .* counts the padding as positions.*position_ids"):
+        kd_of("callback", gpt2(0), llama(1), batch)
+
+
+ENDS = {
+    "input_ids": torch.tensor([[7, 5, 9, 3, 0], [3, 8, 2, 11, 6]]),
+    "attention_mask": torch.tensor([[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]),
+    "position_ids": torch.tensor([[0, 1, 2, 0, 0], [0, 1, 0, 1, 2]]),
+}
+
+
+@pytest.mark.parametrize("first", [PACKED, ENDS], ids=["without a mask", "padded at the end"])
+@pytest.mark.parametrize("then", [PACKED, ENDS], ids=["without a mask", "padded at the end"])
+@pytest.mark.parametrize("make", [llama, gpt2])
+def test_documents_stay_apart_in_later_batches_too(make, first, then):
+    positions = DistillationModule(make(0), make(1), [KDLoss()]).run.step.positions.student
+    positions.settle((), first)
+    with torch.no_grad():
+        found = positions.network.eval()(**positions((), then)).logits[1]
+        alone = [positions.network(ids[None]).logits[0] for ids in DOCUMENTS]
+    torch.testing.assert_close(found, torch.cat(alone), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:No network takes the column")
+def test_a_network_without_positions_is_refused_documents():
+    with pytest.raises(ValueError, match=r"teacher BloomForCausalLM .*It takes no position_ids.*one document a row"):
+        kd_of("module", llama(0), bloom(1), PACKED)
+
+
+def test_embeddings_are_padded_on_the_left_too():
+    student = gpt2(0).eval()
+    positions = DistillationModule(student, gpt2(1), [KDLoss()]).run.step.positions.student
+    values = torch.randn(2, 6, 16, generator=torch.Generator().manual_seed(0))
+    batch = {"inputs_embeds": values, "attention_mask": MASK}
+    positions.settle((), batch)
+    with torch.no_grad():
+        found = student(**positions((), batch)).logits[0, 3:]
+        torch.testing.assert_close(found, student(inputs_embeds=values[:1, 3:]).logits[0], rtol=1e-3, atol=1e-4)
