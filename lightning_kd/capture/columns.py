@@ -237,13 +237,16 @@ def is_label(name: str) -> bool:
     return "label" in name or name in ("start_positions", "end_positions", "num_items_in_batch")
 
 
-def unused_columns(batch: Any, networks: Iterable[nn.Module], read: Iterable[str] = ()) -> str | None:
+def unused_columns(
+    batch: Any, networks: Iterable[nn.Module], read: Iterable[str] = (), *, own_step: bool = False
+) -> str | None:
     """Return a sentence on the columns of a batch that no network takes, ``None`` if there are none.
 
     Args:
         batch: The batch.
         networks: The networks that are called with it.
         read: Columns that somebody else reads.
+        own_step: Whether a step of the user's calls the student, which may give it a column by another name.
 
     Example:
         >>> unused_columns({"input": 1, "inputs": 2, "y": 3}, [nn.Linear(1, 1)])
@@ -262,7 +265,8 @@ def unused_columns(batch: Any, networks: Iterable[nn.Module], read: Iterable[str
     for name in unused:
         near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.8)
         told.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return f"No network takes the column(s) {', '.join(told)} of the batch, so they are left out."
+    sentence = f"No network takes the column(s) {', '.join(told)} of the batch"
+    return f"{sentence} by name; training_step may read them." if own_step else f"{sentence}, so they are left out."
 
 
 def is_own(method: Any) -> bool:

@@ -316,7 +316,7 @@ class SetUp:
                     lesson = self._first_lesson(batch, call)
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
-                read = read_if_known(self.step.hooks, batch)
+                read = self.step.with_masks(read_if_known(self.step.hooks, batch), call)
                 tensors = self._check_first(call, lesson, watch, read)
             self.step.settle_positions(batch, call)
             known = {

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.call_mask import with_masks_of
 from lightning_kd.capture.classes import class_order
-from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, of_teacher
+from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_own, of_teacher
 from lightning_kd.capture.decoder_mask import decoder_mask
 from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.capture.heads import is_output
@@ -223,7 +224,7 @@ class TrainingStep:
         asked = goal.needs_teacher and self.teacher_ready
         lesson = self.ask(batch, call, read, layers_only=self.reading.layers_only) if asked else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
-        tensors = self.tensors(call, lesson, read() if needs_batch else _NO_BATCH)
+        tensors = self.tensors(call, lesson, self.with_masks(read(), call) if needs_batch else _NO_BATCH)
         if not goal.in_stage:
             if self._lacks(tensors):
                 for name, loss in goal.active:
@@ -294,6 +295,10 @@ class TrainingStep:
             index = (read_if_known(self.hooks, batch) if read is None else read()).index
         is_example = first and (getattr(self.hooks, "example_input_array", None) is not None or not as_given)
         return Call(of=call, index=index, is_example=is_example)
+
+    def with_masks(self, read: Batch, call: Call) -> Batch:
+        """Return a batch with the masks of a call of the student; what a method of the user's has read stays as is."""
+        return with_masks_of(call, read, self.student, self.batch_axis) if is_own(self.hooks.unpack_batch) else read
 
     def of_teacher(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the teacher takes: of the student's call, and of the batch what only the teacher takes."""

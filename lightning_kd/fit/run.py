@@ -374,9 +374,10 @@ class DistillationRun:
             if difference is not None:
                 rank_zero_info(difference)
         of_store = () if teacher is None else teacher.stored_columns
-        told = unused_columns(batch, networks, (*self.taken_columns, *of_store))
+        own_step = self.step.calls is not None
+        told = unused_columns(batch, networks, (*self.taken_columns, *of_store), own_step=own_step)
         if told is not None:
-            (rank_zero_warn if self.step.calls is None else rank_zero_info)(told)
+            (rank_zero_info if own_step else rank_zero_warn)(told)
 
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""

@@ -153,7 +153,8 @@ def test_unused_columns_are_told_once():
 def test_under_the_callback_the_step_may_read_them(caplog):
     with caplog.at_level(logging.INFO):
         kd_of("callback", Plain(), Kinds(), columns(note=torch.zeros(6)))
-    assert "No network takes the column(s) 'note' of the batch" in caplog.text
+    assert "No network takes the column(s) 'note' of the batch by name; training_step may read them" in caplog.text
+    assert "left out" not in caplog.text
 
 
 def test_whoever_reads_the_batch_is_told_nothing():

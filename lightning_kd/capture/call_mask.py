@@ -1,0 +1,43 @@
+"""The masks that a network was called with, which say more surely than any column of a batch what is padding."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.columns import takes
+
+_MASK, _OF_DECODER = "attention_mask", "decoder_attention_mask"
+
+
+def with_masks_of(call: Call, read: Batch, network: nn.Module, axis: int = 0) -> Batch:
+    """Return a batch with the masks of padding that a network was called with, in the place of its own.
+
+    A step of the user's may find the mask anywhere in the batch, or make it. What has been taken for the target, and
+    is the mask, is no target.
+
+    Args:
+        call: The recorded call.
+        read: The batch taken apart.
+        network: The network that was called.
+        axis: The axis of the samples in its input.
+
+    Example:
+        >>> import torch
+        >>> call = Call(kwargs={"attention_mask": torch.tensor([[1, 0]])})
+        >>> with_masks_of(call, Batch(), nn.Identity()).mask
+        tensor([[ True, False]])
+    """
+    named = call.kwargs
+    if len(call.args) > 1:
+        named = {**dict(zip(takes(network).positional, call.args, strict=False)), **named}
+    of_decoder = named.get(_OF_DECODER)
+    if isinstance(of_decoder, Tensor) and read.kwargs.get(_OF_DECODER) is not of_decoder:
+        read = replace(read, kwargs={**read.kwargs, _OF_DECODER: of_decoder})
+    mask = named.get(_MASK)
+    if not isinstance(mask, Tensor) or mask is read.kwargs.get(_MASK):
+        return read
+    if mask.ndim != 2 or mask.shape[0] != call.rows(axis):  # such as which token sees which
+        return read
+    return replace(read, mask=mask.bool(), target=None if read.target is mask else read.target)
