@@ -15,6 +15,7 @@ from lightning_kd.capture.networks import original
 from lightning_kd.engine.layouts import tokens_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.logits.regression import RegressionKDLoss
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ def settle_masks(step: TrainingStep, read: Batch) -> Masks:
     for name, loss in step.objective.leaves:
         sides = sides_of(original(step.student), loss.student_layers) if is_own(step.hooks.unpack_batch) else set()
         loss.of_decoder = sides == {"decoder"}
+        if isinstance(loss, RegressionKDLoss):
+            loss.masked = masks.tokens is not None and masks.tokens.ndim == 2
         if len(sides) > 1 and (masks.tokens is not None or masks.decoder is not None):
             raise ValueError(
                 f"Part {name!r}: {type(loss).__name__} reads layers of the encoder and of the decoder, whose tokens "

@@ -121,13 +121,13 @@ class SetUp:
         shapes, known, masks = self._measure(batch, call_student, module)
         if self.shapes is None:
             self._settle_views(known, masks)
-        self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
         check_mask(self.step.objective.leaves, masks, shapes)
-        tell_unread_masks(self.step, batch, masks.tokens, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:
             self._check_same_sizes(shapes)
+        self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
+        tell_unread_masks(self.step, batch, masks.tokens, shapes)
         logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
         self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
 

@@ -103,7 +103,9 @@ class Comparison:
         self, mask: Tensor, student: Tensor, teacher: Tensor | None, labels: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return what counts, as rows; a mask of other axes than the outputs' says nothing."""
-        if student.ndim == 3 and self.task.class_axis == 1 and mask.ndim == 2:
+        if student.ndim == 3 and mask.ndim == 2 and (self.task.class_axis == 1 or _is_last(student, mask)):
+            if labels is not None and labels.shape == student.shape:
+                labels = labels.mT
             student, teacher = student.mT, teacher.mT if teacher is not None and teacher.ndim == 3 else teacher
         if student.shape[: mask.ndim] != mask.shape or (mask.ndim == 2 and student.ndim < 3):
             return student, teacher, labels
@@ -304,6 +306,11 @@ def _axis(student: Tensor, target: Tensor | None = None) -> int:
     if target is None or _ids(student, target, first) is not None or target.shape == student.shape:
         return first
     return first if _ids(student, target, second) is None else second
+
+
+def _is_last(student: Tensor, mask: Tensor) -> bool:
+    """Whether only the last axis of outputs (B, C, T) is that of a mask (B, T)."""
+    return student.shape[1] != mask.shape[1] == student.shape[2]
 
 
 def _ids(student: Tensor, target: Tensor, axis: int | None) -> Tensor | None:

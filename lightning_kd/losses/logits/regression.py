@@ -1,5 +1,7 @@
 """Distillation of numbers: make the student's predictions those of the teacher, or no worse than those."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -7,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.capture.heads import Head
-from lightning_kd.losses.base import Shape
+from lightning_kd.losses.base import Shape, StepTensors
 from lightning_kd.losses.checks import check_not_negative, check_positive, check_same_shape
 from lightning_kd.losses.logits.base import LogitLoss
 from lightning_kd.losses.tensors import upcast_alike
@@ -92,6 +94,9 @@ class RegressionKDLoss(LogitLoss):
     second also where it is far off. ``"bounded"`` learns the target, but stops where the student beats the teacher,
     which keeps a noisy target from being learned by heart; it needs labels.
 
+    Outputs of tokens or frames :math:`(B, T, C)` or :math:`(B, C, T)` count where the mask of the batch says that they
+    are no padding; each is then a sample of its own.
+
     Args:
         kind: Which distance.
         delta: Where Huber's distance becomes linear, > 0, in the unit of the numbers.
@@ -125,6 +130,59 @@ class RegressionKDLoss(LogitLoss):
         self.delta = delta
         self.margin = margin
         self.needs_target = kind == "bounded"
+        self.masked = False  # whether the batches have a mask of tokens; set-up finds out
+        self._of_tokens = False
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the outputs are of tokens, of which a mask may say which are padding."""
+        return self._of_tokens
+
+    @property
+    def means_over_tokens(self) -> bool:
+        """Whether the loss is a mean over the valid tokens of all processes."""
+        return self._of_tokens and self.masked
+
+    def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
+        """Check that both networks predict as many numbers.
+
+        Args:
+            student_shapes: Holds the shape of the student's outputs.
+            teacher_shapes: Holds the shape of the teacher's outputs.
+
+        Raises:
+            ValueError: If they do not.
+        """
+        super().build(student_shapes, teacher_shapes)
+        student, _ = self.logit_shapes(student_shapes, teacher_shapes)
+        self._of_tokens = student is not None and len(student) == 3
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Return the unweighted loss of a step, over the tokens that its mask leaves."""
+        mask = step.mask
+        if mask is None or mask.ndim != 2 or not self._of_tokens:
+            return super().evaluate(step)
+
+        def kept(values: Tensor | None) -> Tensor | None:
+            return None if values is None else _valid(values, mask)
+
+        head_of = step.head_of
+        return super().evaluate(
+            replace(
+                step,
+                student_logits=kept(step.student_logits),
+                compared_logits=kept(step.compared_logits),
+                teacher_logits=kept(step.teacher_logits),
+                target=kept(step.target) if self.needs_target else step.target,
+                head_of=None if head_of is None else lambda role, head: kept(head_of(role, head)),
+            )
+        )
+
+    def _tokens(self, step: StepTensors) -> Tensor:
+        if step.mask is not None and step.mask.ndim == 2:
+            return step.mask.sum()
+        assert step.student_logits is not None, "it is compared"
+        return torch.tensor(step.student_logits.shape[:2].numel(), device=step.student_logits.device)
 
     def check_shapes(self, student: Shape, teacher: Shape) -> None:
         """Raise a ``ValueError`` that names both shapes unless both networks predict as many numbers."""
@@ -134,6 +192,13 @@ class RegressionKDLoss(LogitLoss):
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Compute the unweighted loss of a batch of predictions, see ``regression_kd_loss``."""
         return regression_kd_loss(student, teacher, target, kind=self.kind, delta=self.delta, margin=self.margin)
+
+
+def _valid(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the tokens that are no padding as rows (M, ...), of values (B, T), (B, T, C) or (B, C, T)."""
+    if values.ndim == 3 and values.shape[1] != mask.shape[1] == values.shape[2]:
+        values = values.mT
+    return values[mask] if values.shape[:2] == mask.shape else values
 
 
 def _like(target: Tensor | None, numbers: Tensor) -> Tensor:
