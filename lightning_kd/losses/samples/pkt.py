@@ -5,7 +5,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.losses.base import Layers, Layout, Shape
+from lightning_kd.losses.base import Layers, Layout, Shape, StepTensors
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, upcast_alike, wide, zero_of
@@ -223,6 +223,19 @@ class PKTLoss(LayerPairLoss):
         projector = LinearProjector()
         projector.build(student, teacher)
         return (projector,)
+
+    def read_layers(self, role: Literal["student", "teacher"], step: StepTensors) -> Tensor | list[Tensor]:
+        """Return the values of a role's layers; moments are means over what some text has, not over padding of all."""
+        values = super().read_layers(role, step)
+        mask = step.decoder_mask if self.of_decoder else step.mask
+        if self.mode != "moments" or mask is None or mask.ndim != 2 or not self.reads_text:
+            return values
+        kept = mask.any(0)
+
+        def short(value: Tensor) -> Tensor:
+            return value[:, kept] if value.ndim == 3 and value.shape[1] == len(kept) else value
+
+        return [short(value) for value in values] if isinstance(values, list) else short(values)
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module | None = None) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings: ``pkt_loss`` or what another mode is for."""
