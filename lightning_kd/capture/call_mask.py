@@ -1,6 +1,7 @@
 """The masks that a network was called with, which say more surely than any column of a batch what is padding."""
 
 from dataclasses import replace
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -29,15 +30,33 @@ def with_masks_of(call: Call, read: Batch, network: nn.Module, axis: int = 0) ->
         >>> with_masks_of(call, Batch(), nn.Identity()).mask
         tensor([[ True, False]])
     """
-    named = call.kwargs
-    if len(call.args) > 1:
-        named = {**dict(zip(takes(network).positional, call.args, strict=False)), **named}
+    named = _named(call, network)
     of_decoder = named.get(_OF_DECODER)
     if isinstance(of_decoder, Tensor) and read.kwargs.get(_OF_DECODER) is not of_decoder:
         read = replace(read, kwargs={**read.kwargs, _OF_DECODER: of_decoder})
     mask = named.get(_MASK)
-    if not isinstance(mask, Tensor) or mask is read.kwargs.get(_MASK):
-        return read
-    if mask.ndim != 2 or mask.shape[0] != call.rows(axis):  # such as which token sees which
+    if mask is read.kwargs.get(_MASK) or not _is_of_padding(mask, call, axis):
         return read
     return replace(read, mask=mask.bool(), target=None if read.target is mask else read.target)
+
+
+def mask_of(call: Call, network: nn.Module) -> Tensor | None:
+    """Return which tokens (B, N) are no padding, as a network was told; ``None`` if it was not.
+
+    Args:
+        call: The recorded call.
+        network: The network that was called.
+    """
+    mask = _named(call, network).get(_MASK)
+    return mask.bool() if _is_of_padding(mask, call) else None
+
+
+def _named(call: Call, network: nn.Module) -> dict[str, Any]:
+    if len(call.args) < 2:
+        return call.kwargs
+    return {**dict(zip(takes(network).positional, call.args, strict=False)), **call.kwargs}
+
+
+def _is_of_padding(mask: object, call: Call, axis: int = 0) -> TypeGuard[Tensor]:
+    """Whether a mask has a value for each token of each sample, unlike one that says which token sees which."""
+    return isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == call.rows(axis)

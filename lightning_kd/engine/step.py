@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.call_mask import with_masks_of
+from lightning_kd.capture.call_mask import mask_of, with_masks_of
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_own, of_teacher
 from lightning_kd.capture.decoder_mask import decoder_mask
@@ -346,6 +346,7 @@ class TrainingStep:
             hidden=self._hidden(sparse),
             sparse=sparse,
             teacher_target=batch.teacher_target,
+            teacher_mask=None if batch.teacher_target is None else self._mask_of_teacher(lesson),
             position_ids=position_ids_of(call, self.student),
             heads=None if self.heads is None else self.heads.heads,
             call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
@@ -353,6 +354,10 @@ class TrainingStep:
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
+
+    def _mask_of_teacher(self, lesson: Lesson) -> Tensor | None:
+        network = None if self.teacher is None else self.teacher.called
+        return mask_of(lesson, network) if isinstance(lesson, Call) and network is not None else None
 
     def _hidden(self, sparse: SparseLogits | None) -> tuple[Tensor, Tensor | SparseLogits] | None:
         if self.heads is None or self.heads.student.value is None:
@@ -408,6 +413,7 @@ def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
         sparse=None if tensors.sparse is None else tensors.sparse.of_rows(mask),
         target=chosen(tensors.target),
         teacher_target=chosen(tensors.teacher_target),
+        teacher_mask=chosen(tensors.teacher_mask),
         index=chosen(tensors.index),
         hidden=None if tensors.hidden is None else (tensors.hidden[0][mask], tensors.hidden[1][mask]),
         call=None if call is None else lambda network: chosen(call(network)),

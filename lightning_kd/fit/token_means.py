@@ -148,7 +148,8 @@ class TokenMeans:
         losses = self.step.objective.components  # those that wait for a teacher tell it too
         of_losses = [loss for loss in losses if isinstance(loss, TokenKDLoss)]
         orders = {loss.order for loss in of_losses}
-        orders = orders or {Order(loss.predicts_next) for loss in losses if isinstance(loss, ULDLoss)}
+        of_two = [loss for loss in losses if isinstance(loss, ULDLoss)]
+        orders = orders or {loss.order for loss in of_two}
         if not orders and self.own_loss:
             orders = {self._own_order()}
         if len(orders) != 1:
@@ -162,7 +163,7 @@ class TokenMeans:
         mask = read.mask
         if mask is not None and mask.ndim == 1 and len(mask) == len(target):
             mask = mask[:, None].expand_as(target)
-        elif mask is not None and (order.mask_is_of_input or mask.shape != target.shape or not of_losses):
+        elif mask is not None and (order.mask_is_of_input or mask.shape != target.shape or not (of_losses or of_two)):
             mask = None
         shift = order.predicts_next
         counts = counting_positions(

@@ -51,6 +51,7 @@ class StepTensors:
         head_of: Returns one of several outputs of a role, by the head's name or number, as they are compared.
         sparse: The teacher's ``SparseLogits``, where these are its answer in the place of logits.
         teacher_target: The labels of the teacher's own tokens, ``None`` if it reads the student's.
+        teacher_mask: Which of these are no padding.
         position_ids: The positions (B, N) that the student was told, for losses that relate tokens to one another.
     """
 
@@ -70,6 +71,7 @@ class StepTensors:
     head_of: Callable[[str, Head], Tensor | None] | None = None
     sparse: Any = None
     teacher_target: Tensor | None = None
+    teacher_mask: Tensor | None = None
     position_ids: Tensor | None = None
 
 

@@ -128,16 +128,23 @@ class ULDLoss(TokenMean):
         check_positive("ULDLoss", temperature=temperature)
         self.temperature = temperature
         self._ahead = (_AHEAD, _AHEAD)
+        self._orders = (Order(True), Order(True))
 
     @property
     def predicts_next(self) -> bool:
         """Whether the student's logits at a position predict the token after it."""
         return self._ahead[0] > 0
 
+    @property
+    def order(self) -> Order:
+        """What the student's positions predict, and of which tokens the mask is."""
+        return Order(self.predicts_next, self._orders[0].mask_is_of_input)
+
     def see_networks(self, student: nn.Module, teacher: nn.Module | None) -> None:
         """Find out where the logits of a token stand: before it, or at it in encoder-decoders and masked models."""
-        orders = [Order(True) if network is None else order_of(network) for network in (student, teacher)]
-        ours, theirs = (0 if order.predicts_next is False else _AHEAD for order in orders)
+        first, second = (Order(True) if network is None else order_of(network) for network in (student, teacher))
+        self._orders = (first, second)
+        ours, theirs = (0 if order.predicts_next is False else _AHEAD for order in self._orders)
         self._ahead = (ours, theirs)
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -161,18 +168,37 @@ class ULDLoss(TokenMean):
         if is_empty(step.student_logits):
             self.divide_by(torch.zeros((), dtype=torch.long))
             return zero_of(step.student_logits)
+        own = step.teacher_target is not None
         value: Tensor = self(
-            step.student_logits, step.teacher_logits, target=step.target, teacher_target=step.teacher_target
+            step.student_logits,
+            step.teacher_logits,
+            target=step.target,
+            teacher_target=step.teacher_target,
+            mask=None if self._orders[0].mask_is_of_input else step.mask,
+            teacher_mask=None if self._orders[1].mask_is_of_input else step.teacher_mask if own else step.mask,
         )
         return value
 
     def forward(
-        self, student_logits: Tensor, teacher_logits: Tensor, target: Tensor, teacher_target: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor,
+        target: Tensor,
+        teacher_target: Tensor | None = None,
+        mask: Tensor | None = None,
+        teacher_mask: Tensor | None = None,
     ) -> Tensor:
-        """Compute the unweighted loss of a batch of logits, see ``uld_loss``."""
+        """Compute the unweighted loss of a batch of logits, see ``uld_loss``; padding by a mask does not count."""
         labels = target if teacher_target is None else teacher_target
-        temperature = self.now(self.temperature)
-        total, sentences = _sum(student_logits, teacher_logits, target, labels, temperature, self._ahead)
+        total, sentences = _sum(
+            student_logits,
+            teacher_logits,
+            target,
+            labels,
+            self.now(self.temperature),
+            self._ahead,
+            (_fitting(mask, target), _fitting(teacher_mask, labels)),
+        )
         loss = total / self.divide_by(sentences)
         return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
 
@@ -184,6 +210,7 @@ def _sum(
     teacher_labels: Tensor,
     temperature: float,
     ahead: tuple[int, int] = (_AHEAD, _AHEAD),
+    masks: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor]:
     """Return the sum over rows of each one's mean, and the number of rows with an answer.
 
@@ -194,6 +221,7 @@ def _sum(
         teacher_labels: The teacher's labels.
         temperature: Softening of both distributions.
         ahead: How many positions before a token the logits stand that predict it, of student and teacher.
+        masks: Which tokens (B, T) of student and teacher are no padding.
     """
     _check(student, teacher, student_labels, teacher_labels)
     if student.ndim == 2:  # each row is one token, whose logits predict it
@@ -201,8 +229,8 @@ def _sum(
         student, teacher = student.unsqueeze(1), teacher.unsqueeze(1)
         student_labels, teacher_labels = student_labels.unsqueeze(1), teacher_labels.unsqueeze(1)
     length = min(student.shape[1], teacher.shape[1])
-    ours, has_ours = _places(student_labels != IGNORE_INDEX, length, ahead[0])
-    theirs, has_theirs = _places(teacher_labels != IGNORE_INDEX, length, ahead[1])
+    ours, has_ours = _places(student_labels != IGNORE_INDEX, length, ahead[0], masks[0])
+    theirs, has_theirs = _places(teacher_labels != IGNORE_INDEX, length, ahead[1], masks[1])
     exists = has_ours & has_theirs
     tokens = exists.sum(1, keepdim=True)
     of_row = choose(tokens.clamp_min(1).expand_as(exists).flatten(), exists, axes=0)
@@ -214,10 +242,22 @@ def _sum(
     return sum_of_counting(distance / of_row.clamp_min(1), exists), (tokens > 0).sum()
 
 
-def _places(answer: Tensor, length: int, ahead: int) -> tuple[Tensor, Tensor]:
-    """Return where the logits of the k-th answer token stand in each row (B, K), and whether they exist."""
+def _places(answer: Tensor, length: int, ahead: int, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return where the logits of the k-th answer token stand in each row (B, K), and whether they exist.
+
+    Padding is no answer, and its logits predict nothing: after padding on the left a row begins anew.
+    """
+    if real is not None:
+        answer = answer & real
     order = (~answer).to(torch.uint8).argsort(dim=1, stable=True)[:, :length]
-    return (order - ahead).clamp_min(0), answer.gather(1, order) & (order >= ahead)
+    places = (order - ahead).clamp_min(0)
+    exists = answer.gather(1, order) & (order >= ahead)
+    return places, exists if real is None else exists & real.gather(1, places)
+
+
+def _fitting(mask: Tensor | None, labels: Tensor) -> Tensor | None:
+    """Return a mask that has a value for each label; the labels alone decide where it has not."""
+    return mask.to(labels.device) if mask is not None and mask.ndim == 2 and mask.shape == labels.shape else None
 
 
 def _sorted_probabilities(logits: Tensor, places: Tensor, exists: Tensor, temperature: float) -> Tensor:

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_kd.functional import uld_loss
+from lightning_kd.losses import ULDLoss
+from lightning_kd.losses.base import StepTensors
 from tests.losses.case import random
 from tests.losses.golden import TOKENS, Golden, check_golden, golden
 
@@ -61,3 +63,37 @@ def test_no_answer_is_zero_with_a_graph() -> None:
     assert value.item() == 0.0
     assert student.grad is not None
     assert not student.grad.any()
+
+
+def padded(rows: list[Tensor], side: str, extra: int, filling: float) -> Tensor:
+    size = max(map(len, rows)) + extra
+    made = torch.full((len(rows), size, *rows[0].shape[1:]), filling, dtype=rows[0].dtype)
+    for row, values in enumerate(rows):
+        made[row, : len(values)] = values
+        if side == "left":
+            made[row] = made[row].roll(size - len(values), 0)
+    return made
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("label", [NONE, 0])
+@pytest.mark.parametrize("prompt", [0, 1])
+@pytest.mark.parametrize(("side", "extra"), [("right", 0), ("right", 3), ("left", 0), ("left", 3)])
+def test_padding_is_no_answer_and_predicts_nothing(side: str, extra: int, prompt: int, label: int, own: bool) -> None:
+    ours, theirs = (4, 2, 3), (3, 3, 5) if own else (4, 2, 3)
+    student = [random(length, 4, seed=row) for row, length in enumerate(ours)]
+    teacher = [random(length, 6, seed=9 + row) for row, length in enumerate(theirs)]
+    labels = [[torch.arange(length) for length in side] for side in (ours, theirs)]
+    for one in (*labels[0], *labels[1]):
+        one[:prompt] = NONE
+    alone = [uld_loss(s[None], t[None], a[None], b[None]) for s, t, a, b in zip(student, teacher, *labels, strict=True)]
+    masks = [padded([torch.ones(length) for length in side_], side, extra, 0.0).bool() for side_ in (ours, theirs)]
+    step = StepTensors(
+        student_logits=padded(student, side, extra, 50.0),
+        teacher_logits=padded(teacher, side, extra, -50.0),
+        target=padded(labels[0], side, extra, label),
+        teacher_target=padded(labels[1], side, extra, label) if own else None,
+        mask=masks[0],
+        teacher_mask=masks[1] if own else None,
+    )
+    assert ULDLoss().evaluate(step).item() == pytest.approx(sum(alone).item() / 3, rel=1e-6)
