@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.call_mask import mask_of, with_masks_of
+from lightning_kd.capture.call_mask import mask_of, position_ids_of, with_masks_of
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_own, of_teacher
 from lightning_kd.capture.decoder_mask import decoder_mask

@@ -141,8 +141,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
     output_kind: OutputKind = None
     """What the loss takes the outputs for, which tells a task whose own loss does not; ``None`` if for nothing."""
     means_over_labels: ClassVar[bool] = False
-    """The loss is a mean over the labels of all processes: ``forward`` calls :meth:`of_all` once, and so takes part in
-    one exchange of a number; an empty batch does so too."""
+    """The loss is a mean over the labels of all processes: each calls :meth:`of_all` once, with an empty batch too."""
     counted: Tensor | None = None
     """Over how many labels or tokens the last step's value is a mean, on average over the processes; ``None`` if it is
     no such mean."""
@@ -327,8 +326,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
                 args = [_padded(arg) for arg in args]
             args = [_gathered(arg) for arg in args]
             extra = {name: gather(value) if isinstance(value, Tensor) else value for name, value in extra.items()}
-        # A loss with replicated buffers exchanges them in `forward`. Processes wait for one another there, so a process
-        # without samples must call it too.
+        # A loss with replicated buffers exchanges them in `forward`, so a process without samples must call it too.
         if not self.replicated_buffers and is_empty(args[0]):
             zero = zero_of(args[0])
             if self.means_over_labels or self.means_over_tokens:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -11,6 +12,7 @@ from lightning_kd.capture.attention import Part, find_attention, place_of
 from lightning_kd.capture.decoder_mask import is_encoder_decoder
 from lightning_kd.capture.networks import plain_name
 from lightning_kd.losses.base import DistillationLoss, Layers, StepTensors, as_names
+from lightning_kd.losses.tokens.documents import one_document_a_row
 from lightning_kd.losses.tokens.sentences import Reduction
 
 Role = Literal["student", "teacher"]
@@ -34,6 +36,18 @@ class ReadsAttention(DistillationLoss, ABC):
     def means_over_tokens(self) -> bool:
         """Whether the loss is a mean over what all processes hold: always, over tokens, pairs of them, or sentences."""
         return True
+
+    def evaluate(self, step: StepTensors) -> Tensor:
+        """Return the unweighted loss of a step, in which tokens of other documents of a row are not related."""
+        return super().evaluate(step if self.of_decoder else one_document_a_row(self._own_layers(step)))
+
+    def _own_layers(self, step: StepTensors) -> StepTensors:
+        """Leave out what other losses read, which is not to be cut."""
+        if step.position_ids is None:
+            return step
+        ours = {name: step.student_features[name] for name in self.student_layers}
+        theirs = {name: step.teacher_features[name] for name in self.teacher_layers}
+        return replace(step, student_features=ours, teacher_features=theirs)
 
     def _tokens(self, step: StepTensors) -> Tensor:
         """Return over how many tokens, pairs of tokens, or sentences the mean of a step is taken."""
