@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.columns import is_of_transformers, takes
+from lightning_kd.capture.networks import original
 
 Side = Literal["encoder", "decoder"]
 """A side of a network with encoder and decoder; any other network is its own first side."""
@@ -47,8 +49,14 @@ def masks_of(kwargs: Mapping[str, Any], target: Any) -> dict[Side, Tensor | None
 
 
 def is_encoder_decoder(network: nn.Module) -> bool:
-    """Whether a model of Hugging Face has an encoder and a decoder."""
-    return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+    """Whether a network has an encoder and a decoder: its config says so, or it takes inputs of a decoder.
+
+    A network of the user's own has no config that tells; ``attention_mask`` is then the encoder's, as in all others.
+    """
+    network = original(network)
+    if is_of_transformers(network):
+        return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+    return any(name.startswith("decoder_input") for name in takes(network).named)
 
 
 def sides_of(network: nn.Module, layers: Iterable[str]) -> set[str]:
@@ -61,4 +69,12 @@ def sides_of(network: nn.Module, layers: Iterable[str]) -> set[str]:
     if not is_encoder_decoder(network):
         return set()
     names = [(part_and_block(layer) or ("", layer))[1] for layer in layers]
-    return {side for name in names for side in ("encoder", "decoder") if side in name.split(".")}
+    return {side for name in names for side in _sides_in(name.split("."))}
+
+
+def _sides_in(parts: list[str]) -> set[str]:
+    """Return the sides that are named, or else meant by the outermost part that begins like one: ``dec_layers``."""
+    exact: set[str] = {"encoder", "decoder"}.intersection(parts)
+    begins = (part[:3].lower() for part in parts)
+    meant = next((begin for begin in begins if begin in ("enc", "dec")), None)
+    return exact or ({f"{meant}oder"} if meant else set())

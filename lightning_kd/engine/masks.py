@@ -1,7 +1,7 @@
 """Whether the mask of a batch fits the layers that losses read, and whether these losses can leave out padding."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,12 +10,13 @@ from torch import Tensor
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
-from lightning_kd.capture.decoder_mask import decoder_mask, sides_of
+from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder, sides_of
 from lightning_kd.capture.networks import original
 from lightning_kd.engine.layouts import tokens_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
 from lightning_kd.losses.logits.regression import RegressionKDLoss
+from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,12 @@ class Masks:
         tokens: Which tokens are no padding, or which samples count; of a network with encoder and decoder the encoder's
             tokens.
         decoder: Which tokens of the decoder are no padding.
+        unsure: The losses of which it is not known whether they read the encoder or the decoder.
     """
 
     tokens: Tensor | None
     decoder: Tensor | None
+    unsure: frozenset[str] = frozenset()
 
     def of_tokens(self, loss: DistillationLoss) -> Tensor | None:
         """Return the mask of tokens of the layers that a loss reads; one of samples alone is none."""
@@ -50,18 +53,30 @@ def settle_masks(step: TrainingStep, read: Batch) -> Masks:
         ValueError: If a loss reads layers of the encoder and of the decoder, which have no common mask.
     """
     masks = Masks(read.mask, decoder_mask(read))
+    student, unsure = original(step.student), set()
+    two_sides = is_encoder_decoder(student) and is_own(step.hooks.unpack_batch)
     for name, loss in step.objective.leaves:
-        sides = sides_of(original(step.student), loss.student_layers) if is_own(step.hooks.unpack_batch) else set()
+        sides = sides_of(student, loss.student_layers) if two_sides else set()
         loss.of_decoder = sides == {"decoder"}
         if isinstance(loss, RegressionKDLoss):
-            loss.masked = masks.tokens is not None and masks.tokens.ndim == 2
+            loss.of_decoder = two_sides
+            loss.masked = masks.of_tokens(loss) is not None
+        if two_sides and loss.student_layers and not sides:
+            unsure.add(name)
         if len(sides) > 1 and (masks.tokens is not None or masks.decoder is not None):
             raise ValueError(
                 f"Part {name!r}: {type(loss).__name__} reads layers of the encoder and of the decoder, whose tokens "
                 "differ, so one mask cannot tell which are padding. Make a loss of each side."
             )
-    step.reads_decoder = any(loss.of_decoder for _, loss in step.objective.leaves)
-    return masks
+    of_tokens = [(name, loss) for name, loss in step.objective.leaves if isinstance(loss, TokenKDLoss)]
+    asks = [name for name, loss in of_tokens if loss.order.mask_is_of_input]
+    step.reads_decoder = bool(asks) or any(loss.of_decoder for _, loss in step.objective.leaves)
+    if asks and two_sides and masks.tokens is not None and masks.decoder is None:
+        rank_zero_warn(
+            f"Part {asks[0]!r}: attention_mask is that of the encoder's tokens, and nothing tells which of the "
+            "decoder's are padding, so all of them count. Give labels that are -100 there, or decoder_attention_mask."
+        )
+    return replace(masks, unsure=frozenset(unsure))
 
 
 def check_mask(
@@ -82,6 +97,14 @@ def check_mask(
         if mask is None:
             continue
         text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
+        alike = masks.decoder is not None and masks.decoder.shape == mask.shape
+        if name in masks.unsure and alike and (text or loss.reads_raw):
+            raise ValueError(
+                f"Part {name!r}: the student has an encoder and a decoder, whose tokens are as many, so it is not "
+                f"known which mask tells the padding of {list(loss.student_layers)}: their names hold neither "
+                "'encoder' nor 'decoder'. Override unpack_batch to return Batch(..., mask=...) with that of these "
+                "layers."
+            )
         for role, layer, view in text:
             shape = shapes[role][layer]
             if tokens_in(shape, view) != mask.shape[1]:

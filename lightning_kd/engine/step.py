@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.call_mask import mask_of, position_ids_of, with_masks_of
+from lightning_kd.capture.call_mask import mask_of, with_masks_of
 from lightning_kd.capture.classes import class_order
-from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_own, of_teacher
-from lightning_kd.capture.decoder_mask import decoder_mask
+from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_of_transformers, is_own, of_teacher
+from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder
 from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Calls, Capture
@@ -341,7 +341,7 @@ class TrainingStep:
             target=as_class_ids(batch.target, student_logits),
             index=batch.index,
             mask=batch.mask,
-            decoder_mask=decoder_mask(batch) if self.reads_decoder else None,
+            decoder_mask=self._decoder_mask(batch) if self.reads_decoder else None,
             teacher_ready=self.teacher_ready,
             hidden=self._hidden(sparse),
             sparse=sparse,
@@ -354,6 +354,16 @@ class TrainingStep:
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
         )
         return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
+
+    def mask_of_output(self, batch: Batch) -> Tensor | None:
+        """Return the mask of the student's output, which is that of its decoder if it has one."""
+        of_samples = batch.mask is not None and batch.mask.ndim == 1
+        return batch.mask if of_samples or not is_encoder_decoder(self.student) else self._decoder_mask(batch)
+
+    def _decoder_mask(self, batch: Batch) -> Tensor | None:
+        """Return the mask of the decoder's tokens: a method of the user's says it itself."""
+        theirs = not is_own(self.hooks.unpack_batch) and not is_of_transformers(self.student)
+        return batch.mask if theirs else decoder_mask(batch)
 
     def _mask_of_teacher(self, lesson: Lesson) -> Tensor | None:
         network = None if self.teacher is None else self.teacher.called

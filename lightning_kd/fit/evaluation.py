@@ -162,7 +162,7 @@ class Evaluation:
                 f"{prefix}/agreement is left out: which of the student's outputs is meant is not known{heads}."
             )
         if predicted is None:
-            comparison.update(logits, teacher_logits, target, read.mask)
+            comparison.update(logits, teacher_logits, target, self.step.mask_of_output(read))
         else:  # a causal model predicts the token after each position
             comparison.update(logits, teacher_logits, predicted)
         given.update(logits, teacher_logits, target)

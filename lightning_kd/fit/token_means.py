@@ -160,10 +160,11 @@ class TokenMeans:
         labels = target.to(logits.device)
         for mark in {loss.ignore_index for loss in of_losses}:
             labels = labels.masked_fill(labels == mark, IGNORE_INDEX)
-        mask = read.mask
+        mask = self.step.mask_of_output(read)
+        unread = order.mask_is_of_input and (order.predicts_next or not of_losses)
         if mask is not None and mask.ndim == 1 and len(mask) == len(target):
             mask = mask[:, None].expand_as(target)
-        elif mask is not None and (order.mask_is_of_input or mask.shape != target.shape or not (of_losses or of_two)):
+        elif mask is not None and (unread or mask.shape != target.shape or not (of_losses or of_two)):
             mask = None
         shift = order.predicts_next
         counts = counting_positions(

@@ -159,7 +159,7 @@ class RegressionKDLoss(LogitLoss):
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Return the unweighted loss of a step, over the tokens that its mask leaves."""
-        mask = step.mask
+        mask = step.decoder_mask if self.of_decoder else step.mask
         if mask is None or mask.ndim != 2 or not self._of_tokens:
             return super().evaluate(step)
 
@@ -179,8 +179,9 @@ class RegressionKDLoss(LogitLoss):
         )
 
     def _tokens(self, step: StepTensors) -> Tensor:
-        if step.mask is not None and step.mask.ndim == 2:
-            return step.mask.sum()
+        mask = step.decoder_mask if self.of_decoder else step.mask
+        if mask is not None and mask.ndim == 2:
+            return mask.sum()
         assert step.student_logits is not None, "it is compared"
         return torch.tensor(step.student_logits.shape[:2].numel(), device=step.student_logits.device)
 

@@ -273,7 +273,9 @@ class TokenKDLoss(TokenMean):
             self.divide_by(torch.zeros((), device=step.student_logits.device))
             return zero_of(step.student_logits)
         mask = step.mask
-        if mask is not None and (mask.ndim != 2 or self._order.mask_is_of_input):
+        if self._order.mask_is_of_input:  # the other is that of the decoder's inputs, which are the tokens before
+            mask = None if self._order.predicts_next else step.decoder_mask
+        if mask is not None and mask.ndim != 2:
             mask = None
         if step.hidden is not None and step.heads is not None:
             starts = document_starts(step.position_ids, step.mask, step.hidden[0].shape[:-1])
