@@ -33,7 +33,7 @@ def write_gradient(
     """Write the gradient over the student's outputs (C, V); return the sums of divergence and cross entropy (2).
 
     Args:
-        student: Output of the student's head, in at least float32.
+        student: Output of the student's head, in at least float32; with labels whole, also beyond the teacher's.
         teacher: Output of the teacher's head.
         labels: The token ids to predict (C), for the cross entropy.
         aim: What is computed.
@@ -42,20 +42,25 @@ def write_gradient(
     form, scale = aim.form, aim.factor / aim.temperature
     total = student.new_zeros(2)
     size = rows_at_a_time(student)
+    common = teacher.shape[-1]
+    alike = student.shape[-1] == common
     for start in range(0, len(student), size):
         rows = student[start : start + size]
         logits, slope = tails[0](rows)
-        log_q = log_probabilities(logits, aim.temperature)
+        log_q = log_probabilities(logits if alike else logits[:, :common], aim.temperature)
         surprise = None
         if labels is not None:
-            surprise = log_q.clone() if aim.temperature == 1.0 else log_probabilities(logits, 1.0)
+            surprise = log_q.clone() if alike and aim.temperature == 1.0 else log_probabilities(logits, 1.0)
             ids = labels[start : start + size].unsqueeze(-1)
             total[1] -= surprise.gather(-1, ids).sum()
             surprise.exp_().scatter_add_(-1, ids, surprise.new_full(ids.shape, -1.0))
         other, _ = tails[1](teacher[start : start + size])
         total[0] += settled(form(log_q, log_probabilities(other, aim.temperature))).sum()
-        if surprise is not None:
+        if surprise is not None and alike:
             log_q.mul_(scale).add_(surprise, alpha=aim.cross_entropy)
+        elif surprise is not None:
+            surprise.mul_(aim.cross_entropy)[:, :common].add_(log_q, alpha=scale)
+            log_q = surprise
         torch.mul(log_q, slope if surprise is not None else slope * scale, out=rows)
     return total
 
@@ -82,9 +87,10 @@ class LinearChunks:
     ) -> tuple[Tensor, Gradients]:
         """Return the sums, and the gradients of hidden states, weight and bias that are wanted.
 
-        What the larger vocabulary has beyond the smaller one is left out.
+        What the larger vocabulary has beyond the smaller one is left out of the divergence, not of the cross entropy.
         """
-        size = min(len(weight), len(teacher_weight))
+        common = min(len(weight), len(teacher_weight))
+        size = common if labels is None else len(weight)
         wide = torch.promote_types(self.format, torch.float32)
         of_hidden = torch.empty(student.shape, dtype=self.format, device=student.device) if wanted[0] else None
         of_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if wanted[1] else None
@@ -92,8 +98,8 @@ class LinearChunks:
         total = torch.zeros(2, dtype=wide, device=student.device)
         with torch.autocast(student.device.type, enabled=False):
             matrix, offset, matrix_t, offset_t = (
-                None if one is None else one[:size].to(self.format)
-                for one in (weight, bias, teacher_weight, teacher_bias)
+                None if one is None else one[:rows].to(self.format)
+                for one, rows in ((weight, size), (bias, size), (teacher_weight, common), (teacher_bias, common))
             )
             assert matrix is not None
             assert matrix_t is not None
@@ -142,7 +148,7 @@ class CalledChunks:
             with torch.set_grad_enabled(any(wanted)):
                 output = ours.module(hidden)
                 size = min(output.shape[-1], other.shape[-1])
-                output, other = output[..., :size], other[..., :size]
+                output, other = output if labels is not None else output[..., :size], other[..., :size]
             with torch.no_grad():
                 slope = output.detach().to(torch.promote_types(output.dtype, torch.float32), copy=True)
                 of_chunk = None if labels is None else labels[chunk]

@@ -158,7 +158,7 @@ class TokenKDLoss(TokenMean):
             later from the hidden states (``"recompute"``), which keeps nothing of the size of the vocabulary and takes
             two thirds more time.
         vocab: Whether the vocabularies must agree, or what is beyond the smaller one is cut off: for one tokenizer and
-            outputs that are padded to other sizes.
+            outputs that are padded to other sizes. ``cross_entropy`` is over the student's whole vocabulary.
         shift: Whether the logits at a position predict the token after it. ``"auto"`` asks the student's class at
             set-up and says so; labels that a collator has shifted already need ``False``.
         temperature: Softening of both distributions, > 0, no unit.
@@ -357,6 +357,7 @@ class TokenKDLoss(TokenMean):
         starts: Tensor | None = None,
     ) -> Tensor:
         """Compute the unweighted loss of a batch of logits, see ``token_kd_loss`` and :meth:`of_hidden`."""
+        whole = student_logits
         if self.vocab == "truncate" and isinstance(teacher_logits, Tensor):
             size = min(student_logits.shape[-1], teacher_logits.shape[-1])
             student_logits, teacher_logits = student_logits[..., :size], teacher_logits[..., :size]
@@ -375,7 +376,7 @@ class TokenKDLoss(TokenMean):
         weight = self.now(self.cross_entropy)
         if weight:
             labels = predicted(self._labels(target), shift, self.ignore_index)
-            task = _cross_entropy(student_logits, labels, counts) / tokens
+            task = _cross_entropy(whole, labels, counts) / tokens
             self.details = {"cross_entropy": task.detach()}
             loss = loss + weight * task
         return loss.to(torch.promote_types(student_logits.dtype, torch.float32))
