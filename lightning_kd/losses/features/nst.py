@@ -89,7 +89,8 @@ class NSTLoss(LayerPairLoss):
             resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         kernel: Which kernel compares two channels.
-        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch, on several processes of each
+            one's own. Give a number there to train as on one process.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
             at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 50.
