@@ -13,6 +13,7 @@ from lightning_kd.capture.heads import Head
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather, pad_to_longest, share_of_all
+from lightning_kd.losses.layer_names import checked_names
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
@@ -180,17 +181,14 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             teacher: Dotted name of the teacher layer for each student layer.
 
         Raises:
-            ValueError: If the layers do not pair up, or one is named twice.
+            ValueError: If something else than names is given, the layers do not pair up, or one is named twice.
         """
         if teacher is None and isinstance(student, str) and student in self.layer_maps:
             teacher = student
         self.student, self.teacher = student, teacher
-        self._student_layers, self._teacher_layers = as_names(student), as_names(teacher)
         name = type(self).__name__
-        for role, layers in (("student", self._student_layers), ("teacher", self._teacher_layers)):
-            twice = sorted({layer for layer in layers if layers.count(layer) > 1})
-            if twice:
-                raise ValueError(f"{name}: {role} layer {twice[0]!r} is named twice; name each layer once.")
+        self._student_layers = checked_names(name, "student", student)
+        self._teacher_layers = checked_names(name, "teacher", teacher)
         students, teachers = list(self._student_layers), list(self._teacher_layers)
         if self.pairs_layers and len(students) != len(teachers):
             raise ValueError(
