@@ -76,7 +76,8 @@ class EmbeddingLoss(LayerPairLoss):
 
     For sentence encoders, retrieval and metric learning. Without named layers it reads the networks' output, unless a
     loss or the task takes the output for scores; then it reads the last features before it, and set-up says which.
-    ``student="<output>", teacher="<output>"`` names the output, ``"<output.NAME>"`` one of several.
+    ``student="<output>", teacher="<output>"`` names the output, ``"<output.NAME>"`` one of several. On a layer of
+    tokens it compares token with token, without padding, not the means of texts.
 
     An embedding of another width gets a trained projector, which is not exported with the student: the student's own
     embeddings then have the angles of the teacher's only as far as a linear map keeps them.

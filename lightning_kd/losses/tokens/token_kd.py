@@ -173,8 +173,8 @@ class TokenKDLoss(TokenMean):
         cross_entropy: Weight of the cross entropy with the labels, which is added to the divergence over the same
             tokens; then leave out the task's own loss.
         missing: For ``SparseLogits``, what the tokens are that are not stored: the teacher gives them probability 0
-            (``"renormalize"``); they are one token more (``"tail"``); or the student is free there
-            (``"renormalize_both"``).
+            (``"renormalize"``); they are one token more (``"tail"``), which the temperature softens as one; or the
+            student is free there (``"renormalize_both"``).
         weight: Factor of this part in the total loss, >= 0.
 
     Raises:
