@@ -51,12 +51,6 @@ def mask_of(call: Call, network: nn.Module) -> Tensor | None:
     return mask.bool() if _is_of_padding(mask, call) else None
 
 
-def position_ids_of(call: Call, network: nn.Module) -> Tensor | None:
-    """Return the positions (B, N) that a network was told, ``None`` if it was not."""
-    given = _named(call, network).get("position_ids")
-    return given if isinstance(given, Tensor) and given.ndim == 2 and not given.is_floating_point() else None
-
-
 def _named(call: Call, network: nn.Module) -> dict[str, Any]:
     if len(call.args) < 2:
         return call.kwargs

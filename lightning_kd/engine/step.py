@@ -93,9 +93,8 @@ class TrainingStep:
         """The axis of the samples in the student's input; 1 where sequences have their positions first."""
         self.positions = StepPositions(student, may_change=calls is None, apart=self.apart)
         self.answers: OneAnswer | None = None
-        """Where several students ask one teacher together, ``None`` for a student that is alone."""
+        """Where several students ask one teacher together, each by its number; ``None`` for one that is alone."""
         self.number = 0
-        """Number of the student among several."""
         self.class_order: Tensor | None = None
         """Where the teacher has each class of the student, ``None`` if both have the same order."""
         self.watch()
