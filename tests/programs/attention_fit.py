@@ -8,7 +8,6 @@ import sys
 from functools import partial
 
 import torch
-import transformers
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationModule
@@ -22,12 +21,16 @@ VOCABULARY, LENGTHS = 50, torch.tensor([9, 4, 6, 5, 7, 8, 3, 9])
 
 
 def llama(hidden, layers):
+    import transformers  # which the other tests do without
+
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": 2}
     config = transformers.LlamaConfig(vocab_size=VOCABULARY, intermediate_size=32, pad_token_id=0, **sizes)
     return transformers.LlamaForCausalLM(config)
 
 
 def bert(hidden, layers):
+    import transformers  # which the other tests do without
+
     sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": 4, "intermediate_size": 32}
     without = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return transformers.BertForSequenceClassification(
