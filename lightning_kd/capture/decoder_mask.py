@@ -54,8 +54,9 @@ def is_encoder_decoder(network: nn.Module) -> bool:
     A network of the user's own has no config that tells; ``attention_mask`` is then the encoder's, as in all others.
     """
     network = original(network)
-    if is_of_transformers(network):
-        return bool(getattr(getattr(network, "config", None), "is_encoder_decoder", False))
+    told = getattr(getattr(network, "config", None), "is_encoder_decoder", None)
+    if isinstance(told, bool) or is_of_transformers(network):
+        return bool(told)
     return any(name.startswith("decoder_input") for name in takes(network).named)
 
 

@@ -222,7 +222,7 @@ class Evaluation:
                 if router is not None:
                     self._waiting.append((f"{prefix}/router", router, {"metric_attribute": "router"}))
             if module.trainer.world_size == 1:
-                self._waiting.append((f"{prefix}/loss", value, {"batch_size": count}))
+                self._waiting.append((f"{prefix}/loss", value, {"batch_size": count, "sync_dist": True}))
                 return
             # Lightning 2.6 rounds the mean of the processes' counts down to a whole number, so we add up ourselves
             weight = torch.tensor(count, dtype=torch.float64)

@@ -42,7 +42,8 @@ def nst_loss(
         student: Feature map to train.
         teacher: Feature map to imitate; no gradient reaches it.
         kernel: Which kernel compares two channels.
-        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch.
+        bandwidth: Deviation of the gaussian kernel, > 0; by default that of the batch, on several processes of each
+            one's own. Give a number there to train as on one process.
 
     Raises:
         ValueError: If a map is not 4-D, the batch sizes differ, or the kernel or its bandwidth is not one of these.

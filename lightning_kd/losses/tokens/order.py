@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_kd.capture.columns import is_of_transformers
 from lightning_kd.capture.decoder_mask import is_encoder_decoder
 from lightning_kd.losses.base import Shape
 
@@ -74,8 +73,9 @@ def find_order(student: nn.Module, teacher: nn.Module | None, given: bool | None
 def order_of(network: nn.Module) -> Order:
     """Return what the positions of a network's logits stand for, by its class as Hugging Face names it."""
     name = type(network).__name__
-    if is_encoder_decoder(network):  # of a network of the user's own it is not known what its positions predict
-        return Order(predicts_next=False if is_of_transformers(network) else None, mask_is_of_input=True)
+    if is_encoder_decoder(network):  # of a network without a config it is not known what its positions predict
+        told = getattr(network, "config", None) is not None
+        return Order(predicts_next=False if told else None, mask_is_of_input=True)
     if name.endswith(_CAUSAL):
         return Order(predicts_next=True)
     return Order(predicts_next=False if name.endswith(_ALIGNED) else None)

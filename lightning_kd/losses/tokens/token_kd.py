@@ -95,8 +95,8 @@ def token_kd_loss(
         ignore_index: Label of a token that is no target.
         denominator: Number to divide the sum by, in the place of the number of tokens that count.
         missing: For ``SparseLogits``, what the tokens are that are not stored: the teacher gives them probability 0
-            (``"renormalize"``); they are one token more (``"tail"``); or the student is free there
-            (``"renormalize_both"``).
+            (``"renormalize"``); they are one token more (``"tail"``), which the temperature softens as one; or the
+            student is free there (``"renormalize_both"``).
 
     Raises:
         ValueError: If the shapes do not match, a setting is out of range or has no effect.

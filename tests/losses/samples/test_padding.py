@@ -17,7 +17,8 @@ class Texts(nn.Module):
         self.embed = nn.Embedding(9, C)
 
     def forward(self, ids, attention_mask=None):
-        return self.embed(ids).mean(1)
+        found = self.embed(ids)
+        return found.mean(1) if attention_mask is None else (found * attention_mask.unsqueeze(2)).sum(1)
 
 
 def fit(loss, side, extra):

@@ -105,9 +105,9 @@ REFERENCES = (
 )
 MUTANTS = (
     Mutant("drop T^2", " * temperature**2", ""),
-    Mutant("no labels", "labels=target", "labels=None"),
+    Mutant("no labels", '{"labels": target', '{"labels": None'),
     Mutant("labels in spite of the option", 'if self.tokens == "mask":', "if False:"),
-    Mutant("no mask", "mask=mask, ignore_index", "ignore_index"),
+    Mutant("no mask", '"mask": mask, "starts"', '"mask": None, "starts"'),
     Mutant("always -100", "self.ignore_index if target is not None else IGNORE_INDEX", "IGNORE_INDEX"),
     Mutant("never shift", "shift = len(positions) > 1 and", "shift = False and"),
     Mutant("divide by all positions", "number(counts, positions).to", "number(None, positions).to"),
