@@ -78,4 +78,4 @@ def _sides_in(parts: list[str]) -> set[str]:
     exact: set[str] = {"encoder", "decoder"}.intersection(parts)
     begins = (part[:3].lower() for part in parts)
     meant = next((begin for begin in begins if begin in ("enc", "dec")), None)
-    return exact or ({f"{meant}oder"} if meant else set())
+    return exact or ({{"enc": "encoder", "dec": "decoder"}[meant]} if meant else set())
