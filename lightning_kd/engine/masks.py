@@ -28,11 +28,13 @@ class Masks:
             tokens.
         decoder: Which tokens of the decoder are no padding.
         unsure: The losses of which it is not known whether they read the encoder or the decoder.
+        left_out: Whether a method of the user's gives the network an ``attention_mask``, and the losses none.
     """
 
     tokens: Tensor | None
     decoder: Tensor | None
     unsure: frozenset[str] = frozenset()
+    left_out: bool = False
 
     def of_tokens(self, loss: DistillationLoss) -> Tensor | None:
         """Return the mask of tokens of the layers that a loss reads; one of samples alone is none."""
@@ -52,7 +54,9 @@ def settle_masks(step: TrainingStep, read: Batch) -> Masks:
     Raises:
         ValueError: If a loss reads layers of the encoder and of the decoder, which have no common mask.
     """
-    masks = Masks(read.mask, decoder_mask(read))
+    given = read.kwargs.get("attention_mask")
+    left_out = read.mask is None and isinstance(given, Tensor) and given.ndim == 2
+    masks = Masks(read.mask, decoder_mask(read), left_out=left_out and not is_own(step.hooks.unpack_batch))
     student, unsure = original(step.student), set()
     two_sides = is_encoder_decoder(student) and is_own(step.hooks.unpack_batch)
     for name, loss in step.objective.leaves:
@@ -125,17 +129,24 @@ _OF_SEGMENTS = ("type", "segment")
 
 
 def tell_unread_masks(
-    step: TrainingStep, batch: Any, mask: Tensor | None, shapes: Mapping[str, Mapping[str, Shape]]
+    step: TrainingStep, batch: Any, masks: Masks, shapes: Mapping[str, Mapping[str, Shape]]
 ) -> None:
     """Warn of an entry of a batch that looks like a mask of padding, where a loss would use one and none is read.
 
     Args:
         step: The training step.
         batch: The first samples, as the data loader gave them.
-        mask: The mask that is read.
+        masks: The masks that are read.
         shapes: The shapes of what the losses read.
     """
-    if mask is not None or not step.takes_mask or not is_own(step.hooks.unpack_batch):
+    if masks.tokens is not None or not step.takes_mask:
+        return
+    if masks.left_out:
+        rank_zero_warn(
+            "unpack_batch gives the network an attention_mask, but the losses no mask, so they count every token, "
+            "padding too. Return Batch(..., mask=attention_mask.bool()); or ones in its place, if all are to count."
+        )
+    if not is_own(step.hooks.unpack_batch):
         return
     sizes = {size for of in shapes.values() for shape in of.values() for size in shape[1:]}
     for name, entry in _entries(batch):

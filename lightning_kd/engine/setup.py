@@ -127,7 +127,7 @@ class SetUp:
         else:
             self._check_same_sizes(shapes)
         self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
-        tell_unread_masks(self.step, batch, masks.tokens, shapes)
+        tell_unread_masks(self.step, batch, masks, shapes)
         logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
         self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
 

@@ -39,7 +39,7 @@ def ids():
     return torch.randint(2, 9, (B, T), generator=torch.Generator().manual_seed(0))
 
 
-def fit(batch, losses=None, net=Encoder, door="module", base=DistillationModule):
+def fit(batch, losses=None, net=Encoder, door="module", base=DistillationModule, words=TOLD):
     losses = losses or [HintLoss("mix", "mix")]
     loader = support.batches(batch)
     student, teacher = support.seeded(net, 1), support.seeded(net, 2)
@@ -50,7 +50,7 @@ def fit(batch, losses=None, net=Encoder, door="module", base=DistillationModule)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         support.fit(module, callbacks=callbacks, train=loader, max_epochs=1, limit_val_batches=0)
-    return [str(one.message) for one in seen if TOLD in str(one.message)]
+    return [str(one.message) for one in seen if words in str(one.message)]
 
 
 class User(support.UserModule):
@@ -113,3 +113,13 @@ def test_nothing_is_told_where_no_loss_reads_tokens_or_the_user_reads_the_batch(
             return Batch(args=(batch["ids"],), mask=batch["mask"])
 
     assert fit({"ids": ids(), "mask": REAL}, base=Reads) == []
+
+
+@pytest.mark.parametrize(("mask", "told"), [(None, 1), (REAL, 0), (torch.ones_like(REAL), 0)])
+def test_a_mask_that_the_users_method_gives_the_network_alone_is_told(mask, told):
+    class Reads(DistillationModule):
+        def unpack_batch(self, batch):
+            return Batch(kwargs={"ids": batch["ids"], "attention_mask": batch["mask"]}, mask=mask)
+
+    found = fit({"ids": ids(), "mask": REAL}, base=Reads, words="count every token, padding too")
+    assert len(found) == told
