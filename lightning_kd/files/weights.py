@@ -46,7 +46,10 @@ def from_checkpoint(model: nn.Module, path: str | os.PathLike[str], prefix: str 
         tensor([[1., 1.]], requires_grad=True)
     """
     state = _with_tied(read_weights(path, prefix), model)
-    names = {plain_name(key): key for key in model.state_dict()}  # the keys of a compiled model have a prefix
+    own = model.state_dict()
+    names = {plain_name(key): key for key in own}  # the keys of a compiled model have a prefix
+    for key, value in state.items():
+        _check_kind(repr(str(path)), key, value, own.get(names.get(key, key)))
     try:
         model.load_state_dict({names.get(key, key): value for key, value in state.items()})
     except RuntimeError as error:
@@ -123,6 +126,7 @@ def materialize(
                     f"{os.fspath(path)!r} has {name!r} of shape {tuple(value.shape)}, but {type(model).__name__} has "
                     f"{found}; build the architecture that was saved."
                 )
+            _check_kind(repr(str(path)), name, value, target)
             with torch.no_grad():
                 target.copy_(placed_like(value, target))
             waiting -= {other for other, tensor in before if tensor is original[name]}
@@ -187,7 +191,20 @@ def load_weights(
                 f"{named} has {key!r} of shape {tuple(value.shape)}, but {whose} has the shape {tuple(old.shape)}. "
                 f"{advice}"
             )
+        _check_kind(named, key, value, old)
     model.load_state_dict({wanted[key][0]: value for key, value in found.items()})
+
+
+def _check_kind(path: str, name: str, value: object, target: object) -> None:
+    """Raise a ``ValueError`` if a file holds whole numbers where a model has real ones, as a quantised file does."""
+    if not isinstance(value, Tensor) or not isinstance(target, Tensor) or not target.is_floating_point():
+        return
+    if not value.is_floating_point():
+        raise ValueError(
+            f"{path} holds {name!r} as {str(value.dtype).removeprefix('torch.')}, but the model has "
+            f"{str(target.dtype).removeprefix('torch.')}. Such a file is quantised: its numbers mean nothing without "
+            "their scales. Give the file of real weights, or quantise a loaded network by QuantizedTeacher."
+        )
 
 
 def _together(files: Sequence[str | os.PathLike[str]]) -> dict[str, Tensor]:

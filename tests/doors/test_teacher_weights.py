@@ -1,5 +1,7 @@
 """`teacher_weights=` fills any teacher, through both doors: or the fit is refused, with the nearest keys."""
 
+from functools import partial
+
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
@@ -160,3 +162,19 @@ def test_a_file_that_holds_a_tied_weight_once_fills_both(tmp_path):
     filled = from_checkpoint(Tied(2), tmp_path / "tied.safetensors")
     assert torch.equal(filled.head.weight, Tied(1).head.weight)
     assert filled.head.weight is filled.embedding.weight
+
+
+@pytest.mark.parametrize("way", ["teacher_weights", "meta", "from_checkpoint"])
+def test_whole_numbers_in_the_place_of_weights_are_refused(way, tmp_path):
+    state = {name: (100 * value).to(torch.int8) for name, value in support.teacher().state_dict().items()}
+    torch.save(state, tmp_path / "int8.pt")
+    with torch.device("meta" if way == "meta" else "cpu"):
+        guide = support.teacher()
+    made = DistillationModule(support.student(), guide, [KDLoss()], teacher_weights=tmp_path / "int8.pt")
+    load = (
+        partial(from_checkpoint, guide, tmp_path / "int8.pt")
+        if way == "from_checkpoint"
+        else partial(support.fit, made)
+    )
+    with pytest.raises(ValueError, match=r"int8\.pt' holds '.*' as int8, but the model has float32.* quantised"):
+        load()
