@@ -128,9 +128,7 @@ _OF_SEGMENTS = ("type", "segment")
 """What is in the names of tokens' kinds, which are 0 and 1 as a mask's values are."""
 
 
-def tell_unread_masks(
-    step: TrainingStep, batch: Any, masks: Masks, shapes: Mapping[str, Mapping[str, Shape]]
-) -> None:
+def tell_unread_masks(step: TrainingStep, batch: Any, masks: Masks, shapes: Mapping[str, Mapping[str, Shape]]) -> None:
     """Warn of an entry of a batch that looks like a mask of padding, where a loss would use one and none is read.
 
     Args:

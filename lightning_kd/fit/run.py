@@ -51,7 +51,7 @@ from lightning_kd.teachers.base import Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
 from lightning_kd.teachers.normalisation import told_difference
 from lightning_kd.teachers.own_columns import OwnColumns
-from lightning_kd.teachers.source import find_source
+from lightning_kd.teachers.source import check_classes, find_source
 
 
 class DistillationRun:
@@ -173,6 +173,7 @@ class DistillationRun:
         self.evaluation.join(trainer.lightning_module, self.patches)
         source = find_source(trainer, self.clock.source, self.teacher, self.student)
         if source is not self.clock.source and source is not None:
+            check_classes(source, self.step.hooks.output_options)
             self.clock.source = source
             self.step.set_teacher(source.provide(original(self.student)))
         if isinstance(self.teacher, FrozenTeacher):

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from lightning_kd.capture.networks import copied
+from lightning_kd.capture.outputs import Outputs
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.schedules import Moment
@@ -91,6 +92,16 @@ def find_source(
             "first."
         )
     return sources[0]
+
+
+def check_classes(source: TeacherSource, options: Outputs) -> None:
+    """Raise a ``MisconfigurationException`` if a teacher that is made of the student is given other classes."""
+    theirs, own = options.teacher_classes, options.student_classes
+    if theirs is not None and list(theirs) != list(range(len(theirs)) if own is None else own):
+        raise MisconfigurationException(
+            f"teacher_classes: {type(source).__name__} makes the teacher of the student, so both have the same classes "
+            "in the same order. Leave out teacher_classes, or give student_classes the same list."
+        )
 
 
 def same_everywhere(module: nn.Module, *, buffers_only: bool = False) -> None:

@@ -1,6 +1,7 @@
 """Teachers made of the student: born-again generations, the mean teacher, and mutual learning, through both doors."""
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -9,7 +10,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 from torch import nn
 
-from lightning_kd import DistillationCallback
+from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.functional import kd_loss
 from lightning_kd.losses import HintLoss, KDLoss, MutualLearning
 from lightning_kd.schedules import LinearSchedule, Moment
@@ -309,6 +310,29 @@ def test_a_second_teacher_is_refused(door):
         fitted(door, EMATeacher(), BornAgain(2))
     made, callbacks = support.through(door)
     with pytest.raises(MisconfigurationException, match=r"EMATeacher makes the teacher.*a teacher besides"):
+        support.fit(made, callbacks=[EMATeacher(), *callbacks])
+
+
+@pytest.mark.filterwarnings("ignore:.*left out")  # the log compares no outputs of which some classes are chosen
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"teacher_classes": [3, 0, 1, 2]}, True),
+        ({"teacher_classes": [1, 0], "student_classes": [0, 1]}, True),
+        ({"teacher_classes": [1, 0], "student_classes": [1, 0]}, False),
+    ],
+)
+def test_other_classes_than_the_students_own_are_refused(door, options, refused):
+    if door == "module":
+        made, callbacks = DistillationModule(support.student(), losses=[KDLoss()], **options), []
+    else:
+        made, callbacks = support.UserModule(support.student()), [DistillationCallback(None, [KDLoss()], **options)]
+    with (
+        pytest.raises(MisconfigurationException, match=r"EMATeacher makes .* same classes")
+        if refused
+        else nullcontext()
+    ):
         support.fit(made, callbacks=[EMATeacher(), *callbacks])
 
 
