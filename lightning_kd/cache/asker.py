@@ -12,11 +12,11 @@ from lightning_kd.capture.axes import axes_in_call, following
 from lightning_kd.capture.batch import Batch, logits_of, unpack_batch, with_labels_inside
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import columns_of, gives_as_is, is_own, of_teacher
-from lightning_kd.capture.heads import is_output
+from lightning_kd.capture.heads import Head, is_output
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.outputs import Outputs
 from lightning_kd.capture.padding import Positions
-from lightning_kd.engine.reading import named_heads
+from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.tokens.blocks import ReadsAttention
@@ -31,6 +31,8 @@ class Asker(Protocol):
     frozen: FrozenTeacher
     layers: tuple[str, ...]
     """The teacher's layers that the losses read."""
+    heads: tuple[int | str, ...]
+    """Which of several outputs of the teacher the losses read by name."""
     by_function: bool
     """Whether a function of the user's makes the teacher's inputs, which may read all that a batch holds."""
 
@@ -55,6 +57,7 @@ class OfTeacher:
         losses: The losses, of which the teacher's layers are read.
         view: What makes the teacher's inputs, ``None`` if it gets those of the batch.
         unpack: Takes a batch apart.
+        head: Which of several outputs the task reads.
 
     Raises:
         ValueError: If a loss names no layers, or one that does not exist.
@@ -66,6 +69,7 @@ class OfTeacher:
         losses: Sequence[DistillationLoss],
         view: TeacherView | None = None,
         unpack: Callable[[Any], Batch] = unpack_batch,
+        head: Head = None,
     ) -> None:
         leaves = [leaf for loss in losses for _, leaf in loss.leaves()]
         for leaf in leaves:
@@ -74,17 +78,13 @@ class OfTeacher:
                     f"{type(leaf).__name__} names no layers, and which it would read depends on the student too; name "
                     "them, or pass student=..., for which they are chosen as in a fit."
                 )
-            if named_heads(leaf):
-                raise ValueError(
-                    f"{type(leaf).__name__} reads one of several outputs by name, and these are not stored; wrap the "
-                    "teacher in a module that returns one tensor, and teach by that in the fit too."
-                )
             if isinstance(leaf, ReadsAttention):
                 leaf.see_blocks("teacher", original(frozen.module))
         self.frozen, self.view, self.unpack = frozen, view, unpack
         self.by_function = not _is_ready_part(view)
         self.positions = Positions(frozen.module, "teacher", may_change=True)
         self._settled = False
+        self.heads, self.outputs = teacher_heads(leaves), Outputs(teacher_logits=head)
         self.layers = tuple(dict.fromkeys(n for leaf in leaves for n in leaf.teacher_layers if not is_output(n)))
         frozen.watch(self.layers)
         frozen.attach()
@@ -116,7 +116,7 @@ class OfTeacher:
 
     def logits(self, lesson: Lesson) -> Any:
         """Return the logits in an answer."""
-        return Outputs().as_returned(lesson.output, logits_of)
+        return self.outputs.as_returned(lesson.output, logits_of)
 
     def stop(self) -> None:
         """Leave the teacher as it was."""
@@ -135,6 +135,7 @@ class OfStep:
         self.step, self.frozen = step, step.teacher
         components = step.objective.components
         self.layers = tuple(dict.fromkeys(n for one in components for n in one.teacher_layers if not is_output(n)))
+        self.heads = teacher_heads(components)
         view = getattr(step.hooks, "teacher_view", None)
         self.by_function = not (is_own(step.hooks.teacher_inputs) and _is_ready_part(view))
         self._of_teacher: set[str] = set()

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,13 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.cache.asker import bytes_of
+from lightning_kd.cache.asker import Asker, bytes_of
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.contents import contents, inputs_of, tokens_that_count
 from lightning_kd.capture.decoder_mask import Side, is_encoder_decoder, masks_of, sides_of
+from lightning_kd.capture.heads import SeveralHeadsError, head_of
 from lightning_kd.files.store.bits import bits_of, packed
 from lightning_kd.losses.tokens.sparse import SparseLogits
-from lightning_kd.teachers.cached import LAYER, LOGITS
+from lightning_kd.teachers.base import Lesson
+from lightning_kd.teachers.cached import HEAD, LAYER, LOGITS
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,22 @@ class Format:
     dtype: torch.dtype
     top_k: int | None = None
     draws: int | None = None
+
+
+def values_of(asker: Asker, lesson: Lesson) -> dict[str, Tensor]:
+    """Return what a fit would read of an answer, by the names under which it is stored.
+
+    Args:
+        asker: Who has asked, which knows the layers and outputs that the losses read.
+        lesson: The answer.
+    """
+    found = {f"{HEAD}{head}": head_of(lesson.output, head) for head in asker.heads}
+    # of several outputs of one shape it is not known which the task reads, but then it may read none of the teacher's
+    with suppress(SeveralHeadsError) if found else nullcontext():
+        logits = asker.logits(lesson)
+        if isinstance(logits, Tensor):
+            found[LOGITS] = logits
+    return found | {f"{LAYER}{name}": lesson.features[name] for name in asker.layers}
 
 
 def describe_items(

@@ -15,6 +15,7 @@ from lightning_kd.cache.items import Format
 from lightning_kd.cache.writer import Every, Writer
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.heads import Head
 from lightning_kd.capture.networks import device_of
 from lightning_kd.data.indexed import targets_of
 from lightning_kd.data.replayed import Replayed
@@ -43,6 +44,7 @@ def write(
     num_workers: int = 0,
     teacher_inputs: TeacherView | None = None,
     unpack_batch: Callable[[Any], Batch] = batches.unpack_batch,
+    teacher_logits: Head = None,
     device: str | torch.device | None = None,
     rank: int = 0,
     world_size: int = 1,
@@ -70,6 +72,8 @@ def write(
         num_workers: How many processes read the data.
         teacher_inputs: Another view of the batch for the teacher, as in the fit.
         unpack_batch: Takes a batch apart, as in the fit.
+        teacher_logits: Which of several outputs of the teacher is the one that the fit's ``teacher_logits`` names, or
+            its ``logits``. Outputs that losses read by name are stored besides.
         device: Where the teacher runs; by default where it is.
         rank: Number of this process.
         world_size: How many processes write.
@@ -116,13 +120,15 @@ def write(
     }
     if student is None:
         needs_logits = any(leaf.needs_teacher_logits for loss in losses for _, leaf in loss.leaves())
-        asker = OfTeacher(frozen, losses, teacher_inputs, unpack_batch)
+        asker = OfTeacher(frozen, losses, teacher_inputs, unpack_batch, teacher_logits)
         view = None if teacher_inputs is None else described(teacher_inputs)
-        return Writer(asker, dataset, **options, needs_logits=needs_logits, view=view).write()
+        return Writer(asker, dataset, **options, needs_logits=needs_logits, view=view, head=teacher_logits).write()
     # a fit with a task reads the embedding before the last layer; one without reads the logits, which are stored too
     embedding = any(leaf.needs_layers and leaf.reads == "embedding" for loss in losses for _, leaf in loss.leaves())
     task = nn.CrossEntropyLoss() if embedding else None
-    module = DistillationModule(student, frozen, losses, task_loss=task, teacher_inputs=teacher_inputs)
+    module = DistillationModule(
+        student, frozen, losses, task_loss=task, teacher_inputs=teacher_inputs, teacher_logits=teacher_logits
+    )
     if unpack_batch is not batches.unpack_batch:
         vars(module)["unpack_batch"] = unpack_batch
     return writer_of(module, dataset, **options).write()

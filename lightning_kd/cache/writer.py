@@ -17,7 +17,15 @@ from tqdm import tqdm
 
 from lightning_kd.cache.asker import Asker, axes_of_layers, bytes_of, fingerprint_of_weights
 from lightning_kd.cache.first_answers import check_same_teacher, distance, first_answers, share_in_batches, share_of
-from lightning_kd.cache.items import Format, bytes_per_row, describe_items, digests, formats_of_inputs, rows_of
+from lightning_kd.cache.items import (
+    Format,
+    bytes_per_row,
+    describe_items,
+    digests,
+    formats_of_inputs,
+    rows_of,
+    values_of,
+)
 from lightning_kd.cache.whole_batch import check_options, names_in, options_read, what_it_takes
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
@@ -45,7 +53,7 @@ from lightning_kd.files.store.manifest import (
     write_manifest,
     write_plain,
 )
-from lightning_kd.teachers.cached import LAYER, LOGITS
+from lightning_kd.teachers.cached import LOGITS
 
 SHARD_BYTES = 256 * 2**20
 """Size of a shard, unless the user gives its number of rows."""
@@ -180,14 +188,14 @@ class Writer:
         batch, read = self._read(rows)
         self._check_same_twice(rows, read)
         lesson = self.asker.ask(batch, read)
-        values = self._values(lesson)
+        values = values_of(self.asker, lesson)
         if LOGITS in values and not self.needs_logits and values[LOGITS][0].numel() > _SMALL:
             del values[LOGITS]
         if not values:
             raise ValueError(
                 f"What the teacher returns, a {type(lesson.output).__name__}, has no logits, and the losses read no "
-                "layers, so there is nothing to store. Of several outputs none is stored: wrap the teacher in a module "
-                "that returns one tensor, and teach by that in the fit too."
+                "layers, so there is nothing to store. Of several outputs those are stored that the losses name, such "
+                "as KDLoss(head='main'), and the one of teacher_logits='main'."
             )
         if self.form.dtype == torch.bfloat16 and LOGITS in values and kind_of_probabilities(values[LOGITS]):
             raise ValueError(
@@ -238,11 +246,6 @@ class Writer:
     def _options(self, read: Batch) -> dict[str, Any]:
         return options_read(self.asker.frozen, read, by_function=self.asker.by_function)
 
-    def _values(self, lesson: Any) -> dict[str, Tensor]:
-        logits = self.asker.logits(lesson)
-        found = {} if not isinstance(logits, Tensor) else {LOGITS: logits}
-        return found | {LAYER + name: lesson.features[name] for name in self.asker.layers}
-
     def _loader(self, batches: list[list[int]]) -> DataLoader[Any]:
         workers, collate_fn = self.num_workers, self.collate_fn
         return DataLoader(self.every, batch_sampler=batches, num_workers=workers, collate_fn=collate_fn)
@@ -280,7 +283,7 @@ class Writer:
         # of texts the shortest alone too, which has the least padding there
         for part in [half] if mask is None else [half, [rows[shortest]]]:
             batch, read = self._read(part)
-            again = rows_of(self._values(self.asker.ask(batch, read)), read, items, self.form, part)
+            again = rows_of(values_of(self.asker, self.asker.ask(batch, read)), read, items, self.form, part)
             for name, value in again.items():
                 item = items.get(name.partition("#")[0])
                 if item is not None and value.is_floating_point() and value.numel():
@@ -381,7 +384,7 @@ class Writer:
         batch = self.transfer(batch)
         read = self.asker.read(batch)
         check_options(manifest.data[OPTIONS], self._options(read), read, rows)
-        values = self._values(self.asker.ask(batch, read))
+        values = values_of(self.asker, self.asker.ask(batch, read))
         stored = rows_of(values, read, manifest.items, self.form, rows)
         for name in manifest.inputs:
             if f"input:{name}" not in stored or len(stored[f"input:{name}"]) != len(rows):

@@ -239,10 +239,17 @@ def check_has_layers(losses: Iterable[tuple[str, DistillationLoss]], teacher: Te
             )
 
 
-def check_one_output(teacher: Teacher | None, *, has_heads: bool) -> None:
-    """Raise a ``ValueError`` if a loss reads one of several outputs of a teacher that has stored one."""
-    if teacher is not None and teacher.looks_up and has_heads:
+def check_stored_heads(teacher: Teacher | None, heads: Iterable[int | str]) -> None:
+    """Raise a ``ValueError`` if a loss reads one of several outputs of a teacher that was not stored."""
+    if teacher is None or not teacher.looks_up:
+        return
+    held = teacher.stored_heads
+    missing = [head for head in heads if head not in held]
+    if missing:
+        words = f"the outputs {list(held)}" if held else "one output, which has no name"
         raise ValueError(
-            "A loss reads one of several outputs by name (head=...), but a stored teacher has one; leave the name out, "
-            "or give the teacher itself."
+            f"A loss reads the teacher's output {missing[0]!r} by name, but of the stored teacher there is {words}. "
+            "Store it: run `lightning-kd cache` with a configuration that has this loss and the teacher itself, or "
+            "give the loss to lightning_kd.cache.write(..., losses=[...]). If the stored output is meant, leave the "
+            "name out."
         )

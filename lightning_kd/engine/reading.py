@@ -112,6 +112,18 @@ def named_heads(loss: DistillationLoss) -> Mapping[str, Head]:
     return heads if isinstance(heads, Mapping) else {}
 
 
+def teacher_heads(losses: Iterable[DistillationLoss]) -> tuple[int | str, ...]:
+    """Return which of several outputs of the teacher the losses read by name, besides the one that the task reads.
+
+    Args:
+        losses: The losses that read layers and outputs.
+    """
+    losses = list(losses)
+    named = [named_heads(loss).get("teacher") for loss in losses]
+    named += [head_in(name) for loss in losses for name in loss.teacher_layers if is_output(name)]
+    return tuple(dict.fromkeys(head for head in named if head is not None))
+
+
 def has_heads(output: Any) -> str:
     """Return the heads that an output has, and how to name one, in words; nothing if it has none."""
     heads = list(heads_of(output))

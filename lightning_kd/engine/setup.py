@@ -23,8 +23,8 @@ from lightning_kd.engine.checks import (
     check_has_layers,
     check_not_lazy,
     check_not_shared,
-    check_one_output,
     check_parts_not_lazy,
+    check_stored_heads,
     has_lazy,
 )
 from lightning_kd.engine.default_layers import choose_layers, chosen_before
@@ -35,6 +35,7 @@ from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_vie
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_unread_masks
 from lightning_kd.engine.model_loss import tell_of_router
+from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
 from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
 from lightning_kd.engine.step import TrainingStep
@@ -263,7 +264,7 @@ class SetUp:
                 "student: EMATeacher or BornAgain."
             )
 
-        check_one_output(self.step.teacher, has_heads=self.step.reading.has_heads)
+        check_stored_heads(self.step.teacher, teacher_heads(self.step.objective.components))
 
     def _logits_of_both(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> BothLogits:
         logits_of = self.step.hooks.logits_of

@@ -147,6 +147,11 @@ class Teacher(ABC):
         return ()
 
     @property
+    def stored_heads(self) -> tuple[int | str, ...]:
+        """Which of several outputs a teacher that looks up its answers has by name; none by default."""
+        return ()
+
+    @property
     def on_meta(self) -> bool:
         """Whether there are no weights yet."""
         return False

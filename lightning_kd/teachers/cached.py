@@ -27,6 +27,7 @@ from lightning_kd.teachers.seen_inputs import SeenInputs
 
 LOGITS = "logits"
 LAYER = "layer:"
+HEAD = "head:"
 
 
 @final
@@ -142,6 +143,12 @@ class CachedTeacher(Teacher):
         store = self._stores["train"]
         return self._seen_of(store).columns if isinstance(store, Store) else ()
 
+    @property
+    def stored_heads(self) -> tuple[int | str, ...]:
+        """Which of several outputs of the teacher are stored by name."""
+        store = self._stores["train"]
+        return tuple(_heads_in(store)) if isinstance(store, Store) else ()
+
     def begin_split(self, split: Split) -> None:
         """Read the store of the training, validation or test data from now on."""
         self._split, self.ready = split, self._stores[split] is not None
@@ -176,7 +183,11 @@ class CachedTeacher(Teacher):
         """Check that the layers that the losses read were stored."""
         self._layers = tuple(dict.fromkeys(layers))
         store = self._stores["train"]
-        held = [n.removeprefix(LAYER) for n in store.manifest.items if n != LOGITS] if isinstance(store, Store) else []
+        held = (
+            [n.removeprefix(LAYER) for n in store.manifest.items if n.startswith(LAYER)]
+            if isinstance(store, Store)
+            else []
+        )
         missing = [name for name in self._layers if name not in held]
         if missing:
             layer_words = f"the layers {held}" if held else "no layers"
@@ -307,6 +318,10 @@ class CachedTeacher(Teacher):
                     output = SparseLogits.from_draws(ids)
                 else:
                     output = SparseLogits(ids, read(f"{LOGITS}#log_probs", LOGITS))
+        heads = {head: read(item, item) for head, item in _heads_in(store).items()}
+        if heads:  # as a network with several outputs returns them; the one without a name is that of the task
+            of_task = "logits" if store.manifest.head is None else store.manifest.head
+            output = heads if output is None else {of_task: output, **heads}
         return Call(called=True, output=output, features=features)
 
 
@@ -325,6 +340,12 @@ def _check_options(store: Store, view: object, head: object) -> None:
         )
     if view is None and manifest.view is not None:
         rank_zero_info(f"The answers in {folder!r} are of a teacher with teacher_inputs={manifest.view}.")
+
+
+def _heads_in(store: Store) -> dict[int | str, str]:
+    """Return the item of each output that is stored by name."""
+    items = {item.removeprefix(HEAD): item for item in store.manifest.items if item.startswith(HEAD)}
+    return {int(name) if name.isdecimal() else name: item for name, item in items.items()}
 
 
 def _tensors(call: Call) -> list[Tensor]:
