@@ -1,5 +1,6 @@
 """Projectors: small trained layers that bring a student's features to the teacher's width."""
 
+import copy
 from abc import ABC, abstractmethod
 from typing import ClassVar, final
 
@@ -200,13 +201,14 @@ def check_template(owner: str, projector: Projector | None) -> None:
         raise ValueError(f"{owner}: expected a projector that is not built yet; the loss builds a copy for each pair.")
 
 
-def default_projector(student_shape: Shape, teacher_shape: Shape) -> Projector:
+def default_projector(student_shape: Shape, teacher_shape: Shape, *, bias: bool = True) -> Projector:
     """Choose the linear projector, yet to be built, that suits the number of axes.
 
     Args:
         student_shape: Shape of the student's features, batch axis included: ``(B, C)``, ``(B, N, C)`` for tokens, or
             ``(B, C, H, W)`` for maps.
         teacher_shape: Shape of the teacher's features, with as many axes.
+        bias: Add a trained offset.
 
     Raises:
         ValueError: If the two have another number of axes, or not the same.
@@ -221,7 +223,35 @@ def default_projector(student_shape: Shape, teacher_shape: Shape) -> Projector:
             "default_projector: expected features (B, C), (B, N, C) or (B, C, H, W), "
             f"got student {student_shape} and teacher {teacher_shape}; name other layers or give a projector."
         )
-    return _BY_RANK[len(student_shape)]()
+    return _BY_RANK[len(student_shape)](bias=bias)
+
+
+def projector_between(
+    template: Projector | None, student_shape: Shape, teacher_shape: Shape, *, bias: bool = True
+) -> Projector:
+    """Make the built projector of one pair: a copy of the given one, else none between equal widths, else a linear one.
+
+    Args:
+        template: Which projector to copy, not yet built; ``None`` chooses.
+        student_shape: Shape of the student's features, batch axis included.
+        teacher_shape: Shape of the teacher's features, with as many axes.
+        bias: Whether a linear one adds a trained offset; of no use where the loss takes the mean out again.
+
+    Raises:
+        ValueError: If the projector cannot lead from one shape to the other.
+
+    Example:
+        >>> projector_between(None, (8, 16, 32, 32), (8, 16, 32, 32))
+        IdentityProjector()
+    """
+    if template is not None:
+        projector = copy.deepcopy(template)
+    elif len(student_shape) == len(teacher_shape) in _BY_RANK and width(student_shape) == width(teacher_shape):
+        projector = IdentityProjector()
+    else:
+        projector = default_projector(student_shape, teacher_shape, bias=bias)
+    projector.build(student_shape, teacher_shape)
+    return projector
 
 
 def batch_norm_connector(student_shape: Shape, teacher_shape: Shape) -> ConvProjector:

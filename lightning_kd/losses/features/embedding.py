@@ -1,6 +1,5 @@
 """Distillation of embeddings: make the student's embedding of each sample that of the teacher."""
 
-import copy
 from typing import Literal, final
 
 import torch.nn.functional as F
@@ -10,7 +9,7 @@ from lightning_kd.losses.base import Layers, Layout, Shape
 from lightning_kd.losses.checks import check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import unit, upcast_alike
-from lightning_kd.projectors import IdentityProjector, Projector, check_template, default_projector
+from lightning_kd.projectors import Projector, check_template, projector_between
 from lightning_kd.schedules import Scalar
 
 Kind = Literal["cosine", "mse"]
@@ -129,12 +128,7 @@ class EmbeddingLoss(LayerPairLoss):
                 f"expected embeddings (B, D), or (B, N, D) of as many tokens, got student {student} and teacher "
                 f"{teacher}; name layers that return them, or use HintLoss for feature maps."
             )
-        if self.projector is not None:
-            projector = copy.deepcopy(self.projector)
-        else:
-            projector = IdentityProjector() if student[-1] == teacher[-1] else default_projector(student, teacher)
-        projector.build(student, teacher)
-        return (projector,)
+        return (projector_between(self.projector, student, teacher),)
 
     def compare(self, student: Tensor, teacher: Tensor, projector: nn.Module) -> Tensor:
         """Compute the unweighted loss of one pair of embeddings, see ``embedding_loss``."""
