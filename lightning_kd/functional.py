@@ -3,13 +3,16 @@
 from lightning_kd.losses.features.ab import ab_loss as ab_loss
 from lightning_kd.losses.features.at import attention_transfer_loss as attention_transfer_loss
 from lightning_kd.losses.features.byot import byot_loss as byot_loss
+from lightning_kd.losses.features.cwd import cwd_loss as cwd_loss
 from lightning_kd.losses.features.embedding import embedding_loss as embedding_loss
 from lightning_kd.losses.features.fsp import fsp_loss as fsp_loss
 from lightning_kd.losses.features.fsp import fsp_matrix as fsp_matrix
 from lightning_kd.losses.features.ft import factor_transfer_loss as factor_transfer_loss
 from lightning_kd.losses.features.hint import hint_loss as hint_loss
+from lightning_kd.losses.features.mgd import mgd_loss as mgd_loss
 from lightning_kd.losses.features.nst import nst_loss as nst_loss
 from lightning_kd.losses.features.ofd import ofd_loss as ofd_loss
+from lightning_kd.losses.features.pkd import pkd_loss as pkd_loss
 from lightning_kd.losses.features.reviewkd import hcl_loss as hcl_loss
 from lightning_kd.losses.features.vid import vid_loss as vid_loss
 from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss

@@ -12,12 +12,15 @@ from lightning_kd.losses.base import StepTensors as StepTensors
 from lightning_kd.losses.features.ab import ABLoss as ABLoss
 from lightning_kd.losses.features.at import ATLoss as ATLoss
 from lightning_kd.losses.features.byot import BYOTLoss as BYOTLoss
+from lightning_kd.losses.features.cwd import CWDLoss as CWDLoss
 from lightning_kd.losses.features.embedding import EmbeddingLoss as EmbeddingLoss
 from lightning_kd.losses.features.fsp import FSPLoss as FSPLoss
 from lightning_kd.losses.features.ft import FTLoss as FTLoss
 from lightning_kd.losses.features.hint import HintLoss as HintLoss
+from lightning_kd.losses.features.mgd import MGDLoss as MGDLoss
 from lightning_kd.losses.features.nst import NSTLoss as NSTLoss
 from lightning_kd.losses.features.ofd import OFDLoss as OFDLoss
+from lightning_kd.losses.features.pkd import PKDLoss as PKDLoss
 from lightning_kd.losses.features.reviewkd import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.features.vid import VIDLoss as VIDLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss

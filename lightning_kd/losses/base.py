@@ -340,8 +340,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
 
     @property
     def means_over_tokens(self) -> bool:
-        """Whether the loss is a mean over the valid tokens of texts, of all processes."""
-        return self.masking in ("pack", "rescale") and self.reads_text
+        """Whether the loss is a mean over the valid tokens of texts, of which each process has its own."""
+        return self.masking in ("pack", "rescale") and self.reads_text and not (self.relational and self.gather)
 
     def _tokens(self, step: StepTensors) -> Tensor:
         """Return the number of valid tokens of a step; without a mask, of all positions of the first layer of texts."""

@@ -126,9 +126,9 @@ def whole(x: Tensor, height: int) -> Tensor:
     return parts.reshape(-1, channels, height, height)
 
 
-PLANE = frozenset({"FTLoss", "ReviewKDLoss"})
+PLANE = frozenset({"FTLoss", "ReviewKDLoss", "MGDLoss"})
 EMBEDS = frozenset({"InfoNCELoss", "TripletLoss", "CRDLoss"})
-UNMASKED = frozenset({"FSPLoss", "FTLoss", "ReviewKDLoss", "OFDLoss", "ABLoss", "ICKDLoss"})
+UNMASKED = frozenset({"FSPLoss", "FTLoss", "ReviewKDLoss", "OFDLoss", "ABLoss", "ICKDLoss", "CWDLoss", "MGDLoss"})
 POSITIONS = {name for name, loss in LOSSES.items() if loss.compares_positions}
 
 DRESSES = {

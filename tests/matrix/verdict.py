@@ -10,8 +10,8 @@ Facts = dict
 LOSS_TOLERANCE, COSINE = 0.05, 0.95
 """How far loss and direction of the gradient may be from float32's in 16 bits."""
 FORMAT = {"32-true": "float32", "bf16-mixed": "float32", "bf16-true": "bfloat16"}
-OWN_DRAWS = "CRDLoss"
-"""Every process draws its own negatives."""
+OWN_DRAWS = ("CRDLoss", "MGDLoss")
+"""Every process draws its own negatives, or its own masks."""
 OWN_STATISTICS = ("OFDLoss",)
 """Its margins are the mean of all batches so far, so that one large batch is not several small ones."""
 
@@ -68,7 +68,7 @@ def _compared(cell: Cell, shared: str, facts: Facts, reference: Facts) -> list[s
         return _rounded(facts, reference)
     if cell.precision != "32-true":
         return []  # other orders of addition round otherwise, by more than the updates
-    if shared != "eager" and (cell.loss == OWN_DRAWS or facts["normalises"]):
+    if shared != "eager" and (cell.loss in OWN_DRAWS or facts["normalises"]):
         return []
     if shared == "one process" and not cell.gather:
         return []
