@@ -14,6 +14,7 @@ from lightning_kd.losses.features.nst import nst_loss as nst_loss
 from lightning_kd.losses.features.ofd import ofd_loss as ofd_loss
 from lightning_kd.losses.features.pkd import pkd_loss as pkd_loss
 from lightning_kd.losses.features.reviewkd import hcl_loss as hcl_loss
+from lightning_kd.losses.features.srd import srd_loss as srd_loss
 from lightning_kd.losses.features.vid import vid_loss as vid_loss
 from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
 from lightning_kd.losses.logits.dist import dist_loss as dist_loss

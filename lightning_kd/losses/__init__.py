@@ -22,6 +22,7 @@ from lightning_kd.losses.features.nst import NSTLoss as NSTLoss
 from lightning_kd.losses.features.ofd import OFDLoss as OFDLoss
 from lightning_kd.losses.features.pkd import PKDLoss as PKDLoss
 from lightning_kd.losses.features.reviewkd import ReviewKDLoss as ReviewKDLoss
+from lightning_kd.losses.features.srd import SRDLoss as SRDLoss
 from lightning_kd.losses.features.vid import VIDLoss as VIDLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.logits.dist import DISTLoss as DISTLoss

@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_kd.capture.layout import View
 from lightning_kd.engine.task import of_all_labels, task_term
-from lightning_kd.losses import ATLoss, EmbeddingLoss, HintLoss, PKDLoss, VIDLoss
+from lightning_kd.losses import ATLoss, EmbeddingLoss, HintLoss, PKDLoss, SRDLoss, VIDLoss
 from lightning_kd.losses.base import StepTensors
 from lightning_kd.projectors import IdentityProjector
 from tests.support import processes
@@ -19,8 +19,9 @@ LOSSES = {
     "at": lambda: ATLoss("a", "b"),
     "embedding": lambda: EmbeddingLoss("a", "b"),
     "pkd": lambda: PKDLoss("a", "b"),
+    "srd": lambda: SRDLoss("a", "b"),
 }
-GATHERED = {"pkd"}
+GATHERED = {"pkd", "srd"}
 """Each process has the tokens of all, so that nothing is counted."""
 TASKS = {
     "labels": lambda: nn.CrossEntropyLoss(),
@@ -33,7 +34,7 @@ LIMIT = 90
 def text(loss):
     torch.manual_seed(0)
     as_map = isinstance(loss, ATLoss)
-    view = View("NLC", text=True, as_map=as_map)
+    view = View("NLC", text=True, as_map=as_map, pooled=loss.masking == "mean")
     shape = (2, 4, 6, 1) if as_map else (2, 6, 4)
     loss.views = {"student": {"a": view}, "teacher": {"b": view}}
     loss.build({"a": shape}, {"b": shape})

@@ -53,6 +53,7 @@ FORMULAS: dict[str, tuple[tuple[int, ...], Formula]] = {
     "nst_loss, gaussian": (MAP, lambda s, t: f.nst_loss(s, t, kernel="gaussian")),
     "ofd_loss": (MAP, lambda s, t: f.ofd_loss(s, t, -torch.ones(3, dtype=s.dtype))),
     "pkd_loss": (MAP, f.pkd_loss),
+    "srd_loss": (ROWS, f.srd_loss),
     "vid_loss": (MAP, lambda s, t: f.vid_loss(s, t, torch.zeros(3, dtype=s.dtype))),
     "dist_loss": (LOGITS, f.dist_loss),
     "dkd_loss": (LOGITS, lambda s, t: f.dkd_loss(s, t, ids(s))),
