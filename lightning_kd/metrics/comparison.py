@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import MeanMetric, MeanSquaredError, Metric
 
+from lightning_kd.metrics.axes import axis_of_classes, ids_of, without_channel
 from lightning_kd.metrics.counts import F1, Correlation, Share
 from lightning_kd.metrics.task import IGNORE_INDEX, Kind, Task, holds_ids, out_of_range
 
@@ -125,10 +126,10 @@ class Comparison:
             return None, f"either axis of outputs of shape {tuple(student.shape)} may be that of the classes; {_REMEDY}"
         if target is None:  # what they agree on is what has the highest score
             return ("classes", "") if student.ndim > 1 else (None, "there is no target, and the outputs have one axis")
-        ids = _ids(student, target, None) if holds_ids(target) else None
+        ids = ids_of(student, target, None) if holds_ids(target) else None
         if ids is not None:
             return self._kind_of_ids(student, ids.long())
-        if target.shape == student.shape and _are_distributions(target, _axis(student)):
+        if target.shape == student.shape and _are_distributions(target, axis_of_classes(student)):
             return "classes", ""
         return None, (
             f"outputs of shape {tuple(student.shape)} with a target of shape {tuple(target.shape)} and type "
@@ -136,7 +137,7 @@ class Comparison:
         )
 
     def _kind_of_ids(self, student: Tensor, ids: Tensor) -> tuple[Kind | None, str]:
-        number = student.shape[_axis(student, ids)]
+        number = student.shape[axis_of_classes(student, ids)]
         marks = _MARKS if self.task.ignore_index is None else (IGNORE_INDEX, self.task.ignore_index)
         strange = out_of_range(ids, number) & (sum(ids == mark for mark in marks) == 0)
         if not strange.any():
@@ -174,7 +175,7 @@ class Comparison:
     def _class_axis(self, student: Tensor, target: Tensor | None) -> int:
         if self.task.class_axis is not None and student.ndim > self.task.class_axis:
             return self.task.class_axis
-        return _axis(student, target)
+        return axis_of_classes(student, target)
 
     def _count_against_ids(
         self, name: str, classes: Tensor, number: int, target: Tensor | None, axis: int, scores: torch.Size
@@ -185,7 +186,7 @@ class Comparison:
         if target.shape == scores and (target.is_floating_point() or not _holds_id_shape(target, classes)):
             self._count(name, Share, classes == target.argmax(axis))
             return None
-        ids = target if target.shape == classes.shape else _without_channel(target, classes.shape)
+        ids = target if target.shape == classes.shape else without_channel(target, classes.shape)
         if ids is None or not holds_ids(target):
             self._leave_out(
                 name,
@@ -255,7 +256,7 @@ class Comparison:
         self._count(correlation, Correlation, values.contiguous(), others.contiguous())
 
     def _count_vectors(self, student: Tensor, teacher: Tensor | None, target: Tensor | None) -> None:
-        axis = _axis(student)
+        axis = axis_of_classes(student)
         same = target is not None and target.is_floating_point() and target.shape == student.shape
         pairs = (
             ("cosine", student, target if same else None),
@@ -297,44 +298,13 @@ class Comparison:
             self._refused.add(name)
 
 
-def _axis(student: Tensor, target: Tensor | None = None) -> int:
-    """Return the axis of the classes: 1, but the last of tokens (B, N, V) and where only that fits the target."""
-    last = student.ndim - 1
-    if student.ndim < 3:
-        return last
-    first, second = (last, 1) if student.ndim == 3 else (1, last)
-    if target is None or _ids(student, target, first) is not None or target.shape == student.shape:
-        return first
-    return first if _ids(student, target, second) is None else second
-
-
 def _is_last(student: Tensor, mask: Tensor) -> bool:
     """Whether only the last axis of outputs (B, C, T) is that of a mask (B, T)."""
     return student.shape[1] != mask.shape[1] == student.shape[2]
 
 
-def _ids(student: Tensor, target: Tensor, axis: int | None) -> Tensor | None:
-    """Return the target as one id for every position, if its shape is so; ``None`` for the axis tries each."""
-    if student.ndim < 2:
-        return None
-    axes = (1, student.ndim - 1) if axis is None else (axis,)
-    for one in axes:
-        positions = torch.Size(size for i, size in enumerate(student.shape) if i != one)
-        found = target if target.shape == positions else _without_channel(target, positions)
-        if found is not None and student.shape[one] > 1:
-            return found
-    return None
-
-
-def _without_channel(target: Tensor, positions: torch.Size) -> Tensor | None:
-    """Return ids (B, 1) or (B, 1, H, W) without their axis of length 1, if that gives one id for every position."""
-    if target.ndim == len(positions) + 1 and target.shape[1] == 1 and target.squeeze(1).shape == positions:
-        return target.squeeze(1)
-    return None
-
-
 def _holds_id_shape(target: Tensor, classes: Tensor) -> bool:
-    return target.shape == classes.shape or _without_channel(target, classes.shape) is not None
+    return target.shape == classes.shape or without_channel(target, classes.shape) is not None
 
 
 def _are_distributions(target: Tensor, axis: int) -> bool:
