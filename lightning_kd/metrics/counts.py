@@ -1,7 +1,7 @@
 """Sums over counts: what a comparison adds up over batches, processes and loaders."""
 
 import warnings
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -48,7 +48,20 @@ class Share(Metric):
         return torch.where(self.strange > 0, torch.nan, share)
 
 
-class WeightedMean(Metric):
+class Sums(Metric):
+    """A metric whose states are sums of 64 bits, which stay exact over long data sets."""
+
+    is_differentiable = False
+    full_state_update = False
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the sums to a device; to one of 32 bits in such."""
+        if torch.device(args[0] if args else kwargs.get("device", "cpu")).type == "mps":
+            self.set_dtype(torch.float32)
+        return super().to(*args, **kwargs)
+
+
+class WeightedMean(Sums):
     """Mean of means over an evaluation, each with the weight that it is over, such as its tokens; NaN without any.
 
     Example:
@@ -59,9 +72,7 @@ class WeightedMean(Metric):
         tensor(2., dtype=torch.float64)
     """
 
-    is_differentiable = False
     higher_is_better = False
-    full_state_update = False
     total: Tensor
     weight: Tensor
 
@@ -84,12 +95,6 @@ class WeightedMean(Metric):
     def compute(self) -> Tensor:
         """Return the mean over everything counted so far."""
         return self.total / self.weight
-
-    def to(self, *args: Any, **kwargs: Any) -> "WeightedMean":
-        """Move the sums to a device; to one of 32 bits in such."""
-        if torch.device(args[0] if args else kwargs.get("device", "cpu")).type == "mps":
-            self.set_dtype(torch.float32)
-        return super().to(*args, **kwargs)
 
 
 class F1(Metric):

@@ -2,12 +2,13 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
+from lightning_kd.metrics.against_teacher import AgainstTeacher
 from lightning_kd.metrics.task import without_column
 
 Metrics: TypeAlias = Metric | MetricCollection | Sequence[Metric] | Mapping[str, Metric] | None
@@ -16,6 +17,8 @@ Metrics: TypeAlias = Metric | MetricCollection | Sequence[Metric] | Mapping[str,
 
 class GivenMetrics:
     """Computes a user's metrics of the student, and of the teacher under ``teacher_`` and the same name.
+
+    Metrics of the student against the teacher, such as ``NegativeFlips``, are computed once, of both networks' outputs.
 
     The metrics are copied, so those that are given stay as they are.
 
@@ -42,19 +45,19 @@ class GivenMetrics:
     def __init__(self, metrics: Mapping[str, Metric], *, probabilities: bool = False) -> None:
         self._probabilities = probabilities
         self._metrics = {
-            role + name: copy.deepcopy(metric) for name, metric in metrics.items() for role in ("", "teacher_")
+            role + name: copy.deepcopy(metric)
+            for name, metric in metrics.items()
+            for role in (("",) if isinstance(metric, AgainstTeacher) else ("", "teacher_"))
         }
         for metric in self._metrics.values():
             metric.reset()
 
     def update(self, student: Tensor | None, teacher: Tensor | None, target: object) -> None:
-        """Give each metric (outputs, target); whatever is ``None`` is left out.
+        """Give each metric (outputs, target), or (student, teacher, target); whatever is ``None`` is left out.
 
         Raises:
             ValueError: If a metric cannot be computed of them; names it, and their shapes.
         """
-        if target is None:
-            return
         for name, metric in self._metrics.items():
             outputs = teacher if name.startswith("teacher_") else student
             if outputs is None:
@@ -62,7 +65,11 @@ class GivenMetrics:
             if metric.device != outputs.device:
                 metric.to(outputs.device)
             try:
-                metric.update(*self._as_torchmetrics_wants(metric, outputs.detach(), target))
+                if not isinstance(metric, AgainstTeacher):
+                    if target is not None:
+                        metric.update(*self._as_torchmetrics_wants(metric, outputs.detach(), target))
+                elif teacher is not None and (target is not None or not metric.needs_target):
+                    metric.update(outputs, teacher, cast(Tensor | None, target))
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 of = f"of shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
                 raise ValueError(
