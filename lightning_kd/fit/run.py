@@ -269,6 +269,7 @@ class DistillationRun:
     def epoch_start(self, module: LightningModule) -> None:
         """Begin the epoch's means."""
         self.started = True
+        self.lines.steps = module.global_step  # a resumed fit does not begin at 0
         self.log.start_epoch()
         self.resume.epoch_start(module)
 

@@ -4,6 +4,7 @@ import csv
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_kd import DistillationModule
@@ -102,3 +103,17 @@ def test_a_new_fit_of_a_loaded_module_begins_anew(tmp_path):
         support.fit(loaded, seed=seed, callbacks=[callback])
         assert callback.run == ([], None)
     assert not torch.equal(begun[0].state, begun[1].state)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_loss_that_is_not_finite_in_the_first_step_after_resuming_is_told_with_its_number(door, tmp_path):
+    trainer = fitted(door, tmp_path, max_epochs=1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+    class Spoils(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *_):
+            for parameter in pl_module.parameters():
+                parameter.data.fill_(torch.nan)
+
+    with pytest.raises(FloatingPointError, match=r"at step 3: "):
+        fitted(door, tmp_path / "rest", Spoils(), ckpt_path=tmp_path / "one.ckpt")
