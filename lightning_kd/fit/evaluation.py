@@ -1,6 +1,7 @@
 """Student against teacher on validation and test data."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -28,12 +29,23 @@ from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.counts import WeightedMean
 from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
 from lightning_kd.metrics.task import Task
-from lightning_kd.teachers.base import NO_LESSON
+from lightning_kd.teachers.base import NO_LESSON, Lesson
 
 _OF_STUDENT_ALONE = ("accuracy", "f1", "mse", "pearson", "cosine", "perplexity")
 """What a user's own module logs itself."""
 _ON_THE_BAR = (*_OF_STUDENT_ALONE[:3], "teacher_accuracy", "teacher_f1", "teacher_mse", "perplexity")
 """What the progress bar shows beside the loss; more would leave no room for the bar itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One batch of an evaluation: both calls, what was read of them, and the target."""
+
+    call: Call
+    lesson: Lesson
+    logits: Tensor | None
+    teacher_logits: Tensor | None
+    target: Any
 
 
 class Evaluation:
@@ -65,6 +77,8 @@ class Evaluation:
         """What the last evaluation gave, on its first data loader."""
         self.tokens = TokenMeans(step)
         """Means over the tokens of the evaluation that is going on."""
+        self.readers: list[Callable[[Compared], None]] = []
+        """Who else gets each batch of the first data loader; they change nothing."""
         self._told: set[str] = set()
         self.teacher_accuracy: float | None = None
         """The teacher's accuracy, which a fit logs once."""
@@ -166,6 +180,9 @@ class Evaluation:
         else:  # a causal model predicts the token after each position
             comparison.update(logits, teacher_logits, predicted)
         given.update(logits, teacher_logits, target)
+        if loader == 0 and not module.trainer.sanity_checking:
+            for reader in self.readers:
+                reader(Compared(call, lesson, logits, teacher_logits, target))
         if module.trainer.barebones:
             return
         own = {

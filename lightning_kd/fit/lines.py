@@ -1,6 +1,6 @@
 """What a run writes: a line every ``log_every_n_steps``, and the means of an epoch for callbacks."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +29,8 @@ class Lines:
         self.log = PartLog()
         self.steps = 0
         """Optimizer steps done; the Trainer's own count is slow to ask for."""
+        self.readers: list[Callable[[Terms, int], None]] = []
+        """Who else gets the terms of each step, with its number; they change nothing."""
 
     def begin(self) -> None:
         """Forget what an earlier fit, or one that was broken off, has collected."""
@@ -42,6 +44,8 @@ class Lines:
         """
         factors = self.objective.weights() if self.objective.changes_over_time else None
         self.log.add(terms.total, terms.parts, self.steps, rows, counts, factors)
+        for read in self.readers:
+            read(terms, self.steps)
 
     def before_optimizer_step(self, module: LightningModule) -> None:
         """Count the step, and write a line if one is due."""
