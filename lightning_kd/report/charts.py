@@ -7,7 +7,8 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from lightning_kd.report.page import Picture, check_extra
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 STUDENT, TEACHER = "#2a78d6", "#e07b39"
 """The colours of the two networks, which are told apart in light and dark, and by those who see red as green."""
-COLOURS = (STUDENT, TEACHER, "#2c9c72", "#a15ec2", "#c2476b", "#7b8794", "#b39a1e", "#1f9fb5")
+COLOURS = (STUDENT, TEACHER, "#2c9c72", "#a15ec2", "#c2476b", "#b39a1e", "#1f9fb5")
 """The colours of further lines."""
+_WHOLE = "#7b8794"
+"""The colour of the whole loss, which is dashed, for a part may hide it."""
 INK, FAINT = "#010203", "#040506"
 """Colours that stand for those of letters and of thin lines, which light and dark pages have in other shades."""
 _SHADES = (
@@ -125,13 +128,16 @@ def line_chart(
     def plot(axes: "Axes") -> None:
         for number, (name, (at, values)) in enumerate(lines.items()):
             dot = marker or ("o" if len(at) < 2 else None)
-            axes.plot(at, values, label=name, color=colours[number % len(colours)], marker=dot, markersize=4)
+            colour = colours[number % len(colours)]
+            style = "--" if colour == _WHOLE else "-"
+            axes.plot(at, values, style, label=name, color=colour, marker=dot, markersize=4)
         if log and all(value > 0 for _, values in lines.values() for value in values):
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.set_xlabel(x)
         axes.set_title(title)
-        if len(lines) > 1:
-            axes.legend()
+        _legend(axes, lines)
 
     return draw(plot, alt=alt, caption=caption)
 
@@ -169,8 +175,7 @@ def bar_chart(
         axes.set_title(title)
         if limit is not None:
             axes.set_xlim(0, limit)
-        if len(bars) > 1:
-            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.06), ncols=len(bars))
+        _legend(axes, bars)
 
     return draw(plot, alt=alt, caption=caption, height=1.0 + max(0.26, 0.13 * len(bars) + 0.06) * len(names))
 
@@ -226,6 +231,24 @@ def heat_map(
 
     width, height = 1.6 + 0.52 * len(columns), 1.4 + 0.34 * len(rows)
     return draw(plot, alt=alt, caption=caption, width=max(3.4, min(width, 9.0)), height=max(2.4, min(height, 9.0)))
+
+
+def colours_of(names: Iterable[str]) -> list[str]:
+    """Return a colour for each part of a loss, the same in every chart; the whole loss is grey.
+
+    Example:
+        >>> colours_of(["loss", "task"]) == ["#7b8794", STUDENT]
+        True
+    """
+    parts = cycle(COLOURS)
+    return [_WHOLE if name == "loss" else next(parts) for name in names]
+
+
+def _legend(axes: "Axes", names: Mapping[str, object]) -> None:
+    """Name the colours below the chart, where they cover nothing."""
+    if len(names) > 1:
+        columns = max(1, min(len(names), 60 // (6 + max(map(len, names)))))
+        axes.figure.legend(loc="outside lower left", ncols=columns)
 
 
 def _short(name: str, most: int = 26) -> str:

@@ -16,6 +16,7 @@ Value: TypeAlias = str | float | int | None
 
 _NUMBER = re.compile(r"[-+<>~(\[]?\s?\d[-+\d.,\s()\[\]%xeE\u00b1\u2212\u00d7]*[A-Za-z\u00b5/]{0,4}")
 """A number with its interval or its unit."""
+_PACKAGES = ("jinja2", "matplotlib")
 _NONE = "\N{EN DASH}"
 
 
@@ -100,6 +101,11 @@ class Picture:
         """Itself, as a row of one."""
         return [self]
 
+    @property
+    def pixels(self) -> bool:
+        """Whether it is so small that its pixels are to be seen."""
+        return 0 < self.width < 64
+
     small: ClassVar[bool] = False
 
 
@@ -134,7 +140,15 @@ class Tiles:
         return [(tile.label, shown(tile.value), tile.note) for tile in self.tiles]
 
 
-Part: TypeAlias = Text | Code | Table | Picture | Pictures | Tiles
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Parts beside each other where there is room, such as a chart and its numbers."""
+
+    parts: Sequence["Part"]
+    part: ClassVar[str] = "row"
+
+
+Part: TypeAlias = Text | Code | Table | Picture | Pictures | Tiles | Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,9 +202,14 @@ def check_extra(*packages: str) -> None:
     Raises:
         MissingExtraError: If one is not installed.
     """
-    for package in packages or ("jinja2", "matplotlib"):
+    for package in packages or _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f'A report page takes {package}: pip install "lightning_kd[report]"', name=package)
+
+
+def has_extra() -> bool:
+    """Whether the packages of the extra ``report`` are installed."""
+    return all(importlib.util.find_spec(package) is not None for package in _PACKAGES)
 
 
 def shown(value: "Value | Cell") -> str:
