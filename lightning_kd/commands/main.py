@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Command] = {
     "predict": Command("Compute what a student predicts.", "fit:predict"),
     "cache": Command("Store a teacher's answers, so that later fits need not run it.", "cache:cache"),
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
+    "report": Command("Write a page of a recorded run.", "report:report"),
 }
 
 BEFORE_THE_COMMAND = ("-c", "--config", "--print_config")
@@ -86,8 +87,8 @@ def unknown(name: str) -> str:
     """Return the error for a command or an option before it that there is not, with the nearest names.
 
     Example:
-        >>> unknown("exprt")
-        "lightning-kd: error: there is no command 'exprt'. Did you mean 'export'? `lightning-kd --help` lists all
+        >>> unknown("caches")
+        "lightning-kd: error: there is no command 'caches'. Did you mean 'cache'? `lightning-kd --help` lists all
         commands."
     """
     kind = "option before the command" if name.startswith("-") else "command"

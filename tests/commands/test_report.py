@@ -1,0 +1,62 @@
+"""The command `lightning-kd report`: a page of a recorded run, or one line that says what to do."""
+
+import sys
+
+import pytest
+
+from lightning_kd.commands.fit import run
+from tests.commands.conftest import FIT
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The folder that a fit from YAML has recorded itself in."""
+    folder = tmp_path_factory.mktemp("recorded")
+    (folder / "fit.yaml").write_text(FIT)
+    options = {
+        "fast_dev_run": "false",
+        "max_epochs": 1,
+        "limit_train_batches": 2,
+        "limit_val_batches": 2,
+        "enable_checkpointing": "false",
+        "default_root_dir": folder,
+        "callbacks+": "lightning_kd.report.RecordRun",
+        "callbacks.output": folder / "run",
+    }
+    run(["fit", f"--config={folder / 'fit.yaml'}", *(f"--trainer.{name}={value}" for name, value in options.items())])
+    return folder / "run"
+
+
+def test_a_fit_from_yaml_records_itself_and_the_command_makes_its_page(recorded, call, tmp_path):
+    code, out, _ = call("report", "--run", str(recorded), "--output", str(tmp_path / "new" / "page.html"))
+    assert code == 0
+    assert "The report is in" in out
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert "DigitsConvNet, distilled from DigitsConvNet" in page
+
+
+def test_a_folder_without_a_record_is_refused_in_a_line(call, tmp_path):
+    code, _, err = call("report", "--run", str(tmp_path), "--output", str(tmp_path / "page.html"))
+    assert code == 2
+    assert err.startswith(
+        f"lightning-kd report: error: {str(tmp_path)!r} holds no record of a run. A fit writes one with"
+    )
+    assert err.count("\n") == 1
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_another_ending_and_a_missing_package_are_refused_in_a_line(recorded, call, tmp_path, monkeypatch):
+    code, _, err = call("report", "--run", str(recorded), "--output", str(tmp_path / "page.pdf"))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "its name ends in .html" in err
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    code, _, err = call("report", "--run", str(recorded), "--output", str(tmp_path / "page.html"))
+    assert code == 2
+    assert err == 'lightning-kd report: error: A report page takes jinja2: pip install "lightning_kd[report]"\n'
+
+
+def test_the_help_fits_on_a_screen(call):
+    code, out, _ = call("report", "--help")
+    assert code == 0
+    assert out.count("\n") <= 24
+    assert "RecordRun" in out
