@@ -10,6 +10,8 @@ from torch import nn
 
 from lightning_kd.files.atomic import atomic_write
 from lightning_kd.module import DistillationModule
+from lightning_kd.report.charts import bar_chart
+from lightning_kd.report.page import Code, Part, Row, Section, Table, Text, Tile, Tiles, has_extra, render
 from lightning_kd.report.summary import summary_table
 
 _PAGE = """<!doctype html>
@@ -57,14 +59,17 @@ class DistillationResult:
         """Write a page of what was chosen and what came of it.
 
         Args:
-            path: Where to: ``.html`` gives a page that needs nothing else, ``.md`` and ``.txt`` plain text.
+            path: Where to: ``.html`` gives a page that needs nothing else, with a chart if the extra ``report`` is
+                installed; ``.md`` and ``.txt`` give plain text.
 
         Raises:
             ValueError: If the ending is another one.
         """
         path = Path(path)
         title = type(self.student).__name__
-        if path.suffix == ".html":
+        if path.suffix == ".html" and has_extra():
+            text = render(f"Distillation of {title}", self._sections())
+        elif path.suffix == ".html":
             choices = "".join(f"<li>{html.escape(choice)}</li>" for choice in self.choices)
             text = _PAGE.format(title=html.escape(title), choices=choices, table=html.escape(str(self)))
         elif path.suffix in (".md", ".txt"):
@@ -74,6 +79,27 @@ class DistillationResult:
             raise ValueError(f"report: {str(path)!r} ends in none of .html, .md and .txt.")
         with atomic_write(path) as file:
             file.write(text.encode())
+
+    def _sections(self) -> list[Section]:
+        """Return what is known as the sections of a page."""
+        pairs = [name for name in self.metrics if f"teacher_{name}" in self.metrics]
+        tiles = [
+            Tile(name, value, f"teacher: {self.metrics[f'teacher_{name}']:.4g}" if name in pairs else "")
+            for name, value in self.metrics.items()
+            if not name.startswith("teacher_")
+        ]
+        shares = [(name, weight, mean, 100 * share) for name, weight, mean, share in self.module.run.shares()]
+        parts: list[Part] = [Table(["part", "weight", "mean", "share in %"], shares)]
+        if len(shares) > 1:
+            bars = {"share": [share for *_, share in shares]}
+            told = ", ".join(f"{name} {share:.1f} %" for name, *_, share in shares)
+            parts = [Row([bar_chart([name for name, *_ in shares], bars, alt=f"Shares of the loss: {told}."), *parts])]
+        return [
+            Section("", [Tiles(tiles)]),
+            Section("What was chosen", [Text(choice) for choice in self.choices]),
+            Section("What came of it", [Code(str(self))]),
+            Section("Parts of the loss, in the last epoch", parts if shares else []),
+        ]
 
     def export(self, path: str | os.PathLike[str], **options: Any) -> None:
         """Write the student, and nothing else; takes the arguments of ``DistillationModule.export``."""

@@ -197,7 +197,7 @@ def test_the_report_tells_what_was_chosen_and_what_came_of_it(tmp_path):
     page = (tmp_path / "report.html").read_text()
     assert "&lt;b&gt;Net&lt;/b&gt;" in page
     assert "<b>" not in page
-    assert "http" not in page
+    assert "://" not in page
     with pytest.raises(ValueError, match=r"ends in none of .html, .md and .txt"):
         result.report(tmp_path / "report.pdf")
 
