@@ -22,6 +22,7 @@ from lightning_kd.losses.logits.dkd import dkd_loss as dkd_loss
 from lightning_kd.losses.logits.kd import kd_loss as kd_loss
 from lightning_kd.losses.logits.multilabel import multi_label_kd_loss as multi_label_kd_loss
 from lightning_kd.losses.logits.mutual import mutual_learning_loss as mutual_learning_loss
+from lightning_kd.losses.logits.nkd import nkd_loss as nkd_loss
 from lightning_kd.losses.logits.regression import regression_kd_loss as regression_kd_loss
 from lightning_kd.losses.logits.tfkd import tfkd_loss as tfkd_loss
 from lightning_kd.losses.samples.cc import cc_loss as cc_loss

@@ -30,6 +30,7 @@ from lightning_kd.losses.logits.dkd import DKDLoss as DKDLoss
 from lightning_kd.losses.logits.kd import KDLoss as KDLoss
 from lightning_kd.losses.logits.multilabel import MultiLabelKDLoss as MultiLabelKDLoss
 from lightning_kd.losses.logits.mutual import MutualLearning as MutualLearning
+from lightning_kd.losses.logits.nkd import NKDLoss as NKDLoss
 from lightning_kd.losses.logits.regression import RegressionKDLoss as RegressionKDLoss
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature as AdaptiveTemperature
 from lightning_kd.losses.logits.tfkd import TfKDLoss as TfKDLoss

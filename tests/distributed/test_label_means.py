@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_kd.losses import DKDLoss, TfKDLoss
+from lightning_kd.losses import DKDLoss, NKDLoss, TfKDLoss
 from lightning_kd.losses.base import StepTensors
 from lightning_kd.losses.logits.base import IGNORE_INDEX
 from tests.support import processes
@@ -26,17 +26,21 @@ def gradient(loss, rows):
     return value.detach(), weight.grad
 
 
+LOSSES = {"dkd": [DKDLoss], "others": [TfKDLoss, NKDLoss]}
+
+
 def work(rank, folder, name, split):
-    made = {"dkd": DKDLoss, "tfkd": TfKDLoss}[name]()
-    expected = gradient(made, slice(None))  # before there is a group: one process
+    made = [loss() for loss in LOSSES[name]]
+    expected = [gradient(loss, slice(None)) for loss in made]  # before there is a group: one process
     parts = {"odd and even": (slice(0, None, 2), slice(1, None, 2)), "one is empty": (slice(None), slice(0, 0))}
     with processes.process_group(rank, folder / "meet", limit=LIMIT):
-        for value, whole in zip(gradient(made, parts[split][rank]), expected, strict=True):
-            dist.all_reduce(value)
-            torch.testing.assert_close(value / 2, whole)
+        for loss, wholes in zip(made, expected, strict=True):
+            for value, whole in zip(gradient(loss, parts[split][rank]), wholes, strict=True):
+                dist.all_reduce(value)
+                torch.testing.assert_close(value / 2, whole)
 
 
 @pytest.mark.parametrize("split", ["odd and even", "one is empty"])
-@pytest.mark.parametrize("name", ["dkd", pytest.param("tfkd", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["dkd", pytest.param("others", marks=pytest.mark.slow)])
 def test_two_processes_equal_one_where_labels_are_spread_unevenly(name, split, tmp_path):
     processes.spawned(work, tmp_path, name, split, limit=LIMIT)

@@ -22,6 +22,7 @@ NAN, INF = float("nan"), float("inf")
 RIGHT = {
     ("DISTLoss", "student_logits", -INF),  # a class of probability 0, which it takes like any other
     ("DISTLoss", "teacher_logits", -INF),
+    ("NKDLoss", "teacher_logits", -INF),  # of the teacher alone, so that the student may give it any probability
     ("TokenKDLoss", "teacher_logits", -INF),
     ("ULDLoss", "student_logits", -INF),
     ("ULDLoss", "teacher_logits", -INF),

@@ -8,8 +8,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_kd import DistillationModule
 from lightning_kd.data import Indexed
-from lightning_kd.functional import dkd_loss, tfkd_loss
-from lightning_kd.losses import BYOTLoss, CRDLoss, DKDLoss, KDLoss, MutualLearning, TfKDLoss
+from lightning_kd.functional import dkd_loss, nkd_loss, tfkd_loss
+from lightning_kd.losses import BYOTLoss, CRDLoss, DKDLoss, KDLoss, MutualLearning, NKDLoss, TfKDLoss
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature
 from tests import support
 
@@ -17,6 +17,7 @@ LOSSES = {
     "kd": lambda: KDLoss(),
     "kd by correctness": lambda: KDLoss(AdaptiveTemperature(by="correctness")),
     "dkd": lambda: DKDLoss(),
+    "nkd": lambda: NKDLoss(),
     "tf_kd": lambda: TfKDLoss(),
     "mutual_learning": lambda: MutualLearning([support.seeded(support.student, 8)]),
     "byot": lambda: BYOTLoss(),
@@ -52,7 +53,10 @@ def test_a_column_of_ids_trains_and_measures_like_a_row(name):
     support.assert_same_weights(module.student, expected.student)
 
 
-@pytest.mark.parametrize("loss", [dkd_loss, lambda s, _, y: tfkd_loss(s, y)], ids=["dkd", "tfkd"])
+LOSSES_OF_PIXELS = {"dkd": dkd_loss, "nkd": nkd_loss, "tfkd": lambda s, _, y: tfkd_loss(s, y)}
+
+
+@pytest.mark.parametrize("loss", LOSSES_OF_PIXELS.values(), ids=LOSSES_OF_PIXELS)
 def test_pixels_with_a_channel_of_ids_too(loss):
     generator = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 2, 5, 3, 4, generator=generator)

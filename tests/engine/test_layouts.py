@@ -7,7 +7,16 @@ from torch import nn
 from lightning_kd import Batch, DistillationCallback, DistillationModule
 from lightning_kd.capture.axes import find_axes, following, natural_axis, patch_grid
 from lightning_kd.capture.layout import View
-from lightning_kd.losses import ATLoss, DKDLoss, FTLoss, HintLoss, KDLoss, MutualLearning, RKDLoss
+from lightning_kd.losses import (
+    ATLoss,
+    DKDLoss,
+    FTLoss,
+    HintLoss,
+    KDLoss,
+    MutualLearning,
+    NKDLoss,
+    RKDLoss,
+)
 from tests import support
 
 
@@ -229,6 +238,7 @@ def masked(losses, *batch):
     [
         KDLoss,
         DKDLoss,
+        NKDLoss,
         lambda: HintLoss("stage1", "stage1"),
         lambda: ATLoss("stage1", "stage1"),
         lambda: RKDLoss("embedding", "embedding"),

@@ -30,6 +30,7 @@ PUBLISHED = {
     "crd": (1.0, 240, {"CRDLoss": 0.8}),
     "crd_kd": (1.0, 240, {"KDLoss": 1, "CRDLoss": 0.8}),
     "dkd": (1.0, 240, {"DKDLoss": [1 / 20, 1]}),
+    "nkd": (1.0, 240, {"NKDLoss": 1}),
     "reviewkd": (1.0, 240, {"ReviewKDLoss": [1 / 20, 1]}),
     "ofd": (1.0, 240, {"OFDLoss": 0.001}),
     "dist": (1.0, 240, {"DISTLoss": 2}),
