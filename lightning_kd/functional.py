@@ -25,6 +25,7 @@ from lightning_kd.losses.logits.mutual import mutual_learning_loss as mutual_lea
 from lightning_kd.losses.logits.nkd import nkd_loss as nkd_loss
 from lightning_kd.losses.logits.regression import regression_kd_loss as regression_kd_loss
 from lightning_kd.losses.logits.tfkd import tfkd_loss as tfkd_loss
+from lightning_kd.losses.logits.wsld import wsld_loss as wsld_loss
 from lightning_kd.losses.samples.cc import cc_loss as cc_loss
 from lightning_kd.losses.samples.contrastive import info_nce_loss as info_nce_loss
 from lightning_kd.losses.samples.contrastive import triplet_loss as triplet_loss

@@ -34,6 +34,7 @@ from lightning_kd.losses.logits.nkd import NKDLoss as NKDLoss
 from lightning_kd.losses.logits.regression import RegressionKDLoss as RegressionKDLoss
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature as AdaptiveTemperature
 from lightning_kd.losses.logits.tfkd import TfKDLoss as TfKDLoss
+from lightning_kd.losses.logits.wsld import WSLDLoss as WSLDLoss
 from lightning_kd.losses.samples.cc import CCLoss as CCLoss
 from lightning_kd.losses.samples.contrastive import InfoNCELoss as InfoNCELoss
 from lightning_kd.losses.samples.contrastive import TripletLoss as TripletLoss

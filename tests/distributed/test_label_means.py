@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lightning_kd.losses import DKDLoss, NKDLoss, TfKDLoss
+from lightning_kd.losses import DKDLoss, NKDLoss, TfKDLoss, WSLDLoss
 from lightning_kd.losses.base import StepTensors
 from lightning_kd.losses.logits.base import IGNORE_INDEX
 from tests.support import processes
@@ -26,7 +26,7 @@ def gradient(loss, rows):
     return value.detach(), weight.grad
 
 
-LOSSES = {"dkd": [DKDLoss], "others": [TfKDLoss, NKDLoss]}
+LOSSES = {"dkd": [DKDLoss], "others": [TfKDLoss, NKDLoss, WSLDLoss]}
 
 
 def work(rank, folder, name, split):

@@ -23,6 +23,7 @@ RIGHT = {
     ("DISTLoss", "student_logits", -INF),  # a class of probability 0, which it takes like any other
     ("DISTLoss", "teacher_logits", -INF),
     ("NKDLoss", "teacher_logits", -INF),  # of the teacher alone, so that the student may give it any probability
+    ("WSLDLoss", "teacher_logits", -INF),
     ("TokenKDLoss", "teacher_logits", -INF),
     ("ULDLoss", "student_logits", -INF),
     ("ULDLoss", "teacher_logits", -INF),

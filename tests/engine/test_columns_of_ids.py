@@ -8,8 +8,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_kd import DistillationModule
 from lightning_kd.data import Indexed
-from lightning_kd.functional import dkd_loss, nkd_loss, tfkd_loss
-from lightning_kd.losses import BYOTLoss, CRDLoss, DKDLoss, KDLoss, MutualLearning, NKDLoss, TfKDLoss
+from lightning_kd.functional import dkd_loss, nkd_loss, tfkd_loss, wsld_loss
+from lightning_kd.losses import BYOTLoss, CRDLoss, DKDLoss, KDLoss, MutualLearning, NKDLoss, TfKDLoss, WSLDLoss
 from lightning_kd.losses.logits.temperature import AdaptiveTemperature
 from tests import support
 
@@ -18,6 +18,7 @@ LOSSES = {
     "kd by correctness": lambda: KDLoss(AdaptiveTemperature(by="correctness")),
     "dkd": lambda: DKDLoss(),
     "nkd": lambda: NKDLoss(),
+    "wsld": lambda: WSLDLoss(),
     "tf_kd": lambda: TfKDLoss(),
     "mutual_learning": lambda: MutualLearning([support.seeded(support.student, 8)]),
     "byot": lambda: BYOTLoss(),
@@ -53,7 +54,7 @@ def test_a_column_of_ids_trains_and_measures_like_a_row(name):
     support.assert_same_weights(module.student, expected.student)
 
 
-LOSSES_OF_PIXELS = {"dkd": dkd_loss, "nkd": nkd_loss, "tfkd": lambda s, _, y: tfkd_loss(s, y)}
+LOSSES_OF_PIXELS = {"dkd": dkd_loss, "nkd": nkd_loss, "wsld": wsld_loss, "tfkd": lambda s, _, y: tfkd_loss(s, y)}
 
 
 @pytest.mark.parametrize("loss", LOSSES_OF_PIXELS.values(), ids=LOSSES_OF_PIXELS)

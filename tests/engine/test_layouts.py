@@ -16,6 +16,7 @@ from lightning_kd.losses import (
     MutualLearning,
     NKDLoss,
     RKDLoss,
+    WSLDLoss,
 )
 from tests import support
 
@@ -239,6 +240,7 @@ def masked(losses, *batch):
         KDLoss,
         DKDLoss,
         NKDLoss,
+        WSLDLoss,
         lambda: HintLoss("stage1", "stage1"),
         lambda: ATLoss("stage1", "stage1"),
         lambda: RKDLoss("embedding", "embedding"),

@@ -61,6 +61,7 @@ FORMULAS: dict[str, tuple[tuple[int, ...], Formula]] = {
     "kd_loss, standardised": (LOGITS, lambda s, t: f.kd_loss(s, t, standardize=True)),
     "mutual_learning_loss": (LOGITS, lambda s, t: f.mutual_learning_loss([s, t.detach()], ids(s))),
     "nkd_loss": (LOGITS, lambda s, t: f.nkd_loss(s, t, ids(s))),
+    "wsld_loss": (LOGITS, lambda s, t: f.wsld_loss(s, t, ids(s))),
     "tfkd_loss": (LOGITS, lambda s, _: f.tfkd_loss(s, ids(s))),
     "kd_loss of one logit": ((6, 1), f.kd_loss),
     "multi_label_kd_loss": (LOGITS, f.multi_label_kd_loss),
@@ -233,6 +234,7 @@ TEMPERED: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "dkd": lambda s, t, temperature: f.dkd_loss(s, t, ids(s), temperature=temperature),
     "dist": lambda s, t, temperature: f.dist_loss(s, t, temperature=temperature),
     "nkd": lambda s, t, temperature: f.nkd_loss(s, t, ids(s), temperature=temperature),
+    "wsld": lambda s, t, temperature: f.wsld_loss(s, t, ids(s), temperature=temperature),
     "mutual": lambda s, t, temperature: f.mutual_learning_loss([s, t], temperature=temperature),
     "byot": lambda s, t, temperature: f.byot_loss(s, s, t, s, ids(s), temperature=temperature, alpha=1.0),
     "tfkd": lambda s, t, temperature: f.tfkd_loss((s - t) / 100, ids(s), temperature=temperature),
@@ -310,6 +312,7 @@ def test_labels_may_be_of_any_integer_type(dtype: torch.dtype) -> None:
     for loss in (
         lambda y: f.dkd_loss(student, teacher, y),
         lambda y: f.nkd_loss(student, teacher, y),
+        lambda y: f.wsld_loss(student, teacher, y),
         lambda y: f.tfkd_loss(student, y),
         lambda y: f.mutual_learning_loss([student, teacher], y),
         lambda y: f.byot_loss(student, student, teacher, teacher, y),

@@ -15,7 +15,7 @@ from torchmetrics.functional.regression import pearson_corrcoef
 from torchmetrics.regression import MeanAbsoluteError
 
 from lightning_kd import DistillationCallback, DistillationModule
-from lightning_kd.losses import AdaptiveTemperature, BYOTLoss, DKDLoss, HintLoss, KDLoss, NKDLoss, TfKDLoss
+from lightning_kd.losses import AdaptiveTemperature, BYOTLoss, DKDLoss, HintLoss, KDLoss, NKDLoss, TfKDLoss, WSLDLoss
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.task import Task
 from tests import support
@@ -250,8 +250,8 @@ def test_metrics_that_cannot_be_are_named():
 
 @pytest.mark.parametrize(
     "loss",
-    [DKDLoss, NKDLoss, TfKDLoss, lambda: KDLoss(AdaptiveTemperature("correctness"))],
-    ids=["dkd", "nkd", "tfkd", "kd"],
+    [DKDLoss, NKDLoss, WSLDLoss, TfKDLoss, lambda: KDLoss(AdaptiveTemperature("correctness"))],
+    ids=["dkd", "nkd", "wsld", "tfkd", "kd"],
 )
 @pytest.mark.parametrize("dtype", [torch.long, torch.uint8])
 def test_losses_leave_out_what_the_task_leaves_out(loss, dtype):
