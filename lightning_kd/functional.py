@@ -20,6 +20,7 @@ from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
 from lightning_kd.losses.logits.dist import dist_loss as dist_loss
 from lightning_kd.losses.logits.dkd import dkd_loss as dkd_loss
 from lightning_kd.losses.logits.kd import kd_loss as kd_loss
+from lightning_kd.losses.logits.mlkd import mlkd_loss as mlkd_loss
 from lightning_kd.losses.logits.multilabel import multi_label_kd_loss as multi_label_kd_loss
 from lightning_kd.losses.logits.mutual import mutual_learning_loss as mutual_learning_loss
 from lightning_kd.losses.logits.nkd import nkd_loss as nkd_loss

@@ -28,6 +28,7 @@ from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
 from lightning_kd.losses.logits.dist import DISTLoss as DISTLoss
 from lightning_kd.losses.logits.dkd import DKDLoss as DKDLoss
 from lightning_kd.losses.logits.kd import KDLoss as KDLoss
+from lightning_kd.losses.logits.mlkd import MLKDLoss as MLKDLoss
 from lightning_kd.losses.logits.multilabel import MultiLabelKDLoss as MultiLabelKDLoss
 from lightning_kd.losses.logits.mutual import MutualLearning as MutualLearning
 from lightning_kd.losses.logits.nkd import NKDLoss as NKDLoss
