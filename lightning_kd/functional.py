@@ -17,6 +17,7 @@ from lightning_kd.losses.features.reviewkd import hcl_loss as hcl_loss
 from lightning_kd.losses.features.srd import srd_loss as srd_loss
 from lightning_kd.losses.features.vid import vid_loss as vid_loss
 from lightning_kd.losses.hybrid import hybrid_loss as hybrid_loss
+from lightning_kd.losses.logits.ctkd import ctkd_loss as ctkd_loss
 from lightning_kd.losses.logits.dist import dist_loss as dist_loss
 from lightning_kd.losses.logits.dkd import dkd_loss as dkd_loss
 from lightning_kd.losses.logits.kd import kd_loss as kd_loss

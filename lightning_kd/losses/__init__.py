@@ -25,6 +25,7 @@ from lightning_kd.losses.features.reviewkd import ReviewKDLoss as ReviewKDLoss
 from lightning_kd.losses.features.srd import SRDLoss as SRDLoss
 from lightning_kd.losses.features.vid import VIDLoss as VIDLoss
 from lightning_kd.losses.hybrid import HybridLoss as HybridLoss
+from lightning_kd.losses.logits.ctkd import CTKDLoss as CTKDLoss
 from lightning_kd.losses.logits.dist import DISTLoss as DISTLoss
 from lightning_kd.losses.logits.dkd import DKDLoss as DKDLoss
 from lightning_kd.losses.logits.kd import KDLoss as KDLoss

@@ -9,6 +9,7 @@ from lightning_kd.capture.axes import find_axes, following, natural_axis, patch_
 from lightning_kd.capture.layout import View
 from lightning_kd.losses import (
     ATLoss,
+    CTKDLoss,
     DKDLoss,
     FTLoss,
     HintLoss,
@@ -243,6 +244,7 @@ def masked(losses, *batch):
         NKDLoss,
         WSLDLoss,
         MLKDLoss,
+        CTKDLoss,
         lambda: HintLoss("stage1", "stage1"),
         lambda: ATLoss("stage1", "stage1"),
         lambda: RKDLoss("embedding", "embedding"),

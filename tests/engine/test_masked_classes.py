@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback
-from lightning_kd.losses import DKDLoss, KDLoss, MLKDLoss, NKDLoss, WSLDLoss
+from lightning_kd.losses import CTKDLoss, DKDLoss, KDLoss, MLKDLoss, NKDLoss, WSLDLoss
 from tests import support
 
 LEFT_OUT = torch.tensor([False, False, True, False])
@@ -31,7 +31,7 @@ def fit(by, loss, door="module"):
 
 
 @pytest.mark.parametrize("door", ["module", "callback"])
-@pytest.mark.parametrize("loss", [KDLoss, DKDLoss, NKDLoss, WSLDLoss, MLKDLoss])
+@pytest.mark.parametrize("loss", [KDLoss, DKDLoss, NKDLoss, WSLDLoss, MLKDLoss, CTKDLoss])
 def test_classes_that_are_marked_by_infinity_are_refused_with_the_remedy(door, loss):
     words = r"teacher's logits \(2 of 8 values\).*left out.*logits\.masked_fill\(mask, -1e4\)"
     with pytest.raises(ValueError, match=words):

@@ -31,6 +31,7 @@ PUBLISHED = {
     "crd_kd": (1.0, 240, {"KDLoss": 1, "CRDLoss": 0.8}),
     "dkd": (1.0, 240, {"DKDLoss": [1 / 20, 1]}),
     "nkd": (1.0, 240, {"NKDLoss": 1}),
+    "ctkd": (0.1, 240, {"CTKDLoss": 0.9}),
     "reviewkd": (1.0, 240, {"ReviewKDLoss": [1 / 20, 1]}),
     "ofd": (1.0, 240, {"OFDLoss": 0.001}),
     "dist": (1.0, 240, {"DISTLoss": 2}),

@@ -55,6 +55,7 @@ FORMULAS: dict[str, tuple[tuple[int, ...], Formula]] = {
     "pkd_loss": (MAP, f.pkd_loss),
     "srd_loss": (ROWS, f.srd_loss),
     "vid_loss": (MAP, lambda s, t: f.vid_loss(s, t, torch.zeros(3, dtype=s.dtype))),
+    "ctkd_loss": (LOGITS, lambda s, t: f.ctkd_loss(s, t, torch.zeros(1))),
     "dist_loss": (LOGITS, f.dist_loss),
     "dkd_loss": (LOGITS, lambda s, t: f.dkd_loss(s, t, ids(s))),
     "kd_loss": (LOGITS, f.kd_loss),

@@ -9,7 +9,7 @@ from lightning_kd import functional
 from tests.losses.cases import HELPERS
 
 NO_IDS = torch.zeros(0, dtype=torch.long)
-EXTRA = {"target": NO_IDS, "log_scale": torch.ones(4), "margin": torch.zeros(4)}
+EXTRA = {"target": NO_IDS, "log_scale": torch.ones(4), "margin": torch.zeros(4), "raw_temperature": torch.ones(1)}
 LEFT_OUT = {*HELPERS, "crd_loss", "mutual_learning_loss", "byot_loss", "hybrid_loss", "vid_loss"}
 LEFT_OUT |= {"qkv_relation_loss", "uld_loss"}
 """These take banks, lists or more; their own tests show empty batches."""
