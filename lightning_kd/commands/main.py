@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, Command] = {
     "cache": Command("Store a teacher's answers, so that later fits need not run it.", "cache:cache"),
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
     "report": Command("Write a page of a recorded run.", "report:report"),
+    "losses": Command("List the losses; with a name, all of one: options, weights, papers.", "losses:losses"),
 }
 
 BEFORE_THE_COMMAND = ("-c", "--config", "--print_config")
