@@ -16,7 +16,7 @@ FLOORS = [
     {"teachers"},
     {"engine", "hf"},
     {"fit", "export"},
-    {"module", "callback", "report", "curriculum"},
+    {"module", "callback", "report", "doctor", "curriculum"},
     {"cache", "simple"},
     {"commands"},
 ]

@@ -1,20 +1,17 @@
 """The command ``lightning-kd cache``: a teacher's answers on a data set as a store of their own."""
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader
+from lightning.pytorch import LightningDataModule
 
 from lightning_kd.cache import verify as check_store
 from lightning_kd.cache.items import Format
 from lightning_kd.cache.write import format_of, writer_of
-from lightning_kd.capture.networks import device_of
-from lightning_kd.commands.fit import DistillationCLI
+from lightning_kd.commands.building.data import loader_of, prepare_data, transferred
+from lightning_kd.commands.building.fit import build
 from lightning_kd.commands.parsing.parser import call_with
 from lightning_kd.files.precision import Precision
-from lightning_kd.fit.students.several import SeveralStudents
 from lightning_kd.module import DistillationModule
 from lightning_kd.teachers.base import Split
 from lightning_kd.teachers.frozen import FrozenTeacher
@@ -75,10 +72,8 @@ def write_store(
         return
     if config is None or output is None:
         raise ValueError("Give --config FIT.yaml and --output DIR, or --verify DIR.")
-    if not Path(config).is_file():
-        raise FileNotFoundError(f"There is no file {config!r}.")
     module, data = _built(config, split)
-    loader = _loader(data, split)
+    loader = loader_of(data, split)
     module.to(device or "cpu").eval()
     writer = writer_of(
         module,
@@ -89,61 +84,21 @@ def write_store(
         shard_rows=shard_rows,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
-        transfer=lambda batch: _transferred(batch, data, module),
+        transfer=lambda batch: transferred(batch, data, module),
         part=(rank, world_size),
     )
     print(f"{writer.write()}: the teacher's answers on the {split} data.")
 
 
-class _Building(DistillationCLI):
-    """The command line of a fit that builds everything, and does not fit."""
-
-    def fit(self, model: LightningModule, **_: Any) -> None:
-        """Do nothing, in the place of the Trainer's ``fit``."""
-
-
 def _built(config: str, split: Split) -> tuple[DistillationModule, LightningDataModule]:
-    cli = _Building(args=["fit", "--config", config])
-    module, data = cli.model, cli.datamodule
-    if isinstance(module, SeveralStudents):
-        raise ValueError(
-            f"{config!r} has several students; a store is written for one student's losses, so give a configuration "
-            "with model.student, and with the losses of all of them."
-        )
-    if not isinstance(module.run.teacher, FrozenTeacher):
-        kind = "no teacher" if module.run.teacher is None else f"a {type(module.run.teacher).__name__} as teacher"
+    fit = build(config, why="a store is written for one student's losses, and with the losses of all of them")
+    if not isinstance(fit.module.run.teacher, FrozenTeacher):
+        kind = "no teacher"
+        if fit.module.run.teacher is not None:
+            kind = f"a {type(fit.module.run.teacher).__name__} as teacher"
         raise ValueError(
             f"{config!r} has {kind}; the answers of a network are stored, so give the configuration with the teacher "
             "itself under model.teacher."
         )
-    data.trainer = module.trainer = cli.trainer
-    data.prepare_data()
-    data.setup("test" if split == "test" else "fit")
-    # hooks of the data ask whether the Trainer trains, such as one that augments
-    cli.trainer.training, cli.trainer.validating, cli.trainer.testing = (split == one for one in get_args(Split))
-    return module, data
-
-
-def _loader(data: LightningDataModule, split: Split) -> DataLoader[Any]:
-    loader = {"train": data.train_dataloader, "val": data.val_dataloader, "test": data.test_dataloader}[split]()
-    if isinstance(loader, list | tuple) and len(loader) == 1:
-        loader = loader[0]
-    if not isinstance(loader, DataLoader):
-        raise ValueError(
-            f"The {split} data is a {type(loader).__name__}, but answers are stored by row: give one DataLoader over a "
-            "data set with a length."
-        )
-    return loader
-
-
-def _transferred(batch: Any, data: LightningDataModule, module: LightningModule) -> Any:
-    """Return a batch as the Trainer would bring it to the module, through the hooks of the user."""
-    batch = _owner(data, module, "on_before_batch_transfer").on_before_batch_transfer(batch, 0)
-    owner = _owner(data, module, "transfer_batch_to_device")
-    batch = owner.transfer_batch_to_device(batch, device_of(module), 0)
-    return _owner(data, module, "on_after_batch_transfer").on_after_batch_transfer(batch, 0)
-
-
-def _owner(data: LightningDataModule, module: LightningModule, hook: str) -> Any:
-    """Return whose hook the Trainer would call."""
-    return data if is_overridden(hook, data) else module
+    prepare_data(fit, split)
+    return fit.module, fit.data

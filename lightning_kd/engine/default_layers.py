@@ -40,7 +40,7 @@ def choose_layers(loss: DistillationLoss, student: Ran, teacher: Ran) -> str:
     """
     ours = _find(loss, "student", student)
     theirs = _find(loss, "teacher", teacher) if loss.pairs_layers else ours
-    mine, its = _pair(ours, theirs)
+    mine, its = pair_stages(ours, theirs)
     one = loss.reads in ("embedding", "map")
     names, other_names = ([seen.name for seen in side] for side in (mine, its))
     loss.name_layers(
@@ -112,8 +112,13 @@ def _check_one(loss: DistillationLoss, role: str, found: list[Seen], several: bo
         )
 
 
-def _pair(ours: Stages, theirs: Stages) -> tuple[list[Seen], list[Seen]]:
-    """Pair stages of equal size if every one of the network with fewer has its like; else pair them from the end."""
+def pair_stages(ours: Stages, theirs: Stages) -> tuple[list[Seen], list[Seen]]:
+    """Pair stages of equal size if every one of the network with fewer has its like; else pair them from the end.
+
+    Args:
+        ours: The stages of the student.
+        theirs: The stages of the teacher.
+    """
     few, many = sorted((ours, theirs), key=len)
     if not (few.even or many.even) and 2 <= len(few) < len(many) and set(few.sizes) <= set(many.sizes):
         like = [many.layers[many.sizes.index(size)] for size in few.sizes]

@@ -348,18 +348,22 @@ class SetUp:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
 
-    def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+    def trace(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> tuple[Ran, Ran]:
+        """Call both networks without a trace in them, and return what ran in each; takes what :meth:`prepare` does."""
         step = self.step
         step.detach()
         step.capture.attach()
         with self._rehearsing(module), step.capture.recording(), Trace(step.student) as trace:
             call_student(batch)
             (call,) = step.capture.counting_calls()
-            output = step.hooks.logits_of(call.output)
-            student_layers = trace.before(output)
-            teacher_layers = self._trace_teacher(batch, call)
+            both = trace.before(step.hooks.logits_of(call.output)), self._trace_teacher(batch, call)
         step.detach()
-        outputs = self.embeddings.that_are_outputs(output)
+        return both
+
+    def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+        step = self.step
+        student_layers, teacher_layers = self.trace(batch, call_student, module)
+        outputs = self.embeddings.that_are_outputs(student_layers.output)
         for name, loss in step.objective.leaves:
             if name in outputs or loss.needs_layers:
                 told = outputs.get(name) or chosen_before(name, loss, step.teacher)

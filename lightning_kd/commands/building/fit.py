@@ -1,0 +1,61 @@
+"""The module, the data and the Trainer that a configuration describes."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+
+from lightning_kd.commands.fit import DistillationCLI
+from lightning_kd.fit.students.several import SeveralStudents
+from lightning_kd.module import DistillationModule
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a configuration describes."""
+
+    module: DistillationModule
+    data: LightningDataModule
+    trainer: Trainer
+
+
+class _Building(DistillationCLI):
+    """The command line of a fit that builds everything, and does not fit."""
+
+    def fit(self, model: LightningModule, **_: Any) -> None:
+        """Do nothing, in the place of the Trainer's ``fit``."""
+
+
+class _BuildingNetworks(_Building):
+    """The same with a loss without layers in the place of all, whose layers may be named wrongly as yet."""
+
+    def before_instantiate_classes(self) -> None:
+        """Change the losses."""
+        super().before_instantiate_classes()
+        self.config[str(self.subcommand)].model.losses = [
+            Namespace(class_path="lightning_kd.losses.KDLoss", init_args=Namespace())  # type: ignore[no-untyped-call]
+        ]
+
+
+def build(config: str, *, why: str, with_losses: bool = True, words: Sequence[str] = ()) -> Built:
+    """Build what a configuration of a fit with one student describes.
+
+    Args:
+        config: YAML file of the fit.
+        why: Why one student is needed, for the error.
+        with_losses: Whether the losses matter; if not, they need not be right yet.
+        words: Options that change those of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If there are several students.
+    """
+    if not os.path.isfile(config):
+        raise FileNotFoundError(f"There is no file {config!r} (looked from {os.getcwd()!r}).")
+    cli = (_Building if with_losses else _BuildingNetworks)(args=["fit", "--config", config, *words])
+    if isinstance(cli.model, SeveralStudents):
+        raise ValueError(f"{config!r} has several students; {why}: give a configuration with model.student.")
+    return Built(cli.model, cli.datamodule, cli.trainer)

@@ -1,0 +1,77 @@
+"""``lightning-kd layers``: shapes, parameters and cost as counted by hand, and pairs that a fit takes."""
+
+import re
+
+import pytest
+import yaml
+
+from .conftest import FIT
+
+QUIET = "trainer: {logger: false"
+
+
+@pytest.fixture
+def shown(call, tmp_path):
+    """Print the layers of the configuration, changed by pairs of old and new text."""
+
+    def run(*words, change=()):
+        text = FIT
+        for old, new in change:
+            assert old in text
+            text = text.replace(old, new, 1)
+        (tmp_path / "fit.yaml").write_text(text)
+        return call("layers", "--config", f"{tmp_path}/fit.yaml", *words)
+
+    return run
+
+
+def cells(out, role, name):
+    """The cells of a layer's row in the table of a role."""
+    table = out[out.index(f"{role}:") :]
+    return re.split(r"  +", re.search(rf"^  {re.escape(name)} .*$", table, re.MULTILINE).group().strip())
+
+
+def test_shapes_parameters_and_cost_are_those_of_the_networks(shown):
+    code, out, _ = shown("--rows", "16")
+    assert code == 0
+    # a 3 x 3 convolution from 2 to 4 channels without offset, on 4 x 4 positions: 2 * 9 * 2 * 4 * 16 = 2304
+    # the whole: 2304 for the first (2 * 9 * 2 * 64), 2304, 2304 (2 * 9 * 4 * 8 * 4), and the head 2 * 8 * 10 = 160
+    assert cells(out, "student", "stage2.conv") == ["stage2.conv", "Conv2d", "(16, 4, 4, 4)", "72", "32.6%"]
+    assert cells(out, "student", "stage3") == ["stage3", "Sequential", "(16, 8, 2, 2)", "304", "32.6%"]
+    assert "student: DigitsConvNet, 496 parameters, 7.07 kFLOP a sample" in out
+    assert cells(out, "teacher", "stage2.conv")[2] == "(16, 6, 4, 4)"
+
+
+def test_the_depth_of_the_table_is_an_option(shown):
+    out = shown("--depth=1")[1]
+    assert "stage1.conv" not in out
+    assert cells(out, "student", "stage1")[1] == "Sequential"
+
+
+def test_the_suggested_pairs_are_yaml_that_a_fit_takes(shown, fit_with):
+    out = shown("--depth=1")[1]
+    pasted = out[out.index("# Suggested pairs") :]
+    losses = yaml.safe_load(pasted)["model"]["losses"]
+    pairs = [(loss["init_args"]["student"], loss["init_args"]["teacher"]) for loss in losses]
+    assert pairs == [("stage1", "stage1"), ("stage2", "stage2"), ("stage3", "stage3"), ("embedding", "embedding")]
+    assert "end of stage 1 of 3; 33% of the student's depth, 33% of the teacher's; CKA " in pasted
+    assert fit_with(f"--model.losses={yaml.safe_dump(losses, default_flow_style=True, width=10_000)}")[0] == 0
+
+
+def test_losses_that_name_layers_wrongly_do_not_matter(shown):
+    wrong = "{class_path: HintLoss, init_args: {student: nowhere, teacher: nowhere}}"
+    assert shown("--depth=1", change=[("- HintLoss", f"- {wrong}")])[0] == 0
+
+
+def test_without_a_teacher_the_student_alone_is_shown(shown):
+    teacher = "  teacher: {class_path: DigitsConvNet, init_args: {width: 3}}\n"
+    code, out, _ = shown("--depth=1", change=[(teacher, "")])
+    assert code == 0
+    assert "teacher: none, which has no layers." in out
+    assert "Suggested" not in out
+
+
+def test_a_missing_file_is_told_in_a_line(call):
+    code, out, err = call("layers", "--config", "nowhere.yaml")
+    assert (code, out) == (2, "")
+    assert "There is no file 'nowhere.yaml'" in err
