@@ -22,7 +22,7 @@ import lightning_kd.losses
 import lightning_kd.teachers  # noqa: F401  imported so that their classes are known by their short names
 from lightning_kd.commands.main import COMMANDS
 from lightning_kd.commands.parsing import yaml_text
-from lightning_kd.commands.parsing.help import EVERYTHING
+from lightning_kd.commands.parsing.help import EVERY_OPTION, EVERYTHING
 from lightning_kd.commands.parsing.losses import (
     OPTION,
     named_by_class,
@@ -140,6 +140,7 @@ class DistillationCLI(LightningCLI):
         """Add the summary table, and the help without its brevity; say what the data are in a line."""
         (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
+        parser.add_argument(EVERY_OPTION, action="help", help="Show all options, each in a line or two, and exit.")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
 
 
@@ -150,7 +151,9 @@ def _asks_for_losses(words: list[str]) -> bool:
 
 
 def _asks_for_help(words: list[str]) -> bool:
-    return any(word == "-h" or word.partition("=")[0].endswith(("--help", ".help", EVERYTHING)) for word in words)
+    return any(
+        word == "-h" or word.partition("=")[0].endswith(("--help", ".help", EVERY_OPTION, EVERYTHING)) for word in words
+    )
 
 
 @contextmanager

@@ -169,14 +169,14 @@ def _references(text: str) -> list[str]:
 
 
 def section(text: str, name: str) -> str:
-    """Return a section of a docstring, without its heading and its indent.
+    r"""Return a section of a docstring, without its heading and its indent.
 
     Args:
         text: The docstring, cleaned.
         name: The heading, such as ``"Args"``.
 
     Example:
-        >>> section("Do.\\n\\nArgs:\\n    x: A number.\\n\\nRaises:\\n    ValueError: If not.", "Args")
+        >>> section("Do.\n\nArgs:\n    x: A number.\n\nRaises:\n    ValueError: If not.", "Args")
         'x: A number.'
     """
     inside: list[str] | None = None
@@ -191,10 +191,10 @@ def section(text: str, name: str) -> str:
 
 
 def entries(text: str) -> dict[str, str]:
-    """Return the entries ``NAME: TEXT`` of a section, each text in one line.
+    r"""Return the entries ``NAME: TEXT`` of a section, each text in one line.
 
     Example:
-        >>> entries("x: A number,\\n    > 0.\\ny: Another.")
+        >>> entries("x: A number,\n    > 0.\ny: Another.")
         {'x': 'A number, > 0.', 'y': 'Another.'}
     """
     found: dict[str, str] = {}

@@ -5,16 +5,38 @@ import re
 import pytest
 
 from lightning_kd import DistillationStrategyType
+from lightning_kd.commands.main import COMMANDS
+
+COMMANDS_OF_A_FIT = ["fit", "validate", "test", "predict"]
+MATTER = ("--config", "--model.student", "--model.teacher", "--model.losses", "--data", "--trainer.max_epochs")
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
-def test_the_help_is_short_and_every_option_is_in_it(command, call):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_is_one_screen(command, call):
     code, out, err = call(command, "--help")
     assert (code, err) == (0, "")
     lines = out.splitlines()
-    assert len(lines) < 200
+    assert len(lines) <= 50
     assert max(map(len, lines)) <= 100
-    assert lines[0] == f"usage: lightning-kd {command} [OPTION ...]"
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_A_FIT)
+def test_the_first_screen_has_the_options_that_matter_each_in_a_line(command, call):
+    _, out, _ = call(command, "--help")
+    assert out.splitlines()[0] == f"usage: lightning-kd {command} [OPTION ...]"
+    for option in MATTER:
+        assert re.search(rf"^  (?:-c, )?{re.escape(option)} ", out, re.MULTILINE), option
+    listed = out[: out.index("More, each after")].splitlines()
+    assert [line for line in listed if line.startswith("    ")] == []
+
+
+@pytest.mark.parametrize("command", COMMANDS_OF_A_FIT)
+def test_the_longer_help_has_every_option(command, call):
+    code, out, err = call(command, "--help.more")
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) < 210
+    assert max(map(len, lines)) <= 100
     _, everything, _ = call(command, "--help.all")
     options = set(re.findall(r"^  (?:-\w, |-\w \w+, )?(--[\w.]+)(?<!\.help)(?=[ ,]|$)", everything, re.MULTILINE))
     assert len(options) > 50
@@ -32,7 +54,7 @@ def test_the_module_comes_before_the_trainer_and_defaults_are_said(call):
 def test_the_help_says_how_to_see_the_rest_and_each_way_works(call):
     _, out, _ = call("fit", "--help")
     ways = out[out.index("More, each after `lightning-kd fit`:") :]
-    for way in ("--help.all", "--model.losses.help ", "--model.losses.help=KDLoss", "--print_config"):
+    for way in ("--help.more", "--help.all", "--model.losses.help[=NAME]", "--print_config"):
         assert way in ways
     code, everything, _ = call("fit", "--help.all")
     assert code == 0
@@ -53,9 +75,3 @@ def test_the_options_of_one_loss_are_shown_by_any_of_its_names(words, call):
     assert (code, err) == (0, "")
     assert "Softening of both distributions" in out
     assert "--model.losses.temperature" in out
-
-
-def test_the_help_of_export_fits_on_two_screens(call):
-    code, out, _ = call("export", "--help")
-    assert code == 0
-    assert len(out.splitlines()) <= 48

@@ -9,8 +9,8 @@ from typing import Any, NoReturn, cast
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_kd.commands.parsing import yaml_text
-from lightning_kd.commands.parsing.help import EVERYTHING, ShortHelp, more
+from lightning_kd.commands.parsing import presets, yaml_text
+from lightning_kd.commands.parsing.help import EVERY_OPTION, EVERYTHING, OneScreen, ShortHelp, more
 from lightning_kd.commands.parsing.losses import names
 from lightning_kd.commands.parsing.messages import condense, for_users, with_nearest
 
@@ -65,17 +65,18 @@ class Parser(LightningArgumentParser):
             self.error(f"{os.fspath(path)!r} cannot be read as a text of UTF-8: {error}.", error)
 
     def format_help(self, *args: Any) -> str:
-        """Return the short help, or with ``--help.all`` jsonargparse's own."""
-        if EVERYTHING not in self._option_string_actions or EVERYTHING in getattr(self, "args", ()):
+        """Return a screen of help, every option with ``--help.more``, or with ``--help.all`` jsonargparse's own."""
+        words = getattr(self, "args", ())
+        if EVERYTHING not in self._option_string_actions or EVERYTHING in words:
             return super().format_help(*args)
         before = self.formatter_class, self._action_groups, self.epilog
         try:
-            self.formatter_class = ShortHelp
+            self.formatter_class = ShortHelp if EVERY_OPTION in words else OneScreen
             self._action_groups = sorted(
                 self._action_groups, key=lambda group: group is (self.groups or {}).get("trainer")
             )
             command = self.prog.replace(" [options]", "")
-            return f"{super().format_help().replace(self.prog, command)}\n{more(command)}"
+            return f"{super().format_help().replace(self.prog, command)}\n{more(command, presets.names())}"
         finally:
             self.formatter_class, self._action_groups, self.epilog = before
 
