@@ -3,6 +3,7 @@
 from lightning_kd.callback import DistillationCallback as DistillationCallback
 from lightning_kd.capture.batch import Batch as Batch
 from lightning_kd.curriculum.callback import Curriculum as Curriculum
+from lightning_kd.doctor import Doctor as Doctor
 from lightning_kd.export.student import export_student as export_student
 from lightning_kd.losses import DistillationLoss as DistillationLoss
 from lightning_kd.losses.strategies import DistillationStrategyType as DistillationStrategyType

@@ -35,13 +35,14 @@ from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.parsing.presets import with_presets
 from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
 from lightning_kd.commands.parsing.words import check_values
+from lightning_kd.doctor import Doctor
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.module import DistillationModule
 from lightning_kd.report import DistillationSummary
 
 
 class DistillationCLI(LightningCLI):
-    """LightningCLI around ``DistillationModule`` and any data module, with the summary table at the end."""
+    """LightningCLI around ``DistillationModule`` and any data module, with a doctor at the start, a table at the end."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         with _denied_import_paths():
@@ -116,7 +117,7 @@ class DistillationCLI(LightningCLI):
         model = options.get("model")
         if model is not None and model.get("student") is None and not model.get("students"):
             parser.error("expected --model.student, on the command line or in a YAML file by --config.")
-        made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary}
+        made = {"model": DistillationModule, "trainer": Trainer, "summary": DistillationSummary, "doctor": Doctor}
         try:
             for place, cls in made.items():
                 check_arguments(cls, vars(options.get(place)), place)
@@ -137,9 +138,10 @@ class DistillationCLI(LightningCLI):
         """
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the summary table, and the help without its brevity; say what the data are in a line."""
+        """Add the summary table, the doctor, and longer helps; say what the data are in a line."""
         (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
+        parser.add_lightning_class_args(Doctor, "doctor")
         parser.add_argument(EVERY_OPTION, action="help", help="Show all options, each in a line or two, and exit.")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
 

@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, Command] = {
     "cache": Command("Store a teacher's answers, so that later fits need not run it.", "cache:cache"),
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
     "report": Command("Write a page of a recorded run.", "report:report"),
+    "check": Command("Look at a fit before it runs: what is wrong, and what to do.", "check:check"),
     "init": Command("Write a commented configuration, and a file for your own networks.", "init:init"),
     "layers": Command("Show both networks layer by layer, and which layers to compare.", "layers:layers"),
     "losses": Command("List the losses; with a name, all of one: options, weights, papers.", "losses:losses"),

@@ -2,3 +2,5 @@
 
 May import ``fit`` and what it imports. Begin with ``layers.py``, or with ``findings.py`` for what is warned of.
 """
+
+from lightning_kd.doctor.callback import Doctor as Doctor

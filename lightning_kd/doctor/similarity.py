@@ -23,7 +23,7 @@ def cka(student: Tensor, teacher: Tensor) -> float:
         teacher: Features of the teacher's, of the same samples.
 
     Example:
-        >>> x = torch.eye(5)
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
         >>> round(cka(x, 3 * x.flip(1)), 4)  # a rotation and another scale
         1.0
 
