@@ -15,7 +15,7 @@ FLOORS = [
     {"functional"},
     {"teachers"},
     {"engine", "hf"},
-    {"fit", "export"},
+    {"fit", "export", "named"},
     {"module", "callback", "report", "doctor", "curriculum"},
     {"cache", "simple"},
     {"commands"},
