@@ -1,6 +1,7 @@
 """Loaders of what users bring: data sets, tensors, loaders, data modules."""
 
 import copy
+import os
 from collections.abc import Iterable, Sized
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_kd.capture.networks import isolated_random_state
 
-Data = Dataset[Any] | Tensor | tuple[Tensor, ...] | Iterable[Any] | LightningDataModule
-"""A data set, a tensor of inputs or tensors (x, y), a loader, or a data module."""
+Data = Dataset[Any] | Tensor | tuple[Tensor, ...] | Iterable[Any] | LightningDataModule | str | os.PathLike[str]
+"""A data set, a tensor of inputs or tensors (x, y), a loader, a data module, or a folder of images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Loaded:
         module: The data module, if there is one.
         sample: Two samples as a batch, ``None`` of a stream, which a look would use up.
         told: What is said of batches, ``""`` if the user makes them.
+        dataset: The training data itself, ``None`` if it is not known.
     """
 
     train: Iterable[Any] | None
@@ -32,6 +34,7 @@ class Loaded:
     module: LightningDataModule | None
     sample: Any
     told: str
+    dataset: Any = None
 
 
 def load(train: Data, val: Data | None, batch_size: int) -> Loaded:
@@ -51,11 +54,12 @@ def load(train: Data, val: Data | None, batch_size: int) -> Loaded:
             raise ValueError("distill: a data module has its own held-out data; leave out val.")
         train.prepare_data()
         train.setup("fit")
-        return Loaded(None, None, train, _sample_of(train.train_dataloader()), "")
+        loader = train.train_dataloader()
+        return Loaded(None, None, train, _sample_of(loader), "", getattr(loader, "dataset", None))
     made = loader_of(train, batch_size, shuffle=True, name="train")
     held_out = None if val is None else loader_of(val, batch_size, shuffle=False, name="val")
     told = f"batches of {batch_size}" if made is not train else ""
-    return Loaded(made, held_out, None, _sample_of(made), told)
+    return Loaded(made, held_out, None, _sample_of(made), told, getattr(made, "dataset", None))
 
 
 def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Iterable[Any]:
@@ -68,18 +72,17 @@ def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Itera
                 f"distill: {name} has tensors of {[len(part) for part in data]} rows; give as many of each."
             )
         data = TensorDataset(*data)
-    if isinstance(data, list | tuple | str):
-        of = " of samples or of batches, which cannot be told apart" if isinstance(data, list | tuple) else ""
+    if isinstance(data, list | tuple):
         raise TypeError(
-            f"distill: {name} is a {type(data).__name__}{of}; give a data set, tensors (x, y), a DataLoader, or a "
-            "LightningDataModule."
+            f"distill: {name} is a {type(data).__name__} of samples or of batches, which cannot be told apart; give a "
+            "data set, tensors (x, y), a DataLoader, a LightningDataModule, or the path of a folder of images."
         )
     if not isinstance(data, Dataset) and not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
         if isinstance(data, Iterable):
             return data
         raise TypeError(
-            f"distill: {name} is a {type(data).__name__}; give a data set, tensors (x, y), a DataLoader, or a "
-            "LightningDataModule."
+            f"distill: {name} is a {type(data).__name__}; give a data set, tensors (x, y), a DataLoader, a "
+            "LightningDataModule, or the path of a folder of images."
         )
     if isinstance(data, IterableDataset):
         return DataLoader(data, batch_size=batch_size)

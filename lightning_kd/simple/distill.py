@@ -1,35 +1,31 @@
 """The door of three lines."""
 
 import inspect
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_kd.capture.batch import for_student, logits_of, unpack_batch
-from lightning_kd.capture.networks import device_of, undisturbed
-from lightning_kd.fit.resume import random_state
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.module import DistillationModule
-from lightning_kd.simple.data import Data, Loaded, load
+from lightning_kd.simple.as_it_was import as_it_was, stopped_by_hand, train_mode
+from lightning_kd.simple.data import Data, Loaded
 from lightning_kd.simple.defaults import Choice, TaskLoss, choose, optimizer_of
+from lightning_kd.simple.prepare import prepare
 from lightning_kd.simple.result import DistillationResult
 from lightning_kd.teachers.base import Teacher
+from lightning_kd.teachers.inputs import TeacherView
 
 
 def distill(
-    student: nn.Module,
-    teacher: nn.Module | Teacher,
+    student: nn.Module | str,
+    teacher: nn.Module | Teacher | str,
     train: Data,
     val: Data | None = None,
     *,
@@ -40,6 +36,8 @@ def distill(
     optimizer: OptimizerCallable | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    teacher_classes: Sequence[int] | None = None,
+    teacher_inputs: TeacherView | None = None,
     **trainer_options: Any,
 ) -> DistillationResult:
     """Train a student with the help of a teacher, in one call.
@@ -48,12 +46,24 @@ def distill(
     temperature 4 with weight 0.9 beside the labels' cross entropy with 0.1, of values ``RegressionKDLoss`` beside the
     squared error, without labels the teacher alone. The learning rate falls to 0 along a cosine.
 
-    The teacher, and the random states of torch, Python and NumPy, are afterwards as they were before.
+    Networks may be given by name: ``timm:vit_small_patch16_224``, ``torchvision:resnet50``, or ``hf:FOLDER`` of
+    transformers. A teacher by name gets its pretrained weights (:func:`lightning_kd.named.pretrained`), a student by
+    name new ones and as many classes as the data has, or else as the teacher (:func:`lightning_kd.named.fresh`). The
+    name is the only option; for others build the network.
+
+    Data may be the path of a folder of images (:class:`lightning_kd.data.ImageFolder`). They are read in the size and
+    with the normalisation that the student wants, in training in random crops that both networks see alike. The
+    teacher sees them normalised and scaled as it wants (``Renormalize``, ``Resize``). Images that you bring are taken
+    to be normalised for the student, or for the teacher if the student does not tell. All this is printed.
+
+    The teacher, and the random states of torch, Python and NumPy, are afterwards as they were before. Parts of the
+    student that you have frozen, or put into eval mode, stay so in training. Ctrl-C raises ``KeyboardInterrupt``.
 
     Args:
-        student: The network that learns. It is trained in place.
-        teacher: The trained network, or a ``Teacher`` of another kind.
-        train: The training data: a data set, a tensor of inputs or tensors (x, y), a loader, or a data module.
+        student: The network that learns, or its name. A network is trained in place, and is in eval mode at the end.
+        teacher: The trained network, a ``Teacher`` of another kind, or a name.
+        train: The training data: a data set, a tensor of inputs or tensors (x, y), a loader, a data module, or the path
+            of a folder of images.
         val: Data that is held out, for the numbers in the result.
         losses: The distillation losses; chosen if left out.
         task_loss: The task's own loss, ``None`` to leave labels out, ``"model"`` for the student's own; chosen if left
@@ -64,13 +74,20 @@ def distill(
             along a cosine. Yours keeps its rate.
         batch_size: Samples a batch, where the data is no loader.
         seed: Where random numbers begin; the same seed gives the same student on the same machine.
+        teacher_classes: The teacher's class for each class of the student, for a teacher of other classes.
+        teacher_inputs: Another view of the batch for the teacher, see ``DistillationModule``; chosen if a network is
+            given by name or the data by folder.
         **trainer_options: Further options of Lightning's ``Trainer``; none writes files by default.
 
     Returns:
         The trained student, with its numbers and a report.
 
     Raises:
-        ValueError: If what is left open cannot be told, or a loss cannot work on these networks.
+        ValueError: If what is left open cannot be told, a loss cannot work on these networks, a name or a folder is
+            none, or a teacher by name has other classes than the data.
+        RuntimeError: If pretrained weights cannot be loaded.
+        ImportError: If a library is not installed; names the extra.
+        FileNotFoundError: If there is no such folder.
         TypeError: If ``train`` or ``val`` is no kind of data that is known.
 
     Example:
@@ -80,54 +97,69 @@ def distill(
         >>> sorted(result.metrics)
         ['accuracy', 'agreement', 'teacher_accuracy']
     """
-    if not isinstance(student, nn.Module) or not isinstance(teacher, nn.Module | Teacher):
-        wrong = teacher if isinstance(student, nn.Module) else student
-        raise TypeError(f"distill: expected networks (torch.nn.Module), got a {type(wrong).__name__}: {wrong!r:.80}.")
-    with _as_it_was(teacher, seed):
-        data = load(train, val, batch_size)
-        choice = choose(losses, task_loss, task_weight, *_look(student, data))
-        own = optimizer is not None
-        module = DistillationModule(
+    _check_kinds(student, teacher)
+    guide = teacher.module if isinstance(teacher, Teacher) else teacher
+    networks = {"teacher": guide, "student": student}
+    with as_it_was({role: one for role, one in networks.items() if isinstance(one, nn.Module)}, seed):
+        ready = prepare(
             student,
             teacher,
+            train,
+            val,
+            losses=losses,
+            read_labels=task_loss is not None,
+            teacher_classes=teacher_classes,
+            teacher_inputs=teacher_inputs,
+            batch_size=batch_size,
+            seed=seed,
+        )
+        pair, data = ready.pair, ready.data
+        choice = choose(losses, task_loss, task_weight, ready.logits, ready.target)
+        own = optimizer is not None
+        module = DistillationModule(
+            pair.student,
+            pair.teacher,
             choice.losses,
             task_loss=choice.task_loss,
             task_weight=choice.task_weight,
             optimizer=optimizer or optimizer_of,
             lr_scheduler=None if own else partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=max_epochs),
+            teacher_classes=pair.teacher_classes,
+            teacher_inputs=ready.view,
         )
-        choices = _told(choice, data, max_epochs, own=own)
-        for line in choices:
+        of_mode = train_mode(pair.student)
+        lines = [*([] if of_mode is None else [of_mode]), *_told(choice, data, max_epochs, own=own)]
+        for line in lines:
             rank_zero_info(line)
         metrics = _fit(module, data, {"max_epochs": max_epochs, **trainer_options})
-    student.eval()
-    return DistillationResult(student, metrics, choices, module)
+    pair.student.eval()
+    return DistillationResult(pair.student, metrics, ready.told + lines, module)
+
+
+def _check_kinds(student: object, teacher: object) -> None:
+    kinds = ((student, nn.Module | str), (teacher, nn.Module | Teacher | str))
+    wrong = [one for one, kind in kinds if not isinstance(one, kind)]
+    if wrong:
+        raise TypeError(
+            "distill: expected networks (torch.nn.Module) or their names, such as 'timm:resnet18', got a "
+            f"{type(wrong[0]).__name__}: {wrong[0]!r:.80}."
+        )
 
 
 def _fit(module: DistillationModule, data: Loaded, options: dict[str, Any]) -> dict[str, float]:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**(quiet | options))
-    module.student.train()
-    with warnings.catch_warnings():
-        # Lightning 2.6 warns of a fit without held-out data, which is no mistake here
+    with warnings.catch_warnings(), stopped_by_hand():
+        # Lightning 2.6 warns of a fit without held-out data, and of parts in eval mode, which are told of and kept here
         warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
+        warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
         trainer.fit(module, data.train, data.val, datamodule=data.module)
-    if not trainer.state.finished:
-        raise KeyboardInterrupt
-    if not sum(trainer.num_val_batches):
-        return {}
-    trainer.validate(module, data.val, datamodule=data.module, verbose=False)
+        if not trainer.state.finished:
+            raise KeyboardInterrupt
+        if not sum(trainer.num_val_batches):
+            return {}
+        trainer.validate(module, data.val, datamodule=data.module, verbose=False)
     return dict(module.run.results)
-
-
-def _look(student: nn.Module, data: Loaded) -> tuple[Tensor | None, Any]:
-    """Return the student's logits of two samples and their target; nothing of a stream."""
-    if data.sample is None:
-        return None, None
-    batch = move_data_to_device(data.sample, device_of(student))
-    read = for_student(unpack_batch(batch), batch, student, with_labels=False, without=())
-    with undisturbed(student), torch.no_grad():
-        return logits_of(student(*read.args, **read.kwargs)), read.target
 
 
 def _told(choice: Choice, data: Loaded, max_epochs: int, *, own: bool) -> list[str]:
@@ -148,23 +180,3 @@ def _brief(loss: DistillationLoss) -> str:
     given = {name: getattr(loss, name) for name in defaults if hasattr(loss, name)}
     options = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
     return f"{type(loss).__name__}({', '.join(options)})"
-
-
-@contextmanager
-def _as_it_was(teacher: nn.Module | Teacher, seed: int) -> Iterator[None]:
-    """Leave the teacher's modes, and all random states, as they were; begin with a seed."""
-    network = teacher if isinstance(teacher, nn.Module) else teacher.module
-    modes = [] if network is None else [(part, part.training) for part in network.modules()]
-    trainable = [] if network is None else [(p, p.requires_grad) for p in network.parameters()]
-    before = random_state.current()
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        random_state.restore(before)
-        for part, mode in modes:
-            part.training = mode
-        for parameter, value in trainable:
-            parameter.requires_grad_(value)

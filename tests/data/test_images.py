@@ -130,7 +130,7 @@ def test_a_folder_that_is_not_there_is_refused_with_the_nearest(tmp_path):
     folder_of(tmp_path / "photos", ["a", "b"])
     with pytest.raises(FileNotFoundError, match=r"There is no folder .*Did you mean '.*photos'\?"):
         ImageFolder(tmp_path / "fotos")
-    with pytest.raises(NotADirectoryError, match="is a file. Give the folder"):
+    with pytest.raises(NotADirectoryError, match=r"is a file\. Give the folder"):
         ImageFolder(tmp_path / "photos" / "a" / "0.png")
 
 

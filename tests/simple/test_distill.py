@@ -213,8 +213,9 @@ def test_the_student_is_exported_alone(tmp_path):
 @pytest.mark.parametrize(
     ("options", "kind", "words"),
     [
-        ({"student": "timm:resnet18"}, TypeError, r"expected networks \(torch.nn.Module\), got a str: 'timm:resnet18'"),
-        ({"train": "folder"}, TypeError, "train is a str; give a data set"),
+        ({"student": "resnet18"}, ValueError, r"'resnet18' names no network. Expected such as 'timm:resnet18'"),
+        ({"teacher": 3}, TypeError, r"expected networks \(torch.nn.Module\) or their names, .* got a int: 3"),
+        ({"train": "folder"}, FileNotFoundError, "There is no folder 'folder'"),
         ({"train": list(support.data())}, TypeError, "a list of samples or of batches, which cannot be told apart"),
         ({"train": 3}, TypeError, "train is a int; give a data set"),
         ({"train": (X, Y[:3])}, ValueError, r"tensors of \[24, 3\] rows"),
