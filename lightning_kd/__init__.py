@@ -2,6 +2,7 @@
 
 from lightning_kd.callback import DistillationCallback as DistillationCallback
 from lightning_kd.capture.batch import Batch as Batch
+from lightning_kd.commands.compare import compare as compare
 from lightning_kd.curriculum.callback import Curriculum as Curriculum
 from lightning_kd.doctor import Doctor as Doctor
 from lightning_kd.export.student import export_student as export_student

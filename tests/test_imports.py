@@ -17,7 +17,7 @@ FLOORS = [
     {"engine", "hf"},
     {"fit", "export", "named"},
     {"module", "callback", "report", "doctor", "curriculum"},
-    {"cache", "simple"},
+    {"cache", "comparison", "simple"},
     {"commands"},
 ]
 ALLOWED = {room: set().union(*FLOORS[:floor], {room}) for floor, rooms in enumerate(FLOORS) for room in rooms}

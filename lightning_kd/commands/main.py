@@ -35,6 +35,7 @@ COMMANDS: Mapping[str, Command] = {
     "test": Command("Compare a student with its teacher on the test data.", "fit:test"),
     "predict": Command("Compute what a student predicts.", "fit:predict"),
     "cache": Command("Store a teacher's answers, so that later fits need not run it.", "cache:cache"),
+    "compare": Command("Rank strategies for your networks beside the student alone.", "compare:compare_strategies"),
     "export": Command("Write the student inside a checkpoint as a file of its own.", "export:export"),
     "report": Command("Write a page of a recorded run.", "report:report"),
     "check": Command("Look at a fit before it runs: what is wrong, and what to do.", "check:check"),

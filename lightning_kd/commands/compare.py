@@ -1,0 +1,223 @@
+"""The command ``lightning-kd compare``: which strategy for the pair of networks of a fit."""
+
+import inspect
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_kd.commands.arm import build
+from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.comparison.arms import STUDENT_ALONE, Configuration, arms_named
+from lightning_kd.comparison.plan import Plan, Weights
+from lightning_kd.comparison.progress import Progress
+from lightning_kd.comparison.storage import open_storage, without_passwords
+from lightning_kd.comparison.study import Study
+from lightning_kd.comparison.tables import Table
+from lightning_kd.comparison.trial import Starter
+from lightning_kd.comparison.worker import Worker, state
+from lightning_kd.fit.students.several import SeveralStudents
+
+_MOST_JOBS = 4
+_INTERRUPTED = 130
+_FLAGS = ("--retry_failed",)
+_STORAGE = "LIGHTNING_KD_STORAGE"
+
+
+def compare_strategies(words: list[str]) -> None:
+    """Compare strategies.
+
+    Args:
+        words: Arguments as on the command line, after ``compare``.
+    """
+    own, of_fit = _apart(words)
+    parser = Parser(prog="lightning-kd compare", description=_help())
+    parser.add_function_arguments(compare, as_group=False, as_positional=False, skip={"config", "overrides"})
+    options = parser.parse_args(own).as_dict()
+    if not of_fit:
+        parser.error("expected --config FIT.yaml, the configuration of a fit.")
+    try:
+        table = compare(of_fit, **options)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on where it was.", file=sys.stderr)
+        sys.exit(_INTERRUPTED)
+    if table.winner is None:
+        print("lightning-kd compare: no arm has a score.", file=sys.stderr)
+        sys.exit(1)
+
+
+def compare(
+    config: str | os.PathLike[str] | Sequence[str],
+    strategies: str = "all",
+    seeds: int = 3,
+    output: str | None = None,
+    storage: str | None = None,
+    study: str | None = None,
+    weights: Weights = "sized",
+    score: str | None = None,
+    split: Literal["val", "test"] = "val",
+    jobs: int | None = None,
+    threads: int | None = None,
+    retry_failed: bool = False,
+) -> Table:
+    """Train the student of a fit with each strategy and without a teacher, over seeds, and rank them.
+
+    Every arm sees the same rows in the same order, begins with the same weights, and trains for as many steps. The
+    student alone has the full task loss. Each run is a process of its own. Given again, the command runs only what is
+    new, such as more seeds or strategies; killed, it goes on where it was.
+
+    Args:
+        config: The configuration of the fit.
+        strategies: Which ones: all, or names with commas between, such as response_based,feature_based.
+        seeds: Number of seeds, 1 to that number.
+        output: Folder of all that is written.
+        storage: URL of a database that workers on several machines share, such as postgresql://USER@HOST/DATABASE; by
+            default LIGHTNING_KD_STORAGE, else a file in the output folder.
+        study: Name of the study in the database; by default that of the output folder.
+        weights: How a loss is weighed: sized, as large as the task's loss at the start; tuned, that times 0.1 to 10,
+            chosen on training rows that are held out; or configured, as the configuration says.
+        score: Which number is the score; by default accuracy, or what the task has in its place.
+        split: Which data the score is of.
+        jobs: How many runs at a time; by default one a core up to 4, and one on a GPU.
+        threads: Threads of a run; by default 1 on the CPU. Another number gives other last digits.
+        retry_failed: Whether runs that failed are done again.
+
+    Returns:
+        The table, which was also written to ``results.csv``, ``results.md`` and ``report.html``.
+
+    Raises:
+        ValueError: If an option or the configuration cannot be meant.
+        ImportError: If Optuna or scipy is not installed.
+        RuntimeError: If the storage does not answer.
+    """
+    url = storage or os.environ.get(_STORAGE)
+    try:
+        return _compared(
+            [str(word) for word in config] if isinstance(config, list | tuple) else ["--config", os.fspath(config)],  # type: ignore[arg-type]
+            arms_named(strategies),
+            _checked(seeds, "--seeds"),
+            output,
+            url,
+            study,
+            weights,
+            score,
+            split,
+            None if jobs is None else _checked(jobs, "--jobs"),
+            None if threads is None else _checked(threads, "--threads"),
+            retry_failed=retry_failed,
+        )
+    except Exception as error:
+        hidden = without_passwords(str(error))
+        if url is None or hidden == str(error):
+            raise
+    raise RuntimeError(hidden)
+
+
+def _compared(
+    words: list[str],
+    arms: list[str],
+    seeds: int,
+    output: str | None,
+    url: str | None,
+    study_name: str | None,
+    weights: Weights,
+    score: str | None,
+    split: str,
+    jobs: int | None,
+    threads: int | None,
+    *,
+    retry_failed: bool,
+) -> Table:
+    if output is None:
+        raise ValueError("Give --output DIR, the folder of all that is written.")
+    progress = Progress()
+    folder = Path(output)
+    progress.line(f"Compares {len(arms) - 1} strategies and {STUDENT_ALONE}, {seeds} seeds each, in {folder}.")
+    base, on_cpu = _read(words, split)
+    threads = 1 if threads is None and on_cpu else threads
+    jobs = jobs or (min(_MOST_JOBS, _cores() // (threads or 1) or 1) if on_cpu else 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = study_name or folder.resolve().name
+    database, leases = open_storage(url, folder, name)
+    arguments = {"weights": weights, "score": score, "split": split, "threads": threads}
+    study = Study(database, leases, name, state(arguments, base))
+    try:
+        if retry_failed:
+            progress.line(f"Does {study.retry_failed()} failed runs again.")
+        plan = Plan(arms, range(1, seeds + 1), weights)
+        outcomes = study.outcomes()
+        done, total = plan.finished(outcomes), plan.total(outcomes)
+        at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
+        there = f"; {done} are done already" if done else ""
+        progress.line(f"{total} runs{there}. They run {at_once}, each in a process of its own.")
+        starter = Starter("lightning_kd.commands.arm", threads, folder / "arms" / "start.log", forks=on_cpu)
+        worker = Worker(study, plan, base, folder, starter, score, split, jobs, threads, progress)
+        table = worker.work()
+    finally:
+        study.close()
+    progress.line(f"\n{table}\n\nWritten in {folder}: results.md, report.html, results.csv and winner.yaml.")
+    return table
+
+
+def _read(words: list[str], split: str) -> tuple[Configuration, bool]:
+    """Return the configuration of a fit in full, and whether it trains on the CPU; refuse what cannot be compared."""
+    cli = build(["fit", *words])
+    if isinstance(cli.model, SeveralStudents):
+        raise ValueError("The configuration has several students; compare strategies for one, by model.student.")
+    if cli.model.task_loss is None:
+        raise ValueError(
+            "The configuration has no model.task_loss, so no student can be trained alone to compare with; give one, "
+            "such as torch.nn.CrossEntropyLoss."
+        )
+    loader = "test_dataloader" if split == "test" else "val_dataloader"
+    if not is_overridden(loader, cli.datamodule):
+        raise ValueError(
+            f"{type(cli.datamodule).__name__} has no {loader}, so there is nothing held out to score on; add one."
+        )
+    base: Any = cli.configuration()
+    base["trainer"] = {key: value for key, value in base["trainer"].items() if value is not None}
+    return base, isinstance(cli.trainer.accelerator, CPUAccelerator) and cli.trainer.world_size == 1
+
+
+def _apart(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words of this command, and those of the fit."""
+    names = {f"--{name}" for name in inspect.signature(compare).parameters if name != "config"}
+    own: list[str] = []
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, equals, value = word.partition("=")
+        option = option.replace("-", "_").replace("__", "--", 1) if option.startswith("--") else option
+        if option in ("--help", "-h"):
+            own.append(word)
+        elif option not in names:
+            others.append(word)
+        elif equals:
+            own.append(f"{option}={value}")
+        elif option in _FLAGS:
+            own.append(f"{option}=true")
+        else:
+            own += [option, *([following] if (following := next(rest, None)) is not None else [])]
+    return own, others
+
+
+def _help() -> str:
+    about = (inspect.getdoc(compare) or "").partition("\n\nArgs:")[0]
+    return (
+        f"{about}\n\n--config FIT.yaml and every other option are those of `lightning-kd fit`, such as "
+        "--trainer.max_epochs=20."
+    )
+
+
+def _checked(number: int, option: str) -> int:
+    if number < 1:
+        raise ValueError(f"{option}: expected 1 or more, got {number}.")
+    return number
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
