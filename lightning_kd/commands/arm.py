@@ -111,7 +111,7 @@ def _sizes(cli: DistillationCLI) -> Outcome:
     cli.trainer.callbacks = [*cli.trainer.callbacks, sizes]  # type: ignore[attr-defined]
     cli.trainer.num_sanity_val_steps = 0
     _fit(cli)
-    weights = weights_of(sizes.sizes)
+    weights = weights_of(sizes.sizes, sizes.names)
     return Outcome("ok", 0.0, {f"weight {number}": weight for number, weight in enumerate(weights)})
 
 

@@ -5,11 +5,17 @@ or whose machine is switched off, loses it.
 """
 
 import hashlib
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+_HELD: set[Path] = set()
+"""The files that this process has locked: to open one again and close it would free the lock."""
+_TURN = threading.RLock()
+"""Locks on files are those of a process, so its threads take turns by this one."""
 
 
 class Leases(ABC):
@@ -63,7 +69,7 @@ class FileLeases(Leases):
                 "A comparison in a folder needs the file locks of Linux or macOS; on Windows run it under WSL."
             ) from error
         self._fcntl = fcntl
-        self._folder = folder
+        self._folder = folder.absolute()
         self._own: tuple[str, IO[bytes]] | None = None
 
     def hold(self, worker: str) -> None:
@@ -74,12 +80,13 @@ class FileLeases(Leases):
             # outlives its parent holds nothing.
             file = open(self._path(worker), "ab")  # noqa: SIM115  it is held until the process ends
             self._fcntl.lockf(file, self._fcntl.LOCK_EX)
+            _HELD.add(self._path(worker))
             self._own = worker, file
 
     def is_alive(self, worker: str) -> bool:
         """Whether the process that holds a worker's lock lives."""
-        if self._own is not None and self._own[0] == worker:
-            return True  # to open the file again, and close it, would free our own lock
+        if self._path(worker) in _HELD:
+            return True
         try:
             with open(self._path(worker), "r+b") as file:
                 self._fcntl.lockf(file, self._fcntl.LOCK_EX | self._fcntl.LOCK_NB)
@@ -94,7 +101,7 @@ class FileLeases(Leases):
     def alone(self) -> Iterator[None]:
         """Wait until no other worker is in this context."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        with open(self._folder / "queue.lock", "ab") as file:
+        with _TURN, open(self._folder / "queue.lock", "ab") as file:
             self._fcntl.lockf(file, self._fcntl.LOCK_EX)
             yield
 
@@ -104,6 +111,7 @@ class FileLeases(Leases):
             worker, file = self._own
             self._path(worker).unlink(missing_ok=True)
             file.close()
+            _HELD.discard(self._path(worker))
             self._own = None
 
     def _path(self, worker: str) -> Path:

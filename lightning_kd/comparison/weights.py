@@ -1,7 +1,7 @@
 """How much a loss weighs: as much as the task's own loss at the start, times a factor that may be tuned."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -38,6 +38,8 @@ class LossSizes(Callback):
         self.batches = batches
         self.sizes: dict[str, float] = {}
         """Mean of each part, ``task`` among them."""
+        self.names: list[str] = []
+        """Names of all losses, also of those that train only in a stage before the main training."""
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Measure, and end the fit."""
@@ -46,30 +48,35 @@ class LossSizes(Callback):
             batches = (trainer.strategy.batch_to_device(batch, dataloader_idx=0) for batch in loader)
             found = [_parts(pl_module, batch) for batch in islice(batches, self.batches)]
         self.sizes = {name: sum(parts[name] for parts in found) / len(found) for name in found[0]}
+        self.names = list(pl_module.run.objective.named)
         trainer.fit_loop.max_epochs = 0
 
 
-def weights_of(sizes: Mapping[str, float]) -> list[float]:
+def weights_of(sizes: Mapping[str, float], names: Sequence[str]) -> list[float]:
     """Return the weight of each loss, to three digits, in order.
 
+    A loss that trains only in a stage of its own, before the main training, is never added to the task's: its weight
+    is 1.
+
     Args:
-        sizes: Size of the task's loss under ``task``, and of each loss by name.
+        sizes: Size of the task's loss under ``task``, and of each loss of the main training by name.
+        names: Names of all losses.
 
     Raises:
         ValueError: If a loss is 0, or is not finite.
 
     Example:
-        >>> weights_of({"task": 2.3, "kd": 11.5, "hint": -0.23})  # half of 2.3 / 11.5, and half of 2.3 / 0.23
-        [0.1, 5.0]
+        >>> weights_of({"task": 2.3, "kd": 11.5, "hint": -0.23}, ["kd", "fsp", "hint"])  # half of 2.3 / 11.5
+        [0.1, 1.0, 5.0]
     """
-    losses = {name: size for name, size in sizes.items() if name != "task"}
+    count = len(sizes) - 1
     for name, size in sizes.items():
         if not math.isfinite(size) or size == 0.0:
             raise ValueError(
                 f"The part {name!r} of the loss is {size:g} on the first batches, so no weight can be told from its "
                 "size; use --weights configured, with a weight of your own in the configuration."
             )
-    return [float(f"{abs(sizes['task'] / size) / len(losses):.3g}") for size in losses.values()]
+    return [float(f"{abs(sizes['task'] / sizes[name]) / count:.3g}") if name in sizes else 1.0 for name in names]
 
 
 def _parts(module: DistillationModule, batch: Any) -> dict[str, float]:

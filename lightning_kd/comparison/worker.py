@@ -77,7 +77,7 @@ class Worker:
                     outcomes = self.study.outcomes()
                     asked = time.monotonic()
                     while len(running) < self.jobs and (claim := self.study.claim(self.plan.open_units(outcomes))):
-                        running.append(self._start(claim, outcomes))
+                        running.append(self._started(claim, outcomes))
                     if not running and not self.plan.open_units(outcomes):
                         break
                 self._show(running, outcomes)
@@ -97,6 +97,13 @@ class Worker:
             with atomic_write(self.output / "report.html") as file:
                 file.write(page.encode())
         return table
+
+    def _started(self, claim: Claim, outcomes: Mapping[Unit, Outcome]) -> Running:
+        try:
+            return self._start(claim, outcomes)
+        except BaseException:
+            self.study.give_back(claim)
+            raise
 
     def _start(self, claim: Claim, outcomes: Mapping[Unit, Outcome]) -> Running:
         unit = claim.unit

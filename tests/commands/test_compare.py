@@ -1,0 +1,81 @@
+"""``lightning-kd compare``: its words, its refusals, and its passwords; no run is started here."""
+
+import pytest
+from lightning.pytorch import LightningDataModule
+
+from lightning_kd.commands import compare as command
+from tests.commands.conftest import FIT
+
+WITH_TASK = FIT.replace("  optimizer:", "  task_loss: torch.nn.CrossEntropyLoss\n  task_weight: 0.1\n  optimizer:")
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fit.yaml").write_text(WITH_TASK)
+    return str(tmp_path / "fit.yaml")
+
+
+def test_the_help_fits_on_a_screen(call):
+    code, out, err = call("compare", "--help")
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) <= 60
+    for option in ("--strategies", "--seeds", "--output", "--storage", "--retry_failed", "--config FIT.yaml"):
+        assert option in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "expected --config FIT.yaml"),
+        (["--config", "{config}"], "Give --output DIR"),
+        (["--config", "{config}", "--output", "o", "--strategies", "respons_based"], "Did you mean 'response_based'?"),
+        (["--config", "{config}", "--output", "o", "--seeds", "0"], "--seeds: expected 1 or more, got 0"),
+        (["--config", "{config}", "--output", "o", "--seeds", "two"], "Expected"),
+        (["--config", "{config}", "--output", "o", "--weights", "tund"], "tuned"),
+        (["--config", "{config}", "--output", "o", "--outptu", "x"], "--output"),
+        (["--config", "{config}", "--output", "o", "--trainer.max_epoch", "2"], "--trainer.max_epochs"),
+        (["--config", "nothing.yaml", "--output", "o"], "nothing.yaml"),
+        (["--config", "{config}", "--output", "o", "--model.task_loss", "null"], "give one, such as"),
+        (["--config", "{config}", "--output", "o", "--storage", "x://ann:s3cret@h/d"], "of kind 'x'"),
+    ],
+)
+def test_a_mistake_is_told_on_a_screen_with_exit_code_2(words, said, call, config, tmp_path):
+    code, out, err = call("compare", *(word.format(config=config) for word in words))
+    assert code == 2, err
+    assert said in err
+    assert len(err.splitlines()) <= 6
+    assert "Traceback" not in err
+    assert "s3cret" not in out + err
+    assert not (tmp_path / "config.yaml").exists()
+
+
+def test_a_password_in_a_misspelt_option_is_not_shown(call, config):
+    code, out, err = call("compare", "--config", config, "--output", "o", "--storge", "postgresql://ann:s3cret@h/d")
+    assert code == 2
+    assert "s3cret" not in out + err
+    code, out, err = call("compare", "--config", config, "--output", "o", "--storge=postgresql://ann:s3cret@h/d")
+    assert code == 2
+    assert "s3cret" not in out + err
+
+
+def test_the_words_of_the_fit_are_read_as_fit_reads_them(config):
+    own, of_fit = command._apart(
+        ["-c", "preset:deit", "--retry-failed", "--seeds=2", "--model.losses.kd.temperature=2", "--output", "o"]
+    )
+    assert own == ["--retry_failed=true", "--seeds=2", "--output", "o"]
+    assert of_fit == ["-c", "preset:deit", "--model.losses.kd.temperature=2"]
+    base, on_cpu = command._read(["-c", config, "--model.losses.kd.temperature=2", "--trainer.max_epochs=7"], "val")
+    assert on_cpu
+    assert base["model"]["losses"][0]["init_args"]["temperature"] == 2
+    assert (base["model"]["task_weight"], base["trainer"]["max_epochs"]) == (0.1, 7)
+    assert base["data"]["class_path"] == "lightning_kd.data.DigitsDataModule"
+
+
+def test_data_without_anything_held_out_is_refused(config):
+    with pytest.raises(ValueError, match="has no val_dataloader, so there is nothing held out"):
+        command._read(["-c", config, "--data", "tests.commands.test_compare.TrainingAlone"], "val")
+
+
+class TrainingAlone(LightningDataModule):
+    pass

@@ -1,0 +1,165 @@
+"""Comparisons as programs, from the first line to the table: killed, stopped, begun again, and by several workers."""
+
+import csv
+import math
+import os
+import re
+import signal
+import sys
+
+import pytest
+import yaml
+
+from lightning_kd.commands.fit import run as fit
+from tests.comparison.programs import beside, kill, wait_for, workers
+from tests.support import processes
+
+pytestmark = pytest.mark.slow
+FIT = """\
+model:
+  student: {class_path: DigitsConvNet, init_args: {width: 3}}
+  teacher: {class_path: DigitsConvNet, init_args: {width: 4}}
+  losses: [{class_path: KDLoss, init_args: {temperature: 5.0, weight: 0.3}}]
+  task_loss: torch.nn.CrossEntropyLoss
+  task_weight: 0.1
+  optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1, momentum: 0.9}}
+data: {class_path: DigitsDataModule, init_args: {batch_size: 64}}
+trainer: {max_epochs: 2, accelerator: cpu}
+"""
+ARMS = "response_based,contrastive_based,factor_transfer"
+
+
+def command(folder, output, *words):
+    config = folder / "fit.yaml"
+    config.write_text(FIT)
+    options = ["--config", str(config), "--output", str(output), *words]
+    return [sys.executable, "-m", "lightning_kd", "compare", *options]
+
+
+def environment():
+    return processes.inherited(OMP_NUM_THREADS="1", PYTHONPATH=str(processes.ROOT))
+
+
+def compare(folder, output, *words, check=True):
+    (done,) = processes.run(
+        [command(folder, output, *words)], limit=240, check=check, cwd=folder, environment=environment()
+    )
+    return done
+
+
+def scores(output):
+    with open(output / "results.csv") as file:
+        return {(row["arm"], int(row["seed"])): row["score"] for row in csv.DictReader(file)}
+
+
+def equal(one, two):
+    return one.keys() == two.keys() and all(
+        math.isclose(float(one[key]), float(two[key]), rel_tol=0, abs_tol=1e-9) for key in one
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A comparison that nothing disturbs: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = compare(folder, folder / "out", "--strategies", ARMS, "--seeds", "2")
+    return folder, done.stdout
+
+
+def test_it_ends_in_a_table_and_writes_into_its_folder_alone(whole):
+    folder, printed = whole
+    assert sorted(path.name for path in folder.iterdir()) == ["fit.yaml", "out"]
+    written = {"arms", "report.html", "results.csv", "results.md", "study.db", "study.db.workers", "winner.yaml"}
+    assert {path.name for path in (folder / "out").iterdir()} == written
+    assert workers(folder / "out") == []
+    assert printed.startswith("Compares 3 strategies and student_alone, 2 seeds each")
+    assert re.search(r"^arm +score +difference +verdict", printed, re.MULTILINE)
+    with open(folder / "out" / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["ok"] * 8
+    assert len({row["steps"] for row in rows}) == 1
+    assert all(0 <= float(row["agreement"]) <= 1 and float(row["step_time"]) > 0 for row in rows)
+    memory = [int(row["peak_memory"]) for row in rows if row["arm"] == "student_alone"]
+    assert abs(memory[0] - memory[1]) < 2**24  # the arms between leave nothing
+
+
+def test_the_winners_configuration_trains_to_its_number(whole, tmp_path, monkeypatch):
+    folder, _ = whole
+    monkeypatch.chdir(tmp_path)
+    winner = folder / "out" / "winner.yaml"
+    options = yaml.safe_load(winner.read_text())
+    quiet = [f"--trainer.enable_{part}=false" for part in ("checkpointing", "progress_bar", "model_summary")]
+    cli = fit(["fit", "--config", str(winner), "--trainer.logger=false", "--summary.enabled=false", *quiet])
+    (name,) = re.findall(r"^# (\w+): the arm", winner.read_text(), re.MULTILINE)
+    told = scores(folder / "out")[name, options["seed_everything"]]
+    assert cli.model.run.results["accuracy"] == pytest.approx(float(told), rel=0, abs=1e-9)
+
+
+def test_an_arm_does_not_depend_on_the_arms_before_it_nor_on_how_it_is_started(whole, tmp_path):
+    """The other way round, one by one, one at a time, and in processes that are no forks."""
+    folder, _ = whole
+    out = tmp_path / "out"
+    compare(tmp_path, out, "--strategies", "factor_transfer", "--seeds", "1", "--jobs", "1")
+    compare(tmp_path, out, "--strategies", "contrastive_based,response_based", "--seeds", "2", "--jobs", "3")
+    compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
+    assert equal(scores(out), scores(folder / "out"))
+
+
+def test_a_killed_comparison_goes_on_where_it_was(whole, tmp_path):
+    folder, _ = whole
+    out = tmp_path / "out"
+    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
+    with beside(words, cwd=tmp_path, environment=environment()):
+        wait_for("score", lambda: (out / "results.csv").exists())
+        (worker,) = workers(out)
+        kill(worker)
+    before = scores(out)
+    done = compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
+    assert 0 < len(before) < 8
+    assert f"11 runs; {len(before) + 3} are done already." in done.stdout
+    assert equal(scores(out), scores(folder / "out"))
+    again = compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
+    assert "11 runs; 11 are done already." in again.stdout
+    assert "runs now" not in again.stdout
+
+
+def test_one_ctrl_c_ends_it_and_the_same_command_goes_on(whole, tmp_path):
+    folder, _ = whole
+    out = tmp_path / "out"
+    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
+    with beside(words, cwd=tmp_path, environment=environment()) as done:
+        wait_for("score", lambda: (out / "results.csv").exists())
+        (worker,) = workers(out)
+        os.killpg(os.getpgid(worker), signal.SIGINT)  # as a terminal does
+    assert done[0].returncode == 130
+    assert "Stopped. The same command goes on where it was." in done[0].stderr
+    assert "Traceback" not in done[0].stderr
+    compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
+    assert equal(scores(out), scores(folder / "out"))
+
+
+def test_if_all_arms_fail_the_exit_code_says_so(tmp_path):
+    done = compare(
+        tmp_path,
+        tmp_path / "out",
+        "--seeds",
+        "1",
+        "--strategies",
+        "response_based",
+        "--model.optimizer.lr=1e30",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no arm has a score" in done.stderr
+    assert "not finite" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_two_workers_of_which_one_is_killed(whole, tmp_path):
+    folder, _ = whole
+    out = tmp_path / "out"
+    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "1")
+    with beside(words, words, cwd=tmp_path, environment=environment()) as done:
+        wait_for("score", lambda: (out / "results.csv").exists() and len(workers(out)) == 2)
+        kill(workers(out)[0])
+    assert sorted(one.returncode for one in done) == [-signal.SIGKILL, 0]
+    assert equal(scores(out), scores(folder / "out"))
