@@ -8,11 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from lightning_kd.data.few_labels import few_labels
 from lightning_kd.data.in_memory import InMemoryDataModule, Rows
-from lightning_kd.data.indexed import NO_TARGET
 from lightning_kd.data.replayed import Replayed
-
-NUM_CLASSES = 10
 
 
 @final
@@ -72,7 +70,7 @@ class DigitsDataModule(InMemoryDataModule):
         """Return both halves of the data."""
         train, held_out = _halves()
         if self.labelled_per_class is not None:
-            train = train[0], _hide_labels(train[1], self.labelled_per_class, self.label_seed)
+            train = train[0], few_labels(train[1], self.labelled_per_class, self.label_seed)
         return train, held_out
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
@@ -143,19 +141,3 @@ def _halves() -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     train_x, held_out_x = (torch.as_tensor(x, dtype=torch.float32).div(16).view(-1, 1, 8, 8) for x in parts[:2])
     train_y, held_out_y = (torch.as_tensor(y, dtype=torch.long) for y in parts[2:])
     return (train_x, train_y), (held_out_x, held_out_y)
-
-
-def _hide_labels(target: Tensor, per_class: int, seed: int) -> Tensor:
-    smallest = int(target.bincount(minlength=NUM_CLASSES).min())
-    if per_class > smallest:
-        raise ValueError(
-            f"DigitsDataModule: expected labelled_per_class <= {smallest}, the training images of the rarest digit, "
-            f"got {per_class}."
-        )
-    generator = torch.Generator().manual_seed(seed)
-    shown = torch.full_like(target, NO_TARGET)
-    for digit in range(NUM_CLASSES):
-        rows = (target == digit).nonzero().squeeze(1)
-        kept = rows[torch.randperm(len(rows), generator=generator)[:per_class]]
-        shown[kept] = digit
-    return shown
