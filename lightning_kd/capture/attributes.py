@@ -15,6 +15,7 @@ from lightning_kd.capture.private import is_traceable_wrapper_subclass, version_
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 _PLAIN = (int, float, bool, str, type(None), tuple, *_CONTAINERS)
 _OF_TORCH = frozenset(vars(nn.Module()))
+_ABSENT = object()
 _WRAPPERS = {"torch", "lightning", "deepspeed", "bitsandbytes", "torchao"}
 """Packages whose modules note at the first call what is set up once only, as FSDP does."""
 
@@ -24,7 +25,9 @@ def keeping_attributes(networks: Iterable[nn.Module], but: tuple[type[nn.Module]
     """Put back the plain attributes of networks after the block, and the buffers that were written to or are numbers.
 
     Plain are numbers, texts, ``None``, tuples, tensors, and lists, dictionaries and sets with what they hold. A part
-    that makes layers of its own inside the block is left as it is, because such parts are made once only.
+    that makes layers of its own inside the block is left as it is, because such parts are made once only. So are the
+    truth values of a part that puts hooks on itself or on what it holds: one of them may note that the hooks are there,
+    as models of transformers note it that record their hidden states.
 
     Args:
         networks: The networks; their parts are put back too.
@@ -47,8 +50,9 @@ def keeping_attributes(networks: Iterable[nn.Module], but: tuple[type[nn.Module]
     try:
         yield
     finally:
+        hooked = {one.part for one in kept if one.has_new_hooks}
         for one in kept:
-            one.put_back()
+            one.put_back(flags=not hooked or hooked.isdisjoint(one.part.modules()))
 
 
 @contextmanager
@@ -72,6 +76,7 @@ class _Kept:
     def __init__(self, part: nn.Module) -> None:
         self.part = part
         self.layers = _layers(part)
+        self.hooks = _hooks(part)
         self.attributes = {name: value for name, value in vars(part).items() if name not in _OF_TORCH}
         self.contents = [(one, one.copy()) for one in self.attributes.values() if type(one) in _CONTAINERS]
         self.buffers = {
@@ -79,15 +84,23 @@ class _Kept:
             for name, buffer in part.named_buffers(recurse=False)
         }
 
+    @property
+    def has_new_hooks(self) -> bool:
+        """Whether hooks were put on the part since."""
+        return not _hooks(self.part) <= self.hooks
+
     @torch.no_grad()
-    def put_back(self) -> None:
+    def put_back(self, *, flags: bool) -> None:
+        """Put back what the part held; truth values only if asked to."""
         if _layers(self.part) != self.layers:
             return
         now = vars(self.part)
-        for name in [name for name in now if name not in _OF_TORCH]:
+        own = [name for name in now if name not in _OF_TORCH and (flags or type(now[name]) is not bool)]
+        for name in own:
             if name not in self.attributes and _is_plain(now[name]):
                 del now[name]
-        now.update((name, value) for name, value in self.attributes.items() if _is_plain(value))
+        gone = [name for name in self.attributes if name not in now]
+        now.update((n, self.attributes[n]) for n in (*own, *gone) if _is_plain(self.attributes.get(n, _ABSENT)))
         for container, content in self.contents:
             container.clear()
             container.extend(content) if isinstance(container, list | deque) else container.update(content)
@@ -123,6 +136,11 @@ def _notes_set_up(part: nn.Module) -> bool:
 def _layers(part: nn.Module) -> list[str]:
     """Return the names of the layers and parameters that a part holds itself."""
     return [name for name, _ in (*part.named_children(), *part.named_parameters(recurse=False))]
+
+
+def _hooks(part: nn.Module) -> set[tuple[str, int]]:
+    """Return the hooks on a part, by torch's numbers."""
+    return {(kind, number) for kind, of in vars(part).items() if kind.endswith("hooks") for number in of or ()}
 
 
 def _is_plain(value: Any) -> bool:

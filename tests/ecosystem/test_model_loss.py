@@ -1,5 +1,6 @@
 """The loss that a model of Hugging Face computes itself is the task's, by ``task_loss="model"``."""
 
+import copy
 import warnings
 from functools import partial
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ from torch import nn
 
 from lightning_kd import DistillationModule
 from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.functional import kd_loss
 from lightning_kd.losses import KDLoss, TokenKDLoss
 from tests import support
 from tests.ecosystem import zoo
@@ -215,3 +217,16 @@ def test_a_router_whose_loss_does_not_train_is_told(options, monkeypatch):
     module = DistillationModule(mixtral(), teacher, optimizer=partial(torch.optim.SGD, lr=0.0), **options)
     fit(module, sentences())
     assert len([line for line in said if "router" in line]) == ("losses" in options)
+
+
+def test_a_model_that_records_its_own_hidden_states_reads_them_as_outside_a_fit():
+    sizes = {"depths": [1, 1], "sr_ratios": [2, 1], "patch_sizes": [3, 3], "strides": [2, 2], "mlp_ratios": [2, 2]}
+    sizes |= {"hidden_sizes": [8, 8], "num_attention_heads": [1, 2], "decoder_hidden_size": 8, "num_labels": 4}
+    config = hf.SegformerConfig(num_encoder_blocks=2, classifier_dropout_prob=0.0, drop_path_rate=0.0, **sizes)
+    student, teacher = (support.seeded(partial(hf.SegformerForSemanticSegmentation, config), seed) for seed in (1, 2))
+    support.seeded(lambda: [nn.init.normal_(p, std=0.3) for p in teacher.parameters()], 3)
+    pixels = support.seeded(lambda: torch.randn(2, 3, 16, 16), 4)
+    right = kd_loss(copy.deepcopy(student).train()(pixels).logits, copy.deepcopy(teacher).eval()(pixels).logits)
+    module = DistillationModule(student, teacher, [KDLoss()], optimizer=partial(torch.optim.SGD, lr=0.0))
+    support.fit(module, train=support.batches({"pixel_values": pixels}), max_epochs=1, limit_val_batches=0)
+    assert float(module.trainer.callback_metrics["train/kd"]) == pytest.approx(right.item(), rel=1e-5)

@@ -70,6 +70,31 @@ def test_a_part_that_has_made_its_layers_stays_made():
     assert net.layer is layer
 
 
+class Recording(StagedNet):
+    """Records what a stage returns by a hook that it puts there at the first call, and notes by a flag."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.calls, self.recorded = 0, []
+
+    def forward(self, x):
+        if not getattr(self, "hooks_are_there", False):
+            self.stage1.register_forward_hook(lambda module, args, output: self.recorded.append(output.mean()))
+            self.hooks_are_there = True
+        self.calls += 1
+        self.recorded.clear()
+        return super().forward(x) + sum(self.recorded)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_a_network_that_puts_hooks_on_its_parts_puts_them_there_once(door):
+    student, teacher = support.seeded(partial(Recording, 3), 3), support.seeded(partial(Recording, 6), 7)
+    made, callbacks = support.through(door, student, guide=teacher, losses=[HintLoss("stage2", "stage2")])
+    support.fit(made, callbacks=callbacks, max_epochs=1, limit_val_batches=0)
+    for net in (student, teacher):
+        assert (net.calls, len(net.recorded)) == (3, 1)
+
+
 class Toggling(support.UserModule):
     """Puts the network in training mode in each step, as after pseudo-labels that were made in eval mode."""
 
