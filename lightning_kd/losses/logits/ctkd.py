@@ -83,7 +83,7 @@ class CTKDLoss(LogitLoss):
 
     Best in the place of ``KDLoss`` where nobody wants to tune the temperature: one number for all samples, trained by
     the optimizer of the student, but against it. How strongly it is trained grows over the first epochs, so that the
-    student begins with what is easy. The temperature is logged beside the loss. It is a weight of the loss: it is
+    student begins with what is easy. The temperature is logged beside the loss. It is a parameter of the loss: it is
     saved, and resumes. An optimizer's weight decay pulls it towards the middle of its range, as in the published
     recipes.
 
