@@ -116,6 +116,11 @@ class Followed:
         )
         return None if axis == TURNED else axis
 
+    def known_axis(self, value: Tensor) -> int | None:
+        """Return the axis of the channels of a value that a module returned, or operations that were followed."""
+        axis = self._of_makers(value) or self.origins.axis(value)
+        return None if axis == TURNED else axis
+
     def _of_makers(self, value: Tensor) -> int | None:
         """Ask the modules that returned this very tensor; an activation is passed through to what it was given."""
         for _ in range(16):

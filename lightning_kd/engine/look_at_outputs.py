@@ -1,13 +1,14 @@
 """What is looked at in the outputs of the first samples: heads, classes, and whether scores are probabilities."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from lightning_kd.capture.axes import Followed
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.heads import Head, heads_of
 from lightning_kd.capture.outputs import kind_of_probabilities
@@ -22,6 +23,8 @@ from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON, Lesson
 
 _SIGMOIDS = {torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit}
+_FEW = 16
+"""From how many values on it tells something that all of them lie between 0 and 1."""
 _TRUST = "If these are logits all the same, say teacher_outputs='logits'"
 
 
@@ -64,7 +67,14 @@ class SigmoidWatch(TorchFunctionMode):
         return any(one.untyped_storage().data_ptr() == place and one.numel() == value.numel() for one in self._returned)
 
 
-def look_at_outputs(step: TrainingStep, call: Call, lesson: Lesson, tensors: StepTensors, watch: SigmoidWatch) -> None:
+def look_at_outputs(
+    step: TrainingStep,
+    call: Call,
+    lesson: Lesson,
+    tensors: StepTensors,
+    watch: SigmoidWatch,
+    runs: Mapping[str, Followed | None],
+) -> None:
     """Check that the outputs on the first samples have what the losses read, and are what they are taken for.
 
     Args:
@@ -73,10 +83,11 @@ def look_at_outputs(step: TrainingStep, call: Call, lesson: Lesson, tensors: Ste
         lesson: The teacher's answer.
         tensors: What the losses read of both.
         watch: What saw both networks.
+        runs: The calls of the modules of each role, ``None`` if they were not followed.
 
     Raises:
-        ValueError: If logits are missing, the classes that were named do not fit, or scores are probabilities; the
-            message names the remedy.
+        ValueError: If logits are missing, the classes that were named do not fit, are not on axis 1, or scores are
+            probabilities; the message names the remedy.
     """
     outputs = {"student": call.output, "teacher": None if lesson is NO_LESSON else lesson.output}
     leaves = step.objective.leaves
@@ -88,6 +99,7 @@ def look_at_outputs(step: TrainingStep, call: Call, lesson: Lesson, tensors: Ste
         for role, head in _heads_read(loss).items():
             raw = _raw(step, role, outputs[role], head)
             if raw is not None:
+                _check_axis(name, loss, role, raw, runs[role])
                 _check_scale(name, loss, role, raw, watch.made(raw), step.hooks.output_options.teacher_outputs)
 
 
@@ -165,6 +177,19 @@ def _check_classes(step: TrainingStep, tensors: StepTensors) -> None:
         )
 
 
+def _check_axis(part: str, loss: DistillationLoss, role: str, raw: Tensor, runs: Followed | None) -> None:
+    """Raise a ``ValueError`` if a loss reads the classes of maps on axis 1, and a module has put them last."""
+    last = raw.ndim - 1
+    reads_axis_1 = loss.output_kind in ("classes", "multilabel")
+    if not reads_axis_1 or runs is None or last < 3 or runs.known_axis(raw) != last:
+        return
+    raise ValueError(
+        f"Part {part!r}: {type(loss).__name__} reads the classes on axis 1, but the {role}'s outputs "
+        f"{tuple(raw.shape)} have them last, as the layer that makes them shows. Override logits_of(output) to return "
+        "output.movedim(-1, 1), or have the network return (B, C, H, W)."
+    )
+
+
 def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_sigmoid: bool, said: str | None) -> None:
     """Raise a ``ValueError`` if what a loss reads as logits are probabilities, or the other way round."""
     found = kind_of_probabilities(raw)
@@ -180,6 +205,8 @@ def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_s
     else:
         return
     if kind is None:
+        if role == "teacher":
+            _tell_between_0_and_1(part, loss, raw)
         return
     what = {
         "probabilities": "are probabilities of classes (each row adds up to 1)",
@@ -199,6 +226,20 @@ def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_s
         f"Part {part!r} ({type(loss).__name__}) reads logits, but the {role}'s outputs {tuple(raw.shape)} {what}. "
         f"{remedy}"
     )
+
+
+def _tell_between_0_and_1(part: str, loss: DistillationLoss, raw: Tensor) -> None:
+    """Warn of a teacher's outputs that all lie between 0 and 1, as probabilities of labels do, and few logits."""
+    if raw.is_meta or raw.numel() < _FEW:
+        return
+    values = raw.detach().double()
+    if bool(((values >= 0) & (values <= 1)).all()) and bool((values != values.flatten()[0]).any()):
+        rank_zero_warn(
+            f"Part {part!r} ({type(loss).__name__}) reads logits, but all of the teacher's outputs on the first "
+            f"samples lie between {float(values.min()):.3g} and {float(values.max()):.3g}, as probabilities do. If each is the "
+            "probability of a label, say teacher_outputs='label_probabilities'; if they are logits, "
+            "teacher_outputs='logits'."
+        )
 
 
 def _check_said(said: str, found: str | None, raw: Tensor) -> None:

@@ -318,7 +318,8 @@ class SetUp:
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
                 read = self.step.with_masks(read_if_known(self.step.hooks, batch), call)
-                tensors = self._check_first(call, lesson, watch, read)
+                followed = {"student": student_runs, "teacher": teacher_runs}
+                tensors = self._check_first(call, lesson, watch, read, followed)
             self.step.settle_positions(batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
@@ -410,10 +411,12 @@ class SetUp:
                 "the student's, pass teacher_dtype."
             ) from error
 
-    def _check_first(self, call: Call, lesson: Lesson, watch: SigmoidWatch, read: Batch) -> StepTensors:
+    def _check_first(
+        self, call: Call, lesson: Lesson, watch: SigmoidWatch, read: Batch, runs: Mapping[str, Followed | None]
+    ) -> StepTensors:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
-        look_at_outputs(self.step, call, lesson, tensors, watch)
+        look_at_outputs(self.step, call, lesson, tensors, watch, runs)
         tell_of_router(self.step.student, call.output, self.step.hooks)
         check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)

@@ -59,6 +59,12 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
 def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     """Return the target in the shape that a loss of torch's own wants; other losses get it as it is."""
     if target.shape == logits.shape:
+        if type(task_loss) is nn.CrossEntropyLoss and not target.is_floating_point():
+            raise ValueError(
+                f"task_loss CrossEntropyLoss reads a target {tuple(target.shape)} of the outputs' shape as "
+                f"probabilities of the classes, but its type is {str(target.dtype).removeprefix('torch.')}. Of one-hot rows give the "
+                "ids of the classes, target.argmax(1); of several labels a sample use BCEWithLogitsLoss."
+            )
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
         check_classes_on_axis_1(task_loss, logits, target)

@@ -127,3 +127,11 @@ def test_each_remedy_works_and_axis_1_stays_the_classes() -> None:
     fit_tagger(None, cross_entropy=1.0)
     scores, target = torch.randn(2, 11, 5), torch.randint(0, 11, (2, 5))
     assert torch.equal(task_term(nn.CrossEntropyLoss(), scores, target), nn.CrossEntropyLoss()(scores, target))
+
+
+def test_one_hot_rows_of_whole_numbers_are_refused_with_the_remedy() -> None:
+    target = nn.functional.one_hot(torch.tensor([0, 2, 1]), 3)
+    with pytest.raises(ValueError, match=r"its type is int64.*target\.argmax\(1\)"):
+        task_term(nn.CrossEntropyLoss(), _values(3, 3), target)
+    right = nn.CrossEntropyLoss()(_values(3, 3), torch.tensor([0, 2, 1]))
+    torch.testing.assert_close(task_term(nn.CrossEntropyLoss(), _values(3, 3), target.float()), right)

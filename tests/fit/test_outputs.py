@@ -85,7 +85,7 @@ class Mine(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(door, student, teacher, losses, *, y=IDS, task=None, head=None, x=X, **options):
+def fit(door, student, teacher, losses, *, y=IDS, task=None, head=None, x=X, warned="ignore", **options):
     """One step without a change of weights; return what was logged, and the door."""
     loader = DataLoader(TensorDataset(x, y), batch_size=12)
     if door == "module":
@@ -106,7 +106,7 @@ def fit(door, student, teacher, losses, *, y=IDS, task=None, head=None, x=X, **o
         ]
     trainer = support.trainer(max_epochs=1, callbacks=callbacks)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter(warned)
         trainer.fit(made, loader, loader)
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
@@ -234,6 +234,19 @@ def test_sigmoids_of_labels_are_refused_and_served(door):
     for kind in ("probabilities", "label_probabilities"):
         served = fit(door, net(1), sigmoid, [KDLoss(binary=True)], teacher_outputs=kind, **one)
         assert served["train/kd"] == pytest.approx(plain["train/kd"], rel=1e-4)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_outputs_between_0_and_1_are_told_where_their_maker_does_not_tell(door):
+    given = {"y": (torch.rand(12, 9, generator=torch.Generator().manual_seed(1)) > 0.4).float()}
+    given["task"] = nn.BCEWithLogitsLoss() if door == "module" else F.binary_cross_entropy_with_logits
+    by_hand = Ends(net(9, seed=2), lambda z: 1 / (1 + torch.exp(-z)))
+    with pytest.warns(UserWarning, match=r"lie between 0\.\d+ and 0\.\d+.*teacher_outputs='label_probabilities'"):
+        fit(door, net(9), by_hand, [MultiLabelKDLoss()], warned="default", **given)
+    with warnings.catch_warnings(record=True) as seen:
+        for said in ("logits", "label_probabilities"):
+            fit(door, net(9), by_hand, [MultiLabelKDLoss()], teacher_outputs=said, warned="always", **given)
+    assert not [one for one in seen if "lie between" in str(one.message)]
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -60,7 +60,8 @@ def kd_loss(
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
-        hard: Compare with the class that the teacher decides for, in the place of its probabilities.
+        hard: Compare with the class that the teacher decides for, in the place of its probabilities. The temperature
+            softens the student still, so DeiT's loss needs ``temperature=1.0``.
 
     Raises:
         ValueError: If the shapes differ or have no class axis, ``temperature`` is a number that is not positive or a
@@ -115,7 +116,8 @@ class KDLoss(LogitLoss):
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
         standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
-        hard: Compare with the class that the teacher decides for, in the place of its probabilities.
+        hard: Compare with the class that the teacher decides for, in the place of its probabilities. The temperature
+            softens the student still, so DeiT's loss needs ``temperature=1.0``.
         binary: Whether the output is a single logit, the log odds of a yes. It must be said, since a single number may
             be a regression too, which is what ``RegressionKDLoss`` is for.
         head: Which of several outputs of both networks to compare, by name or number; by default the one that the task
