@@ -1,8 +1,6 @@
 """What ``distill`` leaves as it was: networks that it was given, random states, and what Ctrl-C does."""
 
 import random
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -83,18 +81,10 @@ def _is_frozen(part: nn.Module) -> bool:
 
 @contextmanager
 def stopped_by_hand() -> Iterator[None]:
-    """Let Ctrl-C in a Trainer end the block with a ``KeyboardInterrupt``, and work as before after it.
-
-    Lightning 2.6 exits with code 1 in its place, and lets all later Ctrl-C pass unheard.
-    """
-    in_main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
+    """Let Ctrl-C in a Trainer raise ``KeyboardInterrupt``; Lightning 2.6 exits with code 1 in its place."""
     try:
         yield
     except SystemExit as error:
         if not isinstance(error.__context__, KeyboardInterrupt):
             raise
         raise KeyboardInterrupt from None
-    finally:
-        if in_main and signal.getsignal(signal.SIGINT) is not handler:
-            signal.signal(signal.SIGINT, handler)

@@ -84,7 +84,7 @@ def fail():
     ids=["Ctrl-C", "error"],
 )
 def test_a_call_that_ends_early_leaves_all_but_the_student_s_weights(then, error):
-    student, teacher = partly_frozen(), support.teacher().train()
+    student, teacher = partly_frozen().eval(), support.teacher().train()
     teacher.features[0].eval()
     weights, before = support.snapshot(teacher), state_of(student, teacher)
     with pytest.raises(error):
