@@ -42,8 +42,8 @@ def fetched(name: Name, load: Callable[[], Loaded], by_hand: str, cache: str, mo
         return load()
     except OSError as error:  # what the libraries raise without a connection, and for a name that a server lacks
         raise RuntimeError(
-            f"{name} could not be loaded: {_line(error)}{more} Where there is a connection, run: python -c {by_hand!r}. "
-            f"Then copy {cache} to this machine."
+            f"{name} could not be loaded: {_line(error)}{more} Where there is a connection, run: python -c {by_hand!r}."
+            f" Then copy {cache} to this machine."
         ) from None
     except Exception as error:  # a broken file, weights of another network: each library has errors of its own
         raise RuntimeError(

@@ -18,10 +18,12 @@ class Wanted(NamedTuple):
     Args:
         statistics: Mean and deviation of each colour.
         size: Height and width in pixels.
+        fixed: Whether it takes no other size.
     """
 
     statistics: Statistics | None
     size: tuple[int, int] | None
+    fixed: bool = False
 
     @property
     def channels(self) -> int | None:
@@ -41,12 +43,15 @@ def wanted_by(network: nn.Module | None) -> Wanted:
 
     Example:
         >>> wanted_by(nn.Linear(2, 1))
-        Wanted(statistics=None, size=None)
+        Wanted(statistics=None, size=None, fixed=False)
     """
     if network is None:
         return Wanted(None, None)
-    size = _entry(network, "input_size")
-    return Wanted(statistics_of(network), None if size is None else (int(size[-2]), int(size[-1])))
+    # timm: the size that a network was made for; its pretrained_cfg keeps that of the weights
+    made_for = getattr(getattr(original(network), "patch_embed", None), "img_size", None)
+    fixed = isinstance(made_for, Sequence) and len(made_for) == 2
+    size = made_for if fixed else _entry(network, "input_size")
+    return Wanted(statistics_of(network), None if size is None else (int(size[-2]), int(size[-1])), fixed)
 
 
 def classes_of(network: nn.Module | None) -> int | None:

@@ -94,7 +94,13 @@ def form_of(student: nn.Module | None, teacher: nn.Module | None) -> Form:
 
 
 def teacher_view(
-    student: nn.Module, teacher: nn.Module | None, sample: Any, images: ImageFolder | None, told: list[str]
+    student: nn.Module,
+    teacher: nn.Module | None,
+    sample: Any,
+    images: ImageFolder | None,
+    told: list[str],
+    *,
+    by_name: bool,
 ) -> TeacherInputs | None:
     """Choose what makes the teacher's images of the student's, and say it.
 
@@ -104,6 +110,8 @@ def teacher_view(
         sample: Two samples as a batch, ``None`` of a stream.
         images: The training data, if it is of a folder, so that it is known how it is normalised.
         told: Gets what is said.
+        by_name: Whether the teacher was given by name, so that it was trained in the size that it tells; one of the
+            user's own may have been trained further in another.
 
     Raises:
         ValueError: If the images have other colours than the teacher wants.
@@ -117,7 +125,8 @@ def teacher_view(
             f"distill: the images have {image.shape[1]} colour channels, and the teacher wants {its.channels}. Give "
             "images with as many, or make them for it: teacher_inputs=a function on (args, kwargs)."
         )
-    resize = None if its.size is None or tuple(image.shape[2:]) == its.size else Resize(its.size)
+    scaled = its.size is not None and (by_name or its.fixed) and tuple(image.shape[2:]) != its.size
+    resize = Resize(its.size) if scaled and its.size is not None else None
     given = _assumed(wanted_by(student), its, image, resize, told) if images is None else (images.mean, images.std)
     parts: list[TeacherInputs] = [] if resize is None else [resize]
     if its.statistics is None:

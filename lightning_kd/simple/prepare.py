@@ -99,7 +99,7 @@ def prepare(
     images = images_of(data.dataset)
     view = teacher_inputs
     if view is None and (pair.by_name or images is not None):
-        view = teacher_view(pair.student, pair.network, data.sample, images, told)
+        view = teacher_view(pair.student, pair.network, data.sample, images, told, by_name=isinstance(teacher, str))
     logits, target = look(pair.student, data.sample, explained=pair.by_name or images is not None)
     told += check_scores(pair, _classes(logits), labels)
     return Prepared(pair, data, view, logits, target, told)

@@ -28,6 +28,7 @@ from tests import support
 from tests.ecosystem import zoo
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "max_epochs": 1, "batch_size": 6}
+SHUFFLED = QUIET | {"batch_size": 2}
 NAMES = ["0", "2", "10"]
 HALVES = ([0.5] * 3, [0.5] * 3)
 SMALL = "timm:test_resnet"
@@ -81,17 +82,17 @@ def same_weights(ours, theirs):
 def test_pretrained_networks_have_the_stored_weights_and_tell_what_they_want(store):
     made = pretrained(f"timm:local-dir:{store / 'timm'}")
     assert same_weights(made, timm.create_model(f"local-dir:{store / 'timm'}", pretrained=True))
-    assert (wanted_by(made), classes_of(made), made.training) == ((HALVES, (32, 32)), 3, False)
+    assert (wanted_by(made), classes_of(made), made.training) == ((HALVES, (32, 32), False), 3, False)
 
     made = pretrained("torchvision:squeezenet1_1")
     assert same_weights(made, torchvision.models.squeezenet1_1(weights="DEFAULT"))
     preset = torchvision.models.get_model_weights("squeezenet1_1").DEFAULT.transforms()
-    assert (wanted_by(made), classes_of(made)) == (((preset.mean, preset.std), (224, 224)), 1000)
+    assert (wanted_by(made), classes_of(made)) == (((preset.mean, preset.std), (224, 224), False), 1000)
     assert made.pretrained_cfg["label_names"][1] == "goldfish"
 
     made = pretrained(f"hf:{store / 'vit'}")
     assert same_weights(made, hf.ViTForImageClassification.from_pretrained(store / "vit"))
-    assert (wanted_by(made), classes_of(made), made.training) == ((HALVES, (32, 32)), 3, False)
+    assert (wanted_by(made), classes_of(made), made.training) == ((HALVES, (32, 32), False), 3, False)
 
 
 @pytest.mark.parametrize("name", ["timm:test_vit", "torchvision:resnet18", "hf:config", "hf:vit"])
@@ -157,7 +158,7 @@ def test_the_student_is_that_of_networks_made_by_hand(store):
     """The class order of the teacher, its normalisation and its size are chosen as one would write them."""
     train = ImageFolder(store / "photos" / "train", size=48, mean=[0.4] * 3, std=[0.2] * 3)
     name = "torchvision:shufflenet_v2_x0_5"
-    result = distill(name, f"hf:{store / 'vit'}", train, seed=3, **QUIET)
+    result = distill(name, f"hf:{store / 'vit'}", train, seed=3, **SHUFFLED)
     student = support.seeded(lambda: torchvision.models.shufflenet_v2_x0_5(num_classes=3), 3)
     teacher = hf.ViTForImageClassification.from_pretrained(store / "vit")
 
@@ -165,7 +166,9 @@ def test_the_student_is_that_of_networks_made_by_hand(store):
         image = (args[0] * 0.2 + 0.4 - 0.5) / 0.5
         return (nn.functional.interpolate(image, (32, 32), mode="bilinear", antialias=True),), {}
 
-    expected = distill(student, teacher, train, teacher_classes=[2, 1, 0], teacher_inputs=view, seed=3, **QUIET).student
+    expected = distill(
+        student, teacher, train, teacher_classes=[2, 1, 0], teacher_inputs=view, seed=3, **SHUFFLED
+    ).student
     for ours, theirs in zip(result.student.state_dict().values(), expected.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert result.module.output_options.teacher_classes == [2, 1, 0]
@@ -198,13 +201,23 @@ def test_a_teacher_of_other_classes_is_refused_with_both_numbers_and_what_helps(
     x, y = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 0, 1, 2])
     with pytest.raises(ValueError, match=r"1000 classes, the data 3.* lightning_kd.named.fresh\(NAME, classes=1000\)"):
         distill(*names, (x, y), **QUIET)
-    with pytest.raises(ValueError, match="the teacher has 1000 classes, the student 3"):
+    with pytest.raises(ValueError, match="the teacher has 1000 classes, the student 3, so their answers"):
         distill(fresh(names[0], 3), names[1], (x, y), **QUIET)
     with pytest.raises(ValueError, match="teacher_classes names 2 classes, but the data has 3"):
         distill(*names, train, teacher_classes=[4, 5], **QUIET)
     named = distill(*names, train, teacher_classes=[4, 5, 6], **QUIET)
     hint = distill(*names, train, losses=[HintLoss()], **QUIET)
     assert classes_of(named.student) == classes_of(hint.student) == 3
+
+
+def test_a_teacher_without_a_head_teaches_by_its_layers_alone(store, tmp_path):
+    config = {"num_classes": 0, "input_size": (3, 32, 32)}
+    net = timm.create_model("test_resnet", num_classes=0, pretrained_cfg_overlay=config)
+    timm.models.save_for_hf(net, tmp_path, model_config={"num_classes": 0, "pretrained_cfg": config})
+    name, train = f"timm:local-dir:{tmp_path}", ImageFolder(store / "photos" / "train", size=32)
+    with pytest.raises(ValueError, match=r"the teacher has no head for classes.* Give losses=\[...\]"):
+        distill(SMALL, name, train, **QUIET)
+    assert classes_of(distill(SMALL, name, train, losses=[HintLoss()], **QUIET).student) == 3
 
 
 class Rows(torch.utils.data.Dataset):
@@ -251,6 +264,18 @@ def test_how_images_of_the_user_are_taken_is_said(store):
         distill(own, teacher, bright * 255, **QUIET)
     with pytest.raises(ValueError, match="the images have 1 colour channels, and the teacher wants 3"):
         distill(own, teacher, bright[:, :1], **QUIET)
+
+
+def test_networks_of_ones_own_are_shown_the_size_that_they_were_made_for(store):
+    """timm keeps the size of the weights in ``pretrained_cfg``, also of a network that is made for another."""
+    made = timm.create_model("test_vit", img_size=64, num_classes=3)
+    assert wanted_by(made)[1:] == ((64, 64), True)
+    train = ImageFolder(store / "photos" / "train", size=32)
+    told = distill(fresh(SMALL, 3), made, train, **QUIET).choices
+    assert any("scaled from 32 x 32 to 64 x 64 (Resize)" in line for line in told)
+    trained_further = timm.create_model("test_resnet", num_classes=3)
+    told = distill(fresh(SMALL, 3), trained_further, train, **QUIET).choices
+    assert not any("Resize" in line for line in told)
 
 
 def test_a_size_that_a_student_does_not_take_is_told(store):

@@ -53,14 +53,11 @@ def test_a_folder_without_its_library_is_recognised(tmp_path):
 
 def test_what_a_network_tells_is_read_and_is_none_of_its_weights():
     net = nn.Linear(4, 3)
-    assert (wanted_by(net), classes_of(net), wanted_by(None), classes_of(None)) == (
-        (None, None),
-        None,
-        (None, None),
-        None,
-    )
+    for nothing in (net, None):
+        assert wanted_by(nothing) == (None, None, False)
+        assert classes_of(nothing) is None
     tell(net, statistics=([0.1], [0.2]), size=(8, 9), classes=3, names=["a", "b", "c"])
-    assert wanted_by(net) == (([0.1], [0.2]), (8, 9))
+    assert wanted_by(net) == (([0.1], [0.2]), (8, 9), False)
     assert wanted_by(net).channels == 1
     assert classes_of(net) == 3
     assert statistics_of(net) == ([0.1], [0.2])
