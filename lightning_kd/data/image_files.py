@@ -56,6 +56,7 @@ def find_images(folder: str | os.PathLike[str], classes: Sequence[str] | None = 
     """
     root = Path(folder).expanduser()
     _check_folder(root, str(folder))
+    rank_zero_info(f"Looking for images in {root} ...")
     top = sorted(entry for entry in root.iterdir() if not _is_hidden(entry.name))
     loose = [entry for entry in top if _is_image(entry)]
     below = [entry for entry in top if entry.is_dir()]

@@ -124,7 +124,7 @@ def make_pair(
     pair = Pair(nn.Identity(), guide, bool(by_name), chosen, compares, told)
     pair.of_imagenet = isinstance(teacher, str) and parse(teacher).library != "hf"
     if chosen is None and compares and network is not None and labels.names is not None:
-        pair.teacher_classes = _by_names(network, labels.names, told)
+        pair.teacher_classes = _by_names(network, labels.names, told, some=bool(by_name))
     if not by_name:
         assert isinstance(student, nn.Module), "else it would be a name"
         pair.student = student
@@ -215,10 +215,17 @@ def _check(pair: Pair, labels: Labels, *, of_another_task: bool) -> None:
         raise ValueError(_OTHER.format(its=its, whose="the data", number=number, hint=hint, more=more))
 
 
-def _by_names(network: nn.Module, names: Sequence[str], told: list[str]) -> list[int] | None:
-    """Return the teacher's class for each class of the data, found by its name; ``None`` if the order is the same."""
+def _by_names(network: nn.Module, names: Sequence[str], told: list[str], *, some: bool) -> list[int] | None:
+    """Return the teacher's class for each class of the data, found by its name; ``None`` if the order is the same.
+
+    Args:
+        network: The teacher's network.
+        names: The names of the data's classes.
+        told: Gets what is said.
+        some: Whether the data may have only some of the teacher's classes; a student of the user's own may score all.
+    """
     its = class_names(network)
-    if its is None:
+    if its is None or (len(its) != len(names) and not some):
         return None
     places: dict[str, set[int]] = {}
     for number, name in enumerate(its):  # ImageNet's names are several words for one class, with commas

@@ -234,4 +234,5 @@ def test_a_look_at_many_images_is_announced(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(image_files, "_MANY", 4)
     with caplog.at_level("INFO"):
         ImageFolder(folder_of(tmp_path, ["a", "b"]))
+    assert caplog.messages[0] == f"Looking for images in {tmp_path} ..."
     assert "looking at 4 images ..." in caplog.text

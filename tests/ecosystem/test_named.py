@@ -210,6 +210,16 @@ def test_a_teacher_of_other_classes_is_refused_with_both_numbers_and_what_helps(
     assert classes_of(named.student) == classes_of(hint.student) == 3
 
 
+def test_some_of_a_teacher_s_classes_are_found_by_name(store, tmp_path):
+    places = {"goldfish": 1, "golden_retriever": 207, "tench": 0}
+    for place, name in zip(NAMES, places, strict=True):
+        shutil.copytree(store / "photos" / "train" / place, tmp_path / name)
+    names = "torchvision:shufflenet_v2_x0_5", "torchvision:squeezenet1_1"
+    result = distill(*names, ImageFolder(tmp_path, size=32), **QUIET)
+    assert result.module.output_options.teacher_classes == [207, 1, 0]
+    assert classes_of(result.student) == 3
+
+
 def test_a_teacher_without_a_head_teaches_by_its_layers_alone(store, tmp_path):
     config = {"num_classes": 0, "input_size": (3, 32, 32)}
     net = timm.create_model("test_resnet", num_classes=0, pretrained_cfg_overlay=config)
