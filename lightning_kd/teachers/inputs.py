@@ -90,7 +90,8 @@ class Renormalize(TeacherInputs):
     for every floating tensor :math:`(B, C, H, W)` among the inputs with as many channels as there are numbers.
 
     Numbers that are left out are read from the networks at set-up, where these tell them: timm's models do, by their
-    ``pretrained_cfg``; torchvision's models do not, but their weights do, see :meth:`between`.
+    ``pretrained_cfg``, and so do all that :func:`lightning_kd.named.pretrained` makes; torchvision's own models do not,
+    but their weights do, see :meth:`between`.
 
     Args:
         mean: Mean of each channel that the student's images were normalised with; by default what the student says.
