@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_kd.capture.call import Call
 from lightning_kd.fit.evaluation import Compared
 from lightning_kd.metrics import Comparison
+from lightning_kd.metrics.task import Task
 
 _SCORES = 4_000_000
 """How many class scores of a network are kept at most."""
@@ -34,11 +35,18 @@ class Kept:
         self._pictures: list[tuple[float, int, Tensor]] = []
         self._samples = self._bytes = 0
 
-    def add(self, compared: Compared) -> None:
-        """Keep a batch, as far as there is room."""
+    def add(self, compared: Compared, task: Task) -> None:
+        """Keep a batch, as far as there is room.
+
+        Args:
+            compared: The batch.
+            task: What is known of the task: of labels, each by itself, a row may look like that of one class.
+        """
         self._keep_call(compared)
         logits, teacher, target = compared.logits, compared.teacher_logits, compared.target
-        kind = None if logits is None else Comparison().kind_of(logits, target if isinstance(target, Tensor) else None)
+        kind = (
+            None if logits is None else Comparison(task).kind_of(logits, target if isinstance(target, Tensor) else None)
+        )
         if logits is None or logits.ndim != 2 or logits.shape[1] < 2 or kind is None or kind[0] != "classes":
             self.why = "the outputs are no class scores of samples"
             return
@@ -91,6 +99,13 @@ class Kept:
             found["pictures"] = torch.stack([as_bytes(picture) for _, _, picture in self._pictures])
             found["picture_rows"] = torch.tensor([row for _, row, _ in self._pictures])
         return found
+
+
+def _are_classes(logits: Tensor, target: Any, task: Task) -> bool:
+    """Whether outputs are the class scores of samples, not of pixels or tokens."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        return False
+    return Comparison(task).kind_of(logits, target if isinstance(target, Tensor) else None)[0] == "classes"
 
 
 def distances(student: Tensor, teacher: Tensor) -> Tensor:

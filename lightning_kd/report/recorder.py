@@ -119,7 +119,7 @@ class Recorder:
 
     def see_answers(self, compared: Compared) -> None:
         """Keep what both networks say of a batch."""
-        self.kept.add(compared)
+        self.kept.add(compared, self.run.task.task)
 
     def end_evaluation(self, trainer: Trainer) -> None:
         """Keep what an evaluation gave."""

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule
 from lightning_kd.functional import kd_loss
-from lightning_kd.losses import HintLoss, KDLoss, RegressionKDLoss
+from lightning_kd.losses import HintLoss, KDLoss, MultiLabelKDLoss, RegressionKDLoss
 from lightning_kd.report import RecordRun
 from lightning_kd.report.curve import Curve
 from lightning_kd.report.kept import distances
@@ -203,14 +203,20 @@ def test_each_of_several_students_has_its_folder(tmp_path):
         Record.read(tmp_path)
 
 
-def test_values_without_classes_are_recorded_without_outputs(tmp_path):
-    x = support.data(16).tensors[0].flatten(1)
-    rows = DataLoader(TensorDataset(x, x[:, :2]), batch_size=8)
-    module = DistillationModule(nn.Linear(16, 2), nn.Linear(16, 2), [RegressionKDLoss()], task_loss=nn.MSELoss())
+@pytest.mark.parametrize(
+    ("loss", "task", "name", "target"),
+    [
+        (RegressionKDLoss, nn.MSELoss, "val/mse", torch.rand(16, 4)),
+        (MultiLabelKDLoss, nn.BCEWithLogitsLoss, "val/f1", torch.eye(4).repeat(4, 1)),  # as if each had one class
+    ],
+)
+def test_what_has_no_classes_is_recorded_without_outputs(loss, task, name, target, tmp_path):
+    rows = DataLoader(TensorDataset(support.data(16).tensors[0].flatten(1), target), batch_size=8)
+    module = DistillationModule(nn.Linear(16, 4), nn.Linear(16, 4), [loss()], task_loss=task())
     record = recorded(tmp_path, module, train=rows, val=rows, max_epochs=1)
     assert record.outputs == {}
     assert record.facts["notes"]["outputs"] == "the outputs are no class scores of samples"
-    assert "val/mse" in record.facts["metrics"][0]["values"]
+    assert name in record.facts["metrics"][0]["values"]
 
 
 def test_what_is_no_record_is_refused_in_a_line(tmp_path, run):
