@@ -81,6 +81,6 @@ class CalibrationError(Sums):
     def reliability(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return for each bin how many samples it has, their mean confidence, and the share that is right.
 
-        The last two are NaN for a bin without samples.
+        The last two are NaN for a bin without samples. Of several processes, these are the samples of this one.
         """
         return self.counts, self.confidences / self.counts, self.right / self.counts

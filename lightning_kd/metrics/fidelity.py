@@ -1,5 +1,7 @@
 """Student against teacher on whole class scores: every number of fidelity at once."""
 
+from collections.abc import Callable
+
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -49,26 +51,27 @@ def compare_outputs(student_logits: Tensor, teacher_logits: Tensor, target: Tens
             f"{tuple(teacher.shape)}."
         )
     values = {
-        "agreement": _of(Agreement(), student, teacher),
-        "fidelity_kl": _of(FidelityKL(), student, teacher, target),
-        "confidence_correlation": _of(ConfidenceCorrelation(), student, teacher, target),
+        "agreement": _of(Agreement, student, teacher),
+        "fidelity_kl": _of(FidelityKL, student, teacher, target),
+        "confidence_correlation": _of(ConfidenceCorrelation, student, teacher, target),
     }
     if target is None:
         return values
     return {
-        "accuracy": _of(Agreement(), student, target),
-        "teacher_accuracy": _of(Agreement(), teacher, target),
+        "accuracy": _of(Agreement, student, target),
+        "teacher_accuracy": _of(Agreement, teacher, target),
         "agreement": values["agreement"],
-        "agreement_on_mistakes": _of(AgreementOnMistakes(), student, teacher, target),
+        "agreement_on_mistakes": _of(AgreementOnMistakes, student, teacher, target),
         "fidelity_kl": values["fidelity_kl"],
-        "calibration_error": _of(CalibrationError(), student, target),
-        "teacher_calibration_error": _of(CalibrationError(), teacher, target),
-        "negative_flips": _of(NegativeFlips(), student, teacher, target),
+        "calibration_error": _of(CalibrationError, student, target),
+        "teacher_calibration_error": _of(CalibrationError, teacher, target),
+        "negative_flips": _of(NegativeFlips, student, teacher, target),
         "confidence_correlation": values["confidence_correlation"],
     }
 
 
-def _of(metric: Metric, *given: Tensor | None) -> float:
+def _of(kind: Callable[..., Metric], *given: Tensor | None) -> float:
+    metric = kind(sync_on_compute=False)  # the whole outputs are here, and other processes may not ask
     metric.to(next(one.device for one in given if one is not None))
     metric.update(*given)
     return float(metric.compute())

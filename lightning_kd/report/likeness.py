@@ -107,7 +107,7 @@ def _whole(layers: dict[str, list[Tensor]], batches: int) -> dict[str, Tensor]:
 
 
 def _cka(x: Tensor, y: Tensor) -> float | None:
-    metric = LinearCKA(x.shape[1], y.shape[1], debiased=True)
+    metric = LinearCKA(x.shape[1], y.shape[1], debiased=True, sync_on_compute=False)
     metric.update(x, y)
     value = float(metric.compute())
     return value if math.isfinite(value) else None

@@ -82,7 +82,7 @@ def confidence(record: Record) -> list[Part]:
 
 
 def _reliability(name: str, scores: Tensor, target: Tensor, colour: str) -> Picture:
-    metric = CalibrationError()
+    metric = CalibrationError(sync_on_compute=False)
     metric.update(scores, target)
     counts, confident, right = (values.tolist() for values in metric.reliability())
     error, bins = float(metric.compute()), metric.bins
