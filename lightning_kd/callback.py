@@ -68,7 +68,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         teacher_dtype: Format that the teacher computes in; by default its own, or that of the Trainer's precision.
         teacher_weights: File or files of the teacher's weights (``.safetensors``, state dict, Lightning checkpoint),
             read at set-up; under a ``ModelParallelStrategy`` one on the meta device gets its own part only.
-        metrics: Torchmetrics of your own on (logits, target), logged for the student, and ``teacher_...``.
+        metrics: Torchmetrics of (logits, target), your own or of ``lightning_kd.metrics``; also as ``teacher_...``.
         logits: Which of several outputs the task reads, by name or number; a loss may read another: ``head=``.
         teacher_logits: Which of several outputs of the teacher, if it has another name there.
         teacher_outputs: What the teacher returns: logits, or probabilities of classes or (by sigmoid) of labels.

@@ -83,7 +83,7 @@ class Kept:
     def _keep_pictures(self, call: Call, ours: Tensor, theirs: Tensor) -> None:
         """Keep the images of the rows whose distributions over the classes are farthest apart."""
         given = next((value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor)), None)
-        if given is None or given.ndim != 4 or given.shape[1] not in (1, 3) or not given.is_floating_point():
+        if given is None or given.ndim != 4 or given.shape[1] not in (1, 3):
             return
         apart = distances(ours, theirs)
         for at in apart.topk(min(self.pictures, len(apart))).indices.tolist():

@@ -18,6 +18,7 @@ from lightning_kd.files.atomic import atomic_write
 
 FORMAT = 1
 """The number of what a record holds; a file of a larger one was written by a later version."""
+_FACTS = ("student", "teacher", "losses", "run", "curve", "metrics", "gradients", "layers", "classes", "notes")
 _NAME, _OUTPUTS = "record.json", "outputs.safetensors"
 
 
@@ -77,6 +78,9 @@ class Record:
             raise ValueError(
                 f"{str(path)!r} was written by a later version of lightning_kd; update: pip install -U lightning_kd."
             )
+        missing = [name for name in _FACTS if name not in facts]
+        if missing:
+            raise ValueError(f"{str(path)!r} is no whole record of a run: it lacks {', '.join(missing)}.")
         outputs = {}
         if (folder / _OUTPUTS).is_file():
             try:

@@ -228,6 +228,7 @@ def test_what_is_no_record_is_refused_in_a_line(tmp_path, run):
         ("{", "is no record of a run"),
         ("[]", "names no format"),
         ('{"format": 99}', "later version"),
+        ('{"format": 1, "run": {}}', "it lacks student, teacher, losses"),
     ):
         (tmp_path / "record.json").write_text(text)
         with pytest.raises(ValueError, match=message):
