@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.metrics import CalibrationError
-from lightning_kd.report.charts import FAINT, STUDENT, TEACHER, bar_chart, draw
+from lightning_kd.report.charts import INK, STUDENT, TEACHER, bar_chart, draw
 from lightning_kd.report.page import Part, Picture, Pictures, Row, Table, Text, Value
 from lightning_kd.report.record import Record
 
@@ -75,9 +75,7 @@ def confidence(record: Record) -> list[Part]:
     charts = [_reliability("student", student, target, STUDENT)]
     if teacher is not None:
         charts.append(_reliability("teacher", teacher, target, TEACHER))
-    note = (
-        "A bar below the line: in this bin the network is right less often than it says. Pale bars: share of the rows."
-    )
+    note = "A bar below the line: in this bin the network is right less often than it says. Steps: share of the rows."
     return [Pictures(charts), Text(note, "note")]
 
 
@@ -90,9 +88,9 @@ def _reliability(name: str, scores: Tensor, target: Tensor, colour: str) -> Pict
 
     def plot(axes: Any) -> None:
         middles = [(number + 0.5) / bins for number in range(bins)]
-        axes.bar(middles, [count / total for count in counts], width=1 / bins, color=FAINT)
         known = [number for number in range(bins) if counts[number]]
         axes.bar([middles[n] for n in known], [right[n] for n in known], width=0.8 / bins, color=colour)
+        axes.stairs([count / total for count in counts], [n / bins for n in range(bins + 1)], color=INK, linewidth=1.0)
         axes.plot([0, 1], [0, 1], color="#7b8794", linestyle="--", linewidth=1.2)
         axes.set_xlim(0, 1)
         axes.set_ylim(0, 1)
@@ -119,7 +117,7 @@ def disagreements(record: Record) -> list[Part]:
     for picture, row in zip(outputs["pictures"], outputs["picture_rows"].tolist(), strict=True):
         ours, theirs = (outputs[f"{role}_logits"][row].softmax(0) for role in ("student", "teacher"))
         words = ", ".join(
-            f"{role} {names[int(p.argmax())]} ({100 * float(p.max()):.0f} %)"
+            f"{role} {names[int(p.argmax())]} ({100 * float(p.max()):.0f}\N{NO-BREAK SPACE}%)"
             for role, p in (("student", ours), ("teacher", theirs))
         )
         true = None if target is None or int(target[row]) < 0 else int(target[row])

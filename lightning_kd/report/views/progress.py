@@ -9,6 +9,8 @@ from lightning_kd.report.page import Part, Picture, Pictures, Row, Table, Text
 _PAIRS = ("accuracy", "f1", "mse", "pearson", "cosine", "perplexity", "loss")
 _LINES = 8
 """How many lines a chart has at most."""
+_POINTS = 150
+"""How many points a line has at most."""
 
 Line = tuple[list[float], list[float]]
 
@@ -24,9 +26,10 @@ def losses(facts: Mapping[str, Any]) -> list[Part]:
         f"{name} from {_mean(line[1][: _tenth(line)]):.3g} to {_mean(line[1][-_tenth(line) :]):.3g}"
         for name, line in values.items()
     )
+    smooth = {name: _smoothed(line) for name, line in values.items()}
     charts = [
         line_chart(
-            values,
+            smooth,
             alt=f"Parts of the loss over the steps: {ends}.",
             title="unweighted parts",
             log=True,
@@ -49,8 +52,9 @@ def losses(facts: Mapping[str, Any]) -> list[Part]:
             line_chart(moving, alt=f"Weights over the steps: {ends}.", title="weights", colours=colours_of(moving))
         )
     parts: list[Part] = [Row([*charts, told])]
-    if curve["stride"] > 1:
-        parts.append(Text(f"Each point is the mean of {curve['stride']} steps.", "note"))
+    together = curve["stride"] * max(_together(line) for line in values.values())
+    if together > 1:
+        parts.append(Text(f"Each point is the mean of {together} steps.", "note"))
     return parts
 
 
@@ -76,6 +80,17 @@ def validation(facts: Mapping[str, Any]) -> list[Part]:
             )
         )
     return [Pictures(charts[:_LINES])] if charts else []
+
+
+def _together(line: Line) -> int:
+    """Return how many neighbours are drawn as one point, so that single batches do not hide the course."""
+    return -(-len(line[0]) // _POINTS)
+
+
+def _smoothed(line: Line) -> Line:
+    many = _together(line)
+    starts = range(0, len(line[0]), many)
+    return [line[0][start : start + many][-1] for start in starts], [_mean(line[1][at : at + many]) for at in starts]
 
 
 def _known(steps: Sequence[float], column: Sequence[float | None]) -> Line:
