@@ -1,29 +1,33 @@
 """The command `lightning-kd report`: a page of a recorded run, or one line that says what to do."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from lightning_kd.commands.fit import run
-from tests.commands.conftest import FIT
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """The folder that a fit from YAML has recorded itself in."""
     folder = tmp_path_factory.mktemp("recorded")
-    (folder / "fit.yaml").write_text(FIT)
     options = {
-        "fast_dev_run": "false",
         "max_epochs": 1,
         "limit_train_batches": 2,
         "limit_val_batches": 2,
-        "enable_checkpointing": "false",
+        "enable_progress_bar": "false",
+        "logger": "false",
         "default_root_dir": folder,
         "callbacks+": "lightning_kd.report.RecordRun",
         "callbacks.output": folder / "run",
     }
-    run(["fit", f"--config={folder / 'fit.yaml'}", *(f"--trainer.{name}={value}" for name, value in options.items())])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        config = ROOT / "examples" / "digits" / "response.yaml"
+        run(["fit", f"--config={config}", *(f"--trainer.{name}={value}" for name, value in options.items())])
     return folder / "run"
 
 
