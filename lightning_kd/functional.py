@@ -9,6 +9,7 @@ from lightning_kd.losses.features.fsp import fsp_loss as fsp_loss
 from lightning_kd.losses.features.fsp import fsp_matrix as fsp_matrix
 from lightning_kd.losses.features.ft import factor_transfer_loss as factor_transfer_loss
 from lightning_kd.losses.features.hint import hint_loss as hint_loss
+from lightning_kd.losses.features.kdsvd import kdsvd_loss as kdsvd_loss
 from lightning_kd.losses.features.mgd import mgd_loss as mgd_loss
 from lightning_kd.losses.features.nst import nst_loss as nst_loss
 from lightning_kd.losses.features.ofd import ofd_loss as ofd_loss

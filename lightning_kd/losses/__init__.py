@@ -17,6 +17,7 @@ from lightning_kd.losses.features.embedding import EmbeddingLoss as EmbeddingLos
 from lightning_kd.losses.features.fsp import FSPLoss as FSPLoss
 from lightning_kd.losses.features.ft import FTLoss as FTLoss
 from lightning_kd.losses.features.hint import HintLoss as HintLoss
+from lightning_kd.losses.features.kdsvd import KDSVDLoss as KDSVDLoss
 from lightning_kd.losses.features.mgd import MGDLoss as MGDLoss
 from lightning_kd.losses.features.nst import NSTLoss as NSTLoss
 from lightning_kd.losses.features.ofd import OFDLoss as OFDLoss

@@ -231,6 +231,7 @@ def test_large_features_are_no_silent_zero(name: str) -> None:
 COMPUTED_TOGETHER = (
     lightning_kd.losses.RKDLoss,
     lightning_kd.losses.NSTLoss,
+    lightning_kd.losses.KDSVDLoss,
     lightning_kd.losses.CRDLoss,
     lightning_kd.losses.TokenKDLoss,
 )

@@ -20,8 +20,8 @@ def cwd_loss(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> T
         L = \frac{T^2}{BC} \sum_{b,c} \sum_{n} p^t_{bcn} \log \frac{p^t_{bcn}}{p^s_{bcn}}, \qquad
         p_{bc} = \mathrm{softmax}_n(a_{bcn} / T)
 
-    over the :math:`N = HW` positions: each channel of each sample is a distribution over the positions, as for
-    ``kd_loss`` each position is one over the channels. A number that is added to a channel makes no difference. Follows the
+    over the :math:`N = HW` positions. Each channel of each sample is a distribution over the positions; for ``kd_loss``
+    each position is one over the channels. A number that is added to a channel makes no difference. Follows the
     authors' code, which is the paper's formula. Of two maps of unequal height or width, the larger is average-pooled
     to the smaller first, each axis for itself; the authors' maps are of one size.
 
