@@ -42,7 +42,7 @@ from lightning_kd.report import DistillationSummary
 
 
 class DistillationCLI(LightningCLI):
-    """LightningCLI around ``DistillationModule`` and any data module, with a doctor at the start, a table at the end."""
+    """LightningCLI around ``DistillationModule`` and any data module, with a doctor at the start and a final table."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         with _denied_import_paths():

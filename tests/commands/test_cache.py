@@ -9,6 +9,9 @@ import torch
 from lightning_kd.commands import fit as command
 from tests.commands.conftest import FIT
 
+# the teachers here are untrained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:.*batch normalisation.*has seen a batch")
+
 PLAIN = ("data: DigitsDataModule", "data: {class_path: DigitsDataModule, init_args: {augment: false, batch_size: 898}}")
 VIEWS = ("data: DigitsDataModule", "data: {class_path: DigitsDataModule, init_args: {views: 1, batch_size: 898}}")
 AT = ("HintLoss", "ATLoss")  # a projector would be drawn after the teacher's own weights, as well

@@ -168,7 +168,7 @@ def test_a_typing_error_in_a_config_is_named(right, wrong, words, tmp_path, caps
 
 
 def test_help_reads_well(capsys):
-    for words in (["--help"], ["fit", "--help"]):
+    for words in (["--help"], ["fit", "--help.more"]):
         with pytest.raises(SystemExit) as stop:
             run(words)
         assert not stop.value.code

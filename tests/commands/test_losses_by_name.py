@@ -9,6 +9,9 @@ from lightning_kd.losses.naming import names_of
 
 from .conftest import FIT
 
+# the teachers here are untrained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:.*batch normalisation.*has seen a batch")
+
 
 @pytest.fixture
 def losses_of(fit_with):

@@ -6,6 +6,9 @@ import torch
 from lightning_kd.data import DigitsConvNet
 from lightning_kd.teachers import from_checkpoint
 
+# the teachers here are untrained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:.*batch normalisation.*has seen a batch")
+
 ONE = "  student: {class_path: DigitsConvNet, init_args: {width: 2}}\n"
 TWO = """\
   students:
