@@ -41,7 +41,7 @@ def look(config: str, batches: int = 16, fit_steps: int = 100, strict: bool = Fa
     """
     if batches < 1 or fit_steps < 0:
         raise ValueError(f"expected --batches >= 1 and --fit_steps >= 0, got {batches} and {fit_steps}.")
-    words = [*(f"--trainer.{option}" for option in _QUIET), "--doctor.batches=0", "--summary.enabled=false"]
+    words = [*(f"--trainer.{option}" for option in _QUIET), "--summary.enabled=false"]
     fit = build(config, why="one is looked at", words=words)
     report = visit(fit.module.run, fit.module, fit.data, fit.trainer, batches=batches, fit_steps=fit_steps)
     print(_text(report))

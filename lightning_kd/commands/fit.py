@@ -42,7 +42,10 @@ from lightning_kd.report import DistillationSummary
 
 
 class DistillationCLI(LightningCLI):
-    """LightningCLI around ``DistillationModule`` and any data module, with a doctor at the start and a final table."""
+    """LightningCLI around ``DistillationModule`` and any data module, with a doctor and a final table."""
+
+    doctor_looks_at = 0
+    """How many batches the doctor looks at by default; a fit that Python starts asks for it itself."""
 
     def __init__(self, args: ArgsType = None, **kwargs: Any) -> None:
         with _denied_import_paths():
@@ -142,6 +145,7 @@ class DistillationCLI(LightningCLI):
         (parser.groups or {})["data"].title = "The data, as a LightningDataModule of your own or of lightning_kd.data"
         parser.add_lightning_class_args(DistillationSummary, "summary")
         parser.add_lightning_class_args(Doctor, "doctor")
+        parser.set_defaults({"doctor.batches": self.doctor_looks_at})
         parser.add_argument(EVERY_OPTION, action="help", help="Show all options, each in a line or two, and exit.")
         parser.add_argument(EVERYTHING, action="help", help="Show all options with their types and classes, and exit.")
 
@@ -177,18 +181,25 @@ def _denied_import_paths() -> Iterator[None]:
         settings.update(before)
 
 
-def run(args: list[str] | None = None) -> DistillationCLI:
+class CommandLine(DistillationCLI):
+    """The same for whoever types ``lightning-kd fit``, with the doctor at work."""
+
+    doctor_looks_at = 16
+
+
+def run(args: list[str] | None = None, kind: type[DistillationCLI] = DistillationCLI) -> DistillationCLI:
     """Run ``fit``, ``validate``, ``test`` or ``predict`` and return the command line's module, data and trainer.
 
     Args:
         args: Arguments as on the command line; by default those of the process.
+        kind: Which command line.
     """
-    return DistillationCLI(args=args)
+    return kind(args=args)
 
 
 def fit(words: list[str]) -> None:
     """Train, as the words after ``fit`` say."""
-    run(["fit", *words])
+    run(["fit", *words], CommandLine)
 
 
 def validate(words: list[str]) -> None:

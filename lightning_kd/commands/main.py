@@ -69,9 +69,9 @@ def main() -> None:
             print(told, file=sys.stderr)
             sys.exit(2)
         elif name.partition("=")[0] in BEFORE_THE_COMMAND:
-            from lightning_kd.commands.fit import run
+            from lightning_kd.commands.fit import CommandLine, run
 
-            run(words)
+            run(words, CommandLine)
         else:
             print(unknown(name) if name else overview(), file=sys.stderr)
             sys.exit(2)
