@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning_kd.capture.networks import num_parameters
 from lightning_kd.commands.fit import DistillationCLI
 from lightning_kd.commands.parsing.refusals import refusal
-from lightning_kd.comparison.forks import serve
+from lightning_kd.comparison.forks import end_now, serve
 from lightning_kd.comparison.measure import Measure, peak_memory
 from lightning_kd.comparison.study import Outcome
 from lightning_kd.comparison.trial import PROGRESS, RESULT, Job, write_json
@@ -181,7 +181,7 @@ def _end_with_input() -> None:
     """End this process when whoever started it has ended, however that was."""
     while os.read(0, 1024):
         pass
-    os._exit(1)
+    end_now()
 
 
 if __name__ == "__main__":

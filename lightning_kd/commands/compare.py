@@ -1,9 +1,12 @@
 """The command ``lightning-kd compare``: which strategy for the pair of networks of a fit."""
 
 import inspect
+import logging
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +81,7 @@ def compare(
         storage: URL of a database that workers on several machines share, such as postgresql://USER@HOST/DATABASE; by
             default LIGHTNING_KD_STORAGE, else a file in the output folder.
         study: Name of the study in the database; by default that of the output folder.
-        weights: How a loss is weighed: sized, as large as the task's loss at the start; tuned, that times 0.1 to 10,
+        weights: How a loss is weighed: sized, as large as the task's loss at the start; tuned, that times 0.001 to 10,
             chosen on training rows that are held out; or configured, as the configuration says.
         score: Which number is the score; by default accuracy, or what the task has in its place.
         split: Which data the score is of.
@@ -165,7 +168,8 @@ def _compared(
 
 def _read(words: list[str], split: str) -> tuple[Configuration, bool]:
     """Return the configuration of a fit in full, and whether it trains on the CPU; refuse what cannot be compared."""
-    cli = build(["fit", *words])
+    with _quiet():
+        cli = build(["fit", *words])
     if isinstance(cli.model, SeveralStudents):
         raise ValueError("The configuration has several students; compare strategies for one, by model.student.")
     if cli.model.task_loss is None:
@@ -181,6 +185,22 @@ def _read(words: list[str], split: str) -> tuple[Configuration, bool]:
     base: Any = cli.configuration()
     base["trainer"] = {key: value for key, value in base["trainer"].items() if value is not None}
     return base, isinstance(cli.trainer.accelerator, CPUAccelerator) and cli.trainer.world_size == 1
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back what Lightning says of a fit that is only looked at."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="No seed found")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:

@@ -124,26 +124,24 @@ def _fork(run: Callable[[Path], int], folder: Path, log: Path) -> int:
     child = os.fork()
     if child:
         return child
-    code = 1
-    try:
-        nothing, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(nothing, 0)
-        os.dup2(file, 1)
-        os.dup2(file, 2)
-        sys.argv = [sys.argv[0], str(folder)]
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-        code = run(folder)
-    finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)  # what the process that forked has to do at its end is not for us
+    nothing, file = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(nothing, 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    sys.argv = [sys.argv[0], str(folder)]
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    sys.exit(run(folder))
 
 
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.2)
-    os._exit(1)
+    end_now()
+
+
+def end_now() -> None:
+    """End this process from any of its threads, whatever it does."""
+    os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
 
 def _kill(pids: Iterable[int]) -> None:

@@ -44,7 +44,7 @@ class Unit:
         """Name of the run's folder.
 
         Example:
-            >>> Unit("score", "response_based", 2).folder, Unit("tune", "hybrid", 1, factor=0.1, rung=1).folder
+            >>> Unit("score", "response_based", 2).folder, Unit("tune", "hybrid", 0, factor=0.1, rung=1).folder
             ('response_based-seed2', 'hybrid-weight0.1-round1')
         """
         if self.kind == "score":

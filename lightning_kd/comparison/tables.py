@@ -33,6 +33,14 @@ COLUMNS = (
     "error",
 )
 """Of ``results.csv``: fractions 0..1, times in seconds, memory in bytes."""
+_OF_WEIGHTS = {
+    "sized": [
+        "Weights: each loss begins as large as the task's own, which is far too much for some that hardly fall. "
+        "--weights tuned tries 0.001 to 10 times that for each arm; do so before you give one up."
+    ],
+    "tuned": ["Weights: tuned for each arm on training rows that were held out; the score does not use these rows."],
+    "configured": ["Weights: as configured, or the defaults of the losses; another weight may turn the ranking round."],
+}
 _SHARES = ("accuracy", "f1", "agreement", "agreement_on_mistakes", "calibration_error")
 HEAD = (
     "arm",
@@ -40,10 +48,10 @@ HEAD = (
     "difference",
     "verdict",
     "agreement",
-    "on its mistakes",
+    "agreement on mistakes",
     "calibration error",
-    "step",
-    "memory",
+    "step time",
+    "peak memory",
 )
 
 
@@ -143,7 +151,7 @@ def table_of(plan: Plan, outcomes: Mapping[Unit, Outcome]) -> Table:
     sign = -1 if higher else 1
     rows.sort(key=lambda row: (row.score is None, sign * row.score.mean if row.score else 0.0))
     lines = [_run(arm, seed, outcome) for arm, seed, outcome in runs if outcome is not None]
-    notes = _notes(rows, alone, differences, score, higher_is_better=higher)
+    notes = [*_notes(rows, alone, differences, score, higher_is_better=higher), *_OF_WEIGHTS[plan.weights]]
     return Table(rows, lines, score, higher, notes)
 
 
@@ -241,6 +249,10 @@ def _notes(
         notes.append(f"Ship {beating[0].arm}: the best arm that is shown to beat {STUDENT_ALONE}.")
     elif differences:
         notes.append(f"No arm is shown to beat {STUDENT_ALONE}. {_more_seeds(rows, alone, higher_is_better)}".strip())
+    notes.append(
+        "Agreement: how often the student names the teacher's class; on mistakes: of those where the teacher is wrong. "
+        "Calibration error: how far confidence is from accuracy, 0 is best. Times are of runs beside each other."
+    )
     steps = {round(row.means["steps"]) for row in rows if "steps" in row.means}
     if len(steps) > 1:
         notes.append(f"The arms trained for {min(steps)} to {max(steps)} steps, not for the same: compare with care.")

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_kd.engine.task import task_term
 from lightning_kd.module import DistillationModule
 
-FACTORS = (0.1, 0.3, 1.0, 3.0, 10.0)
+FACTORS = (0.001, 0.01, 0.1, 1.0, 10.0)
 """What the weights are multiplied by where they are tuned."""
 HELD_OUT = 0.2
 """Fraction of the training rows that tuned weights are chosen on."""

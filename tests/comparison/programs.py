@@ -13,12 +13,12 @@ LIMIT = 240
 
 
 @contextmanager
-def beside(*commands, **options):
+def beside(*commands, limit=LIMIT, **options):
     """Run programs while the block runs, and wait for their end; yields the list that gets what they said."""
     done = []
 
     def run():
-        done.extend(processes.run(list(commands), limit=LIMIT, check=False, **options))
+        done.extend(processes.run(list(commands), limit=limit, check=False, **options))
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -39,7 +39,7 @@ def wait_for(what, found):
 
 def pid_in(path):
     """Return the number of a process that a file holds, once it is there."""
-    return int(wait_for(f"number in {path}", lambda: path.exists() and path.read_text()))
+    return int(wait_for(f"number in {path}", lambda: path.exists() and path.read_text()).split()[0])
 
 
 def workers(output):

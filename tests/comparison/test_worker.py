@@ -126,23 +126,23 @@ def test_it_says_arms_seeds_and_time_left(comparison):
 
 
 def test_weights_are_tuned_on_held_out_rows_and_pruned(comparison):
-    """The factor 3 is the best in both rounds; 10 is better than it at first, and worse at the end."""
+    """The factor 10 is better than 1 in the first round, and worse at the end."""
     jobs = {}
 
     def result(unit):
         if unit["kind"] != "tune":
             return plain(unit)
-        first = {0.1: 0.1, 0.3: 0.2, 1.0: 0.3, 3.0: 0.5, 10.0: 0.6}
+        first = {0.001: 0.1, 0.01: 0.2, 0.1: 0.3, 1.0: 0.5, 10.0: 0.6}
         return {**plain(unit), "score": first[unit["factor"]] if unit["rung"] == 0 else -unit["factor"]}
 
     _, started = comparison(result, weights="tuned", seeds=(1,))
     tried = [name for name in started if "-weight" in name]
-    first = [f"{KD}-weight{factor}-round0" for factor in ("0.1", "0.3", "1", "3", "10")]
-    assert sorted(tried) == sorted([*first, f"{KD}-weight3-round1", f"{KD}-weight10-round1"])
+    first = [f"{KD}-weight{factor}-round0" for factor in ("0.001", "0.01", "0.1", "1", "10")]
+    assert sorted(tried) == sorted([*first, f"{KD}-weight1-round1", f"{KD}-weight10-round1"])
     for name in (*tried, f"{KD}-seed1"):
         jobs[name] = (comparison.folder / "arms" / name / "fit.yaml").read_text()
     assert all("held_out: 0.2" in jobs[name] for name in tried)
     assert "held_out: null" in jobs[f"{KD}-seed1"]
-    assert "weight: 6.0" in jobs[f"{KD}-seed1"]  # twice the size of 2.0 by the factor 3
+    assert "weight: 2.0" in jobs[f"{KD}-seed1"]  # the weight of 2.0 by its size, times 1
     stops = [(comparison.folder / "arms" / name / "job.json").read_text() for name in tried]
     assert ['"stop_after": 0.25' in stop for stop in stops] == ["round0" in name for name in tried]
