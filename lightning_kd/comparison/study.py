@@ -5,18 +5,23 @@ who that is. Claims are made under one lock of the study, so no unit is claimed 
 (see ``leases.py``) is void, and its unit is claimed anew by whoever comes first.
 """
 
+import functools
 import json
 import os
 import socket
+import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from lightning_kd.comparison.leases import Leases
 from lightning_kd.comparison.storage import without_passwords
 
+P = ParamSpec("P")
+T = TypeVar("T")
+_WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between two tries to reach the database."""
 Kind = Literal["scale", "tune", "score"]
 Status = Literal["ok", "nan", "failed"]
 
@@ -86,6 +91,34 @@ class Claim:
     unit: Unit
 
 
+def patient(method: Callable[P, T]) -> Callable[P, T]:
+    """Have a method of a study try again when the database does not answer, for half a minute.
+
+    Args:
+        method: The method; to call it twice does no harm.
+
+    Raises:
+        RuntimeError: When it is called, if the database still does not answer; the message tells no password.
+    """
+
+    @functools.wraps(method)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> T:
+        from optuna.exceptions import StorageInternalError
+        from sqlalchemy.exc import DBAPIError
+
+        told = ""
+        for seconds in (*_WAITS, None):
+            try:
+                return method(*args, **kwargs)
+            except (StorageInternalError, DBAPIError) as error:
+                told = without_passwords(str(error.__cause__ or error)).partition("\n")[0]
+            if seconds is not None:
+                time.sleep(seconds)
+        raise RuntimeError(f"The storage does not answer: {told}. The same command goes on where it was.")
+
+    return tried
+
+
 class Study:
     """The units of a comparison, shared by all workers.
 
@@ -105,8 +138,9 @@ class Study:
         self._optuna = optuna
         self._storage = storage
         self._leases = leases
+        self._claimed: set[int] = set()
         self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        with self._alone():
+        with self._leases.alone():
             try:
                 self._id = storage.get_study_id_from_name(name)
             except KeyError:
@@ -117,9 +151,10 @@ class Study:
             else:
                 _check_same(json.loads(known), json.loads(json.dumps(configuration)), name)
 
+    @patient
     def retry_failed(self) -> int:
         """Let the units that failed be claimed again; return how many there are."""
-        with self._alone():
+        with self._leases.alone():
             retried = set(self._retried())
             failed = [
                 trial.number
@@ -130,15 +165,16 @@ class Study:
             self._storage.set_study_user_attr(self._id, "retried", sorted(retried.union(failed)))
         return len(failed)
 
+    @patient
     def claim(self, units: Sequence[Unit]) -> Claim | None:
         """Claim the first unit that nobody has done or does; ``None`` if there is none."""
         self._leases.hold(self.worker)
         states = self._optuna.trial.TrialState
-        with self._alone():
+        with self._leases.alone():
             taken = set()
             for trial in self._valid():
                 owner = trial.user_attrs["worker"]
-                if trial.state == states.RUNNING and not self._leases.is_alive(owner):
+                if trial.state == states.RUNNING and not self._is_done_by(owner, trial.number):
                     self._void(trial.number, "its worker has ended")
                 else:
                     taken.add(_unit(trial))
@@ -148,8 +184,11 @@ class Study:
             attributes = {"unit": asdict(unit), "worker": self.worker}
             made = self._optuna.trial.create_trial(state=states.RUNNING, user_attrs=attributes)
             trial_id = self._storage.create_new_trial(self._id, made)
-            return Claim(self._storage.get_trial(trial_id).number, unit)
+            number = self._storage.get_trial(trial_id).number
+            self._claimed.add(number)
+            return Claim(number, unit)
 
+    @patient
     def finish(self, claim: Claim, outcome: Outcome) -> None:
         """Write what came of a unit; nothing if it was taken over, since its worker seemed to have ended."""
         states = self._optuna.trial.TrialState
@@ -162,10 +201,12 @@ class Study:
         except self._optuna.exceptions.UpdateFinishedTrialError:
             return
 
+    @patient
     def give_back(self, claim: Claim) -> None:
         """Let somebody else do a unit that this worker has begun."""
         self._void(claim.trial, "its worker was stopped")
 
+    @patient
     def outcomes(self) -> dict[Unit, Outcome]:
         """Return what came of the units that are done."""
         return {
@@ -174,6 +215,7 @@ class Study:
             if "outcome" in trial.user_attrs and trial.state.is_finished()
         }
 
+    @patient
     def running(self) -> list[tuple[Unit, str]]:
         """Return the units that a worker does now, with its name."""
         return [(_unit(trial), trial.user_attrs["worker"]) for trial in self._valid() if not trial.state.is_finished()]
@@ -184,17 +226,9 @@ class Study:
         self._storage.remove_session()
         self._storage.engine.dispose()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Change the study while nobody else does; errors of the database tell no password."""
-        told = None
-        try:
-            with self._leases.alone():
-                yield
-        except self._optuna.exceptions.StorageInternalError as error:
-            told = without_passwords(str(error.__cause__ or error))
-        if told is not None:
-            raise RuntimeError(f"The storage does not answer: {told}")
+    def _is_done_by(self, owner: str, number: int) -> bool:
+        """Whether a worker lives that does a trial; ours may have lost the answer to a claim."""
+        return number in self._claimed if owner == self.worker else self._leases.is_alive(owner)
 
     def _trials(self) -> list[Any]:
         return list(self._storage.get_all_trials(self._id, deepcopy=False))

@@ -124,3 +124,37 @@ def test_a_study_tells_what_is_different(comparison):
     with pytest.raises(ValueError, match=r"base\.model\.task_weight was 0\.1 and is 1\.0, and 1 more differ"):
         Study(storage, locks, "study", other)
     locks.close()
+
+
+def test_a_claim_whose_answer_was_lost_is_claimed_again(comparison, monkeypatch):
+    """The database has the trial, but the connection broke before it said so."""
+    from sqlalchemy.exc import OperationalError
+
+    study = comparison.study()
+    monkeypatch.setattr("lightning_kd.comparison.study._WAITS", (0.0,))
+    whole = study._storage.get_trial
+
+    def broken(trial_id):
+        monkeypatch.setattr(study._storage, "get_trial", whole)
+        raise OperationalError("SELECT", {}, Exception("the connection to postgresql://ann:s3cret@h/d is closed"))
+
+    monkeypatch.setattr(study._storage, "get_trial", broken)
+    assert study.claim(UNITS[:1]).unit == UNITS[0]
+    assert study.claim(UNITS[:1]) is None
+    study.close()
+
+
+def test_a_database_that_does_not_answer_is_told_without_its_password(comparison, monkeypatch):
+    from sqlalchemy.exc import OperationalError
+
+    study = comparison.study()
+    monkeypatch.setattr("lightning_kd.comparison.study._WAITS", (0.0,))
+
+    def broken(*args, **kwargs):
+        raise OperationalError("SELECT", {}, Exception("no answer from postgresql://ann:s3cret@h/d"))
+
+    monkeypatch.setattr(study._storage, "get_all_trials", broken)
+    with pytest.raises(RuntimeError, match=r"no answer from postgresql://ann:\*\*\*@h/d") as caught:
+        study.outcomes()
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value)).replace('ann:s3cret@h/d")', "")
+    study.close()
