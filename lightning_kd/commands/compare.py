@@ -1,5 +1,6 @@
 """The command ``lightning-kd compare``: which strategy for the pair of networks of a fit."""
 
+import difflib
 import inspect
 import logging
 import os
@@ -13,8 +14,8 @@ from typing import Any, Literal
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_kd.commands.arm import build
 from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.programs.arm import build
 from lightning_kd.comparison.arms import STUDENT_ALONE, Configuration, arms_named
 from lightning_kd.comparison.plan import Plan, Weights
 from lightning_kd.comparison.progress import Progress
@@ -28,6 +29,11 @@ from lightning_kd.fit.students.several import SeveralStudents
 _MOST_JOBS = 4
 _INTERRUPTED = 130
 _FLAGS = ("--retry_failed",)
+_OF_FIT = (
+    *("--config", "--model", "--data", "--trainer", "--summary", "--optimizer", "--lr_scheduler"),
+    *("--seed_everything", "--ckpt_path", "--weights_only", "--print_config", "--verbose"),
+)
+"""Options of a fit that have no option of their own behind a dot."""
 _STORAGE = "LIGHTNING_KD_STORAGE"
 
 
@@ -43,6 +49,11 @@ def compare_strategies(words: list[str]) -> None:
     options = parser.parse_args(own).as_dict()
     if not of_fit:
         parser.error("expected --config FIT.yaml, the configuration of a fit.")
+    for word in of_fit:
+        option = word.partition("=")[0]  # its value may hold a password
+        if option.startswith("--") and "." not in option and option not in _OF_FIT:
+            nearest = difflib.get_close_matches(option, (*_options(), *_OF_FIT), n=1)
+            parser.error(f"there is no option {option}.{f' Did you mean {nearest[0]}?' if nearest else ''}")
     try:
         table = compare(of_fit, **options)
     except KeyboardInterrupt:
@@ -157,7 +168,7 @@ def _compared(
         at_once = "one at a time" if jobs == 1 else f"{jobs} at a time"
         there = f"; {done} are done already" if done else ""
         progress.line(f"{total} runs{there}. They run {at_once}, each in a process of its own.")
-        starter = Starter("lightning_kd.commands.arm", threads, folder / "arms" / "start.log", forks=on_cpu)
+        starter = Starter("lightning_kd.commands.programs.arm", threads, folder / "arms" / "start.log", forks=on_cpu)
         worker = Worker(study, plan, base, folder, starter, score, split, jobs, threads, progress)
         table = worker.work()
     finally:
@@ -205,7 +216,7 @@ def _quiet() -> Iterator[None]:
 
 def _apart(words: list[str]) -> tuple[list[str], list[str]]:
     """Return the words of this command, and those of the fit."""
-    names = {f"--{name}" for name in inspect.signature(compare).parameters if name != "config"}
+    names = _options()
     own: list[str] = []
     others: list[str] = []
     rest = iter(words)
@@ -223,6 +234,11 @@ def _apart(words: list[str]) -> tuple[list[str], list[str]]:
         else:
             own += [option, *([following] if (following := next(rest, None)) is not None else [])]
     return own, others
+
+
+def _options() -> list[str]:
+    """Return the options of this command itself."""
+    return [f"--{name}" for name in inspect.signature(compare).parameters if name != "config"]
 
 
 def _help() -> str:

@@ -137,6 +137,7 @@ class PostgresLeases(Leases):
         self._study = study
         self._worker: str | None = None
         self._connection: Any = None
+        self._holds = False
         self._engine = sqlalchemy.create_engine(
             url,
             poolclass=sqlalchemy.pool.NullPool,
@@ -156,12 +157,13 @@ class PostgresLeases(Leases):
         if self._connection is not None:
             try:
                 self._ask("SELECT 1")
-                return
             except self._sql.exc.DBAPIError:
-                with suppress(Exception):
-                    self._connection.close()
-        self._connect()
-        self._ask("SELECT pg_advisory_lock(:key)", key=self._key(worker))
+                self._drop()
+        if self._connection is None:
+            self._connect()
+        if not self._holds:
+            self._ask("SELECT pg_advisory_lock(:key)", key=self._key(worker))
+            self._holds = True
 
     def is_alive(self, worker: str) -> bool:
         """Whether the connection that holds a worker's lock lives."""
@@ -187,11 +189,15 @@ class PostgresLeases(Leases):
 
     def close(self) -> None:
         """Give the lock of the worker back."""
+        self._drop()
+        self._engine.dispose()
+
+    def _drop(self) -> None:
+        """Give up the connection, and the locks with it."""
         if self._connection is not None:
             with suppress(self._sql.exc.DBAPIError):
                 self._connection.close()
-            self._connection = None
-        self._engine.dispose()
+        self._connection, self._holds = None, False
 
     def _connect(self) -> None:
         self._connection = self._engine.connect()

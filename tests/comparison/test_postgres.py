@@ -69,7 +69,8 @@ HOLDER = """\
 import os, sys, time
 from pathlib import Path
 from tests.comparison.test_postgres import UNIT, study
-claimed = study(sys.argv[1], Path("."), "held").claim([UNIT])
+theirs = study(sys.argv[1], Path("."), "held")  # which holds the lock as long as it is there
+assert theirs.claim([UNIT])
 Path(sys.argv[2]).write_text(str(os.getpid()))
 time.sleep(60)
 """

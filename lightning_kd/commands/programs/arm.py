@@ -1,4 +1,4 @@
-"""The program that runs one unit of ``lightning-kd compare``: ``python -m lightning_kd.commands.arm FOLDER``.
+"""The program that runs one unit of ``lightning-kd compare``: ``python -m lightning_kd.commands.programs.arm FOLDER``.
 
 The folder holds the job and the configuration of its fit; what came of it is written there too. The program ends when
 its input does, so that it never outlives the comparison that has started it.
