@@ -75,7 +75,8 @@ def test_numbers_out_of_range_are_refused(call):
     assert "expected --batches >= 1" in err
 
 
-def test_a_fit_has_a_doctor_that_can_be_switched_off(fit_with):
+def test_a_fit_has_a_doctor_that_can_be_switched_off(fit_with, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the fit leaves its configuration
     short = [
         LONG,
         ("trainer: {", "trainer: {limit_val_batches: 0, enable_checkpointing: false, log_every_n_steps: 1, "),
