@@ -39,7 +39,7 @@ class RecordRun(Callback):
 
     Example:
         >>> callback = RecordRun("runs/first")
-        >>> trainer = Trainer(callbacks=[callback], logger=False, enable_checkpointing=False, barebones=False)
+        >>> trainer = Trainer(callbacks=[callback], logger=False)
     """
 
     def __init__(
