@@ -18,6 +18,7 @@ README = (ROOT / "README.md").read_text()
 LOSSES = (ROOT / "lightning_kd" / "losses" / "README.md").read_text()
 FOLDERS = ("examples", "lightning_kd", "tests")
 PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("README.md")))]
+PAGES += sorted((ROOT / "examples" / "guides").glob("*.md"))
 SHORT = "max_epochs=1, accelerator='cpu', enable_progress_bar=False"
 
 
