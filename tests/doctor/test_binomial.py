@@ -42,6 +42,10 @@ def test_a_teacher_just_better_than_a_guess_is_seldom_warned_of(classes, batch):
     assert alarms <= 2
 
 
+def test_the_border_lies_between_a_guess_and_what_is_of_use():
+    assert [ClassCounts(classes).hardly for classes in (2, 10, 100, 1000)] == pytest.approx([0.55, 0.19, 0.03, 0.03])
+
+
 @pytest.mark.parametrize("classes", [2, 10, 100])
 def test_guesses_are_warned_of_once_there_are_enough(classes):
     generator = torch.Generator().manual_seed(0)
