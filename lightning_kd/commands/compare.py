@@ -14,6 +14,7 @@ from typing import Any, Literal
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_kd.commands.parsing.help import ShortUsage
 from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.programs.arm import build
 from lightning_kd.comparison.arms import STUDENT_ALONE, Configuration, arms_named
@@ -44,7 +45,7 @@ def compare_strategies(words: list[str]) -> None:
         words: Arguments as on the command line, after ``compare``.
     """
     own, of_fit = _apart(words)
-    parser = Parser(prog="lightning-kd compare", description=_help())
+    parser = Parser(prog="lightning-kd compare", description=_help(), formatter_class=ShortUsage)
     parser.add_function_arguments(compare, as_group=False, as_positional=False, skip={"config", "overrides"})
     options = parser.parse_args(own).as_dict()
     if not of_fit:

@@ -60,15 +60,19 @@ def more(command: str, presets: Iterable[str]) -> str:
     return _MORE.format(command=command, presets=", ".join(presets))
 
 
-class ShortHelp(DefaultHelpFormatter):
-    """Options with the first sentence of their help and their default; no types, no list of classes."""
-
-    def __init__(self, prog: str, **kwargs: Any) -> None:
-        super().__init__(prog, **{"max_help_position": 32, **kwargs})  # type: ignore[no-untyped-call]
+class ShortUsage(DefaultHelpFormatter):
+    """All options with their types, below a usage of one line, which does not list them once more."""
 
     def add_usage(self, usage: str | None, actions: Iterable[argparse.Action], *args: Any, **kwargs: Any) -> None:
         """Say that there are options, without a list of them all."""
         super().add_usage("%(prog)s [OPTION ...]", [], *args, **kwargs)
+
+
+class ShortHelp(ShortUsage):
+    """Options with the first sentence of their help and their default; no types, no list of classes."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{"max_help_position": 32, **kwargs})  # type: ignore[no-untyped-call]
 
     def start_section(self, heading: str | None) -> None:
         """Begin a group of options, with a heading of one line."""

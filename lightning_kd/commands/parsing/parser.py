@@ -10,7 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_kd.commands.parsing import presets, yaml_text
-from lightning_kd.commands.parsing.help import EVERY_OPTION, EVERYTHING, OneScreen, ShortHelp, more
+from lightning_kd.commands.parsing.help import EVERY_OPTION, EVERYTHING, OneScreen, ShortHelp, ShortUsage, more
 from lightning_kd.commands.parsing.losses import names
 from lightning_kd.commands.parsing.messages import condense, for_users, with_nearest
 
@@ -90,7 +90,7 @@ def call_with(words: list[str], function: Callable[..., object], command: str) -
         command: The name of the command.
     """
     description = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
-    parser = Parser(prog=f"lightning-kd {command}", description=description)
+    parser = Parser(prog=f"lightning-kd {command}", description=description, formatter_class=ShortUsage)
     parser.add_function_arguments(function, as_group=False, as_positional=False)
     # `fit` takes -c too, from Lightning
     words = ["--config" if word == "-c" else word for word in words]
