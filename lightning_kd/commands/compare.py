@@ -151,7 +151,9 @@ def _compared(
         raise ValueError("Give --output DIR, the folder of all that is written.")
     progress = Progress()
     folder = Path(output)
-    progress.line(f"Compares {len(arms) - 1} strategies and {STUDENT_ALONE}, {seeds} seeds each, in {folder}.")
+    strategies = f"{len(arms) - 1} strateg{'y' if len(arms) == 2 else 'ies'}"
+    each = f"{seeds} seed{'' if seeds == 1 else 's'} each"
+    progress.line(f"Compares {strategies} and {STUDENT_ALONE}, {each}, in {folder}.")
     base, on_cpu = _read(words, split)
     threads = 1 if threads is None and on_cpu else threads
     jobs = jobs or (min(_MOST_JOBS, _cores() // (threads or 1) or 1) if on_cpu else 1)

@@ -232,8 +232,8 @@ def _notes(
     better = "higher is better" if higher_is_better else "lower is better"
     count = len(differences)
     notes = [
-        f"Score: {score} ({better}) on held-out data after the last epoch, mean over {max(len(alone), 1)} seeds with "
-        "its 95 % interval by Student's t.",
+        f"Score: {score} ({better}) on held-out data after the last epoch, mean over the seeds with its "
+        "95 % interval by Student's t.",
         f"Difference: to {STUDENT_ALONE}, the same student trained by the labels alone; paired by seed, with the 95 % "
         "interval of this arm by itself.",
         f"Verdict: at 5 %, corrected for {count} comparisons by Holm's method. BEATS: better than {STUDENT_ALONE}. "

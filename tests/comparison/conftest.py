@@ -100,3 +100,13 @@ class Comparison:
 def comparison(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("lightning_kd.comparison.worker._LOOK", 0.0)
     return Comparison(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """A comparison by the command that nothing disturbs: its folder and what it printed."""
+    from tests.comparison.test_runs import ARMS, compare
+
+    folder = tmp_path_factory.mktemp("whole")
+    done = compare(folder, folder / "out", "--strategies", ARMS, "--seeds", "2")
+    return folder, done.stdout

@@ -1,9 +1,11 @@
 """Comparisons as programs, from the first line to the table: killed, stopped, begun again, and by several workers."""
 
 import csv
+import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 
@@ -11,6 +13,7 @@ import pytest
 import yaml
 
 from lightning_kd.commands.fit import run as fit
+from lightning_kd.commands.programs.arm import attempt
 from tests.comparison.programs import beside, kill, wait_for, workers
 from tests.support import processes
 
@@ -26,7 +29,7 @@ model:
 data: {class_path: DigitsDataModule, init_args: {batch_size: 64}}
 trainer: {max_epochs: 2, accelerator: cpu}
 """
-ARMS = "response_based,contrastive_based,factor_transfer"
+ARMS = "response_based,contrastive_based"
 
 
 def command(folder, output, *words):
@@ -58,25 +61,17 @@ def equal(one, two):
     )
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A comparison that nothing disturbs: its folder and what it printed."""
-    folder = tmp_path_factory.mktemp("whole")
-    done = compare(folder, folder / "out", "--strategies", ARMS, "--seeds", "2")
-    return folder, done.stdout
-
-
 def test_it_ends_in_a_table_and_writes_into_its_folder_alone(whole):
     folder, printed = whole
     assert sorted(path.name for path in folder.iterdir()) == ["fit.yaml", "out"]
     written = {"arms", "report.html", "results.csv", "results.md", "study.db", "study.db.workers", "winner.yaml"}
     assert {path.name for path in (folder / "out").iterdir()} == written
     assert workers(folder / "out") == []
-    assert printed.startswith("Compares 3 strategies and student_alone, 2 seeds each")
+    assert printed.startswith("Compares 2 strategies and student_alone, 2 seeds each")
     assert re.search(r"^arm +score +difference +verdict", printed, re.MULTILINE)
     with open(folder / "out" / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["status"] for row in rows] == ["ok"] * 8
+    assert [row["status"] for row in rows] == ["ok"] * 6
     assert len({row["steps"] for row in rows}) == 1
     assert all(0 <= float(row["agreement"]) <= 1 and float(row["step_time"]) > 0 for row in rows)
     memory = [int(row["peak_memory"]) for row in rows if row["arm"] == "student_alone"]
@@ -95,46 +90,39 @@ def test_the_winners_configuration_trains_to_its_number(whole, tmp_path, monkeyp
     assert cli.model.run.results["accuracy"] == pytest.approx(float(told), rel=0, abs=1e-9)
 
 
-def test_an_arm_does_not_depend_on_the_arms_before_it_nor_on_how_it_is_started(whole, tmp_path):
-    """The other way round, one by one, one at a time, and in processes that are no forks."""
+def test_a_run_does_not_depend_on_what_its_process_has_done_before(whole, tmp_path):
+    """This process has run other tests; the run of the comparison was a fork that had run nothing."""
     folder, _ = whole
-    out = tmp_path / "out"
-    compare(tmp_path, out, "--strategies", "factor_transfer", "--seeds", "1", "--jobs", "1")
-    compare(tmp_path, out, "--strategies", "contrastive_based,response_based", "--seeds", "2", "--jobs", "3")
-    compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
-    assert equal(scores(out), scores(folder / "out"))
+    name = "contrastive_based-seed2"
+    shutil.copytree(folder / "out" / "arms" / name, tmp_path / name)
+    (tmp_path / name / "result.json").unlink()
+    assert attempt(tmp_path / name) == 0
+    score = json.loads((tmp_path / name / "result.json").read_text())["score"]
+    assert score == pytest.approx(float(scores(folder / "out")["contrastive_based", 2]), rel=0, abs=1e-9)
 
 
-def test_a_killed_comparison_goes_on_where_it_was(whole, tmp_path):
+def test_killed_then_stopped_then_given_again_it_is_the_undisturbed_one(whole, tmp_path):
+    """With the arms in another order and another number of runs at a time."""
     folder, _ = whole
     out = tmp_path / "out"
-    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
-    with beside(words, cwd=tmp_path, environment=environment()):
+    arms = ",".join(reversed(ARMS.split(",")))
+    words = ["--strategies", arms, "--seeds", "2", "--jobs", "1"]
+    with beside(command(tmp_path, out, *words), cwd=tmp_path, environment=environment()):
         wait_for("score", lambda: (out / "results.csv").exists())
         (worker,) = workers(out)
         kill(worker)
-    before = scores(out)
-    done = compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
-    assert 0 < len(before) < 8
-    assert f"11 runs; {len(before) + 3} are done already." in done.stdout
-    assert equal(scores(out), scores(folder / "out"))
-    again = compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
-    assert "11 runs; 11 are done already." in again.stdout
-    assert "runs now" not in again.stdout
-
-
-def test_one_ctrl_c_ends_it_and_the_same_command_goes_on(whole, tmp_path):
-    folder, _ = whole
-    out = tmp_path / "out"
-    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "2")
-    with beside(words, cwd=tmp_path, environment=environment()) as done:
-        wait_for("score", lambda: (out / "results.csv").exists())
+    killed = scores(out)
+    with beside(command(tmp_path, out, *words), cwd=tmp_path, environment=environment()) as done:
+        wait_for("another score", lambda: len(scores(out)) > len(killed))
         (worker,) = workers(out)
         os.killpg(os.getpgid(worker), signal.SIGINT)  # as a terminal does
+    stopped = scores(out)
     assert done[0].returncode == 130
     assert "Stopped. The same command goes on where it was." in done[0].stderr
     assert "Traceback" not in done[0].stderr
-    compare(tmp_path, out, "--strategies", ARMS, "--seeds", "2")
+    last = compare(tmp_path, out, *words[:-1], "3")
+    assert 0 < len(killed) < len(stopped) < 6
+    assert f"8 runs; {len(stopped) + 2} are done already." in last.stdout
     assert equal(scores(out), scores(folder / "out"))
 
 
@@ -152,14 +140,3 @@ def test_if_all_arms_fail_the_exit_code_says_so(tmp_path):
     assert done.returncode == 1
     assert "no arm has a score" in done.stderr
     assert "not finite" in (tmp_path / "out" / "results.md").read_text()
-
-
-def test_two_workers_of_which_one_is_killed(whole, tmp_path):
-    folder, _ = whole
-    out = tmp_path / "out"
-    words = command(tmp_path, out, "--strategies", ARMS, "--seeds", "2", "--jobs", "1")
-    with beside(words, words, cwd=tmp_path, environment=environment()) as done:
-        wait_for("score", lambda: (out / "results.csv").exists() and len(workers(out)) == 2)
-        kill(workers(out)[0])
-    assert sorted(one.returncode for one in done) == [-signal.SIGKILL, 0]
-    assert equal(scores(out), scores(folder / "out"))
