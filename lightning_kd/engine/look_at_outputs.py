@@ -236,8 +236,8 @@ def _tell_between_0_and_1(part: str, loss: DistillationLoss, raw: Tensor) -> Non
     if bool(((values >= 0) & (values <= 1)).all()) and bool((values != values.flatten()[0]).any()):
         rank_zero_warn(
             f"Part {part!r} ({type(loss).__name__}) reads logits, but all of the teacher's outputs on the first "
-            f"samples lie between {float(values.min()):.3g} and {float(values.max()):.3g}, as probabilities do. If each is the "
-            "probability of a label, say teacher_outputs='label_probabilities'; if they are logits, "
+            f"samples lie between {float(values.min()):.3g} and {float(values.max()):.3g}, as probabilities do. If "
+            "each is the probability of a label, say teacher_outputs='label_probabilities'; if they are logits, "
             "teacher_outputs='logits'."
         )
 

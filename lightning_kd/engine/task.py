@@ -62,8 +62,8 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         if type(task_loss) is nn.CrossEntropyLoss and not target.is_floating_point():
             raise ValueError(
                 f"task_loss CrossEntropyLoss reads a target {tuple(target.shape)} of the outputs' shape as "
-                f"probabilities of the classes, but its type is {str(target.dtype).removeprefix('torch.')}. Of one-hot rows give the "
-                "ids of the classes, target.argmax(1); of several labels a sample use BCEWithLogitsLoss."
+                f"probabilities of the classes, but its type is {str(target.dtype).removeprefix('torch.')}. Of one-hot "
+                "rows give the ids of the classes, target.argmax(1); of several labels a sample use BCEWithLogitsLoss."
             )
         return target
     if type(task_loss) in (nn.CrossEntropyLoss, nn.NLLLoss):
