@@ -1,5 +1,7 @@
 """The loop of a worker: claim a unit, run it in a process of its own, write down what came of it, and so on."""
 
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,8 +66,10 @@ class Worker:
         outcomes = self.study.outcomes()
         seconds: list[float] = []
         asked = 0.0
+        stop = _CtrlC()
         try:
             while True:
+                stop.check()
                 ended = [(one, outcome) for one in running if (outcome := one.poll()) is not None]
                 for one, outcome in ended:
                     running.remove(one)
@@ -88,6 +92,7 @@ class Worker:
                 self.study.give_back(one.claim)
             self.starter.close()
             self.progress.close()
+            stop.close()
         table = write_tables(self.output, self.plan, outcomes, self.base, self.threads)
         try:
             page = html_of(table)
@@ -154,6 +159,31 @@ class Worker:
         else:
             others = ", ".join(f"{_named(unit)} on {worker}" for unit, worker in self.study.running()[:2])
             self.progress.now(f"[{done}/{total}] waits for other workers: {others}")
+
+
+class _CtrlC:
+    """Keeps the first Ctrl-C until the storage is not being written to; the second one is not kept."""
+
+    def __init__(self) -> None:
+        self._pressed = False
+        is_main = threading.current_thread() is threading.main_thread()
+        self._takes = is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._takes:
+            signal.signal(signal.SIGINT, self._press)
+
+    def check(self) -> None:
+        """Raise what Ctrl-C raises, if it was pressed."""
+        if self._pressed:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Have Ctrl-C do what it did before."""
+        if self._takes:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _press(self, number: int, frame: object) -> None:
+        self._pressed = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _named(unit: Unit) -> str:
