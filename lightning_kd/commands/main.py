@@ -60,6 +60,8 @@ def main() -> None:
         return
     try:
         if name in COMMANDS:
+            if sys.stderr.isatty():  # torch and Lightning take seconds to import
+                print(f"lightning-kd {name}: loading torch and Lightning ...", file=sys.stderr, flush=True)
             COMMANDS[name](words[1:])
         elif name.partition("=")[0] == "--print_completion":
             from lightning_kd.commands.parsing.completion import script
