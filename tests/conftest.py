@@ -30,8 +30,15 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _told_at_info():
-    """Examples that a test runs quiet Lightning's logger for the whole process; later tests read what it tells."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.INFO)
+    """Let tests read what Lightning's loggers tell, whatever ran or was imported before.
+
+    Examples that a test runs quiet them for the whole process. Imported before pytest listens, Lightning 2.6 keeps what
+    they tell to itself.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.INFO)
+        logger.propagate = True
 
 
 @pytest.fixture(autouse=True)
