@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,7 +177,9 @@ def _compared(
         table = worker.work()
     finally:
         study.close()
-    progress.line(f"\n{table}\n\nWritten in {folder}: results.md, report.html, results.csv and winner.yaml.")
+    winner = " and winner.yaml" if table.winner is not None else ""
+    again = "" if not any(row.reason for row in table.rows) else " Runs that failed are done again with --retry_failed."
+    progress.line(f"\n{table}\n\nWritten in {folder}: results.md, report.html, results.csv{winner}.{again}")
     return table
 
 
@@ -222,8 +225,9 @@ def _apart(words: list[str]) -> tuple[list[str], list[str]]:
     names = _options()
     own: list[str] = []
     others: list[str] = []
-    rest = iter(words)
-    for word in rest:
+    rest = deque(words)
+    while rest:
+        word = rest.popleft()
         option, equals, value = word.partition("=")
         option = option.replace("-", "_").replace("__", "--", 1) if option.startswith("--") else option
         if option in ("--help", "-h"):
@@ -233,9 +237,9 @@ def _apart(words: list[str]) -> tuple[list[str], list[str]]:
         elif equals:
             own.append(f"{option}={value}")
         elif option in _FLAGS:
-            own.append(f"{option}=true")
+            own.append(f"{option}={rest.popleft() if rest and rest[0] in ('true', 'false') else 'true'}")
         else:
-            own += [option, *([following] if (following := next(rest, None)) is not None else [])]
+            own += [option, *([rest.popleft()] if rest else [])]
     return own, others
 
 

@@ -173,6 +173,9 @@ def write(output: str, student: str | None = None, teacher: str | None = None, d
         ValueError: If a name cannot be imported, or is of another kind.
     """
     folder = Path(output)
+    for name in (student, teacher, data):
+        if name is not None and ":" in name:
+            raise ValueError(f"{name!r}: write the class after a dot, {name.replace(':', '.')!r}.")
     own = {"student": student, "teacher": teacher, "data": data}
     blocks = {
         "student": _block(student or "parts.Student", _made("student", student, nn.Module), 4),
@@ -197,6 +200,8 @@ def write(output: str, student: str | None = None, teacher: str | None = None, d
         print(f"wrote {folder / name}")
     if teacher is None:
         print(f"First:  lightning-kd fit --config {folder}/teacher.yaml   (trains the teacher)")
+    if data is None and (student or teacher):
+        print(f"Before: put your data into {folder}/parts.py; the class Data there serves handwritten digits.")
     print(f"{'Then' if teacher is None else 'Next'}:   lightning-kd fit --config {folder}/fit.yaml")
 
 

@@ -328,6 +328,7 @@ def _winner(
         f"# {row.arm}: the arm with the best mean {table.score}.{told}",
         f"# With this seed its {table.score} is {row.scores[seed]:.10g} after the last epoch:",
         "#   lightning-kd fit --config winner.yaml",
+        "# Classes of your own are found in this folder, in the current one, and on PYTHONPATH.",
         "# SameDraws and SameRows repeat the rows and draws of the comparison; without them the number is another.",
     ]
     return "\n".join([*head, yaml.safe_dump(made, sort_keys=False)])

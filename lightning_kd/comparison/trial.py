@@ -29,6 +29,7 @@ class Job:
         split: Which data the score is of.
         threads: Threads that torch computes with.
         stop_after: Fraction of the epochs after which the run ends, ``None`` for all.
+        path: Where the comparison finds modules, such as those beside the user's configuration.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class Job:
     split: str
     threads: int | None
     stop_after: float | None = None
+    path: Sequence[str] = ()
 
     def write(self, folder: Path) -> None:
         """Write the job into the folder of its unit, and take away what is left of an earlier try."""
@@ -103,7 +105,8 @@ class Running:
         hint = "; signal 9 is often the system's for want of memory" if code == -9 else ""
         path = self.folder / LOG
         lines = path.read_text(errors="replace").strip().splitlines() if path.exists() else []
-        last = f" It said last: {lines[-1][:200]}" if lines else ""
+        errors = [line for line in lines if "error:" in line.lower()] or lines[-1:]  # hints come after an error
+        last = f" It said: {errors[-1][:300]}" if errors else ""
         return f"The process {how}{hint}.{last} See {path}."
 
 

@@ -1,6 +1,7 @@
 """The loop of a worker: claim a unit, run it in a process of its own, write down what came of it, and so on."""
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,8 @@ class Worker:
         )
         stop_after = _SHORT if trying and unit.rung == 0 else None
         evaluation = quiet(for_evaluation(self.base), str(folder))
-        Job(unit.kind, evaluation, self.score, "val" if trying else self.split, self.threads, stop_after).write(folder)
+        split = "val" if trying else self.split
+        Job(unit.kind, evaluation, self.score, split, self.threads, stop_after, sys.path).write(folder)
         with atomic_write(folder / "fit.yaml") as file:
             file.write(yaml.safe_dump(quiet(made, str(folder)), sort_keys=False).encode())
         return Running(claim, self.starter.start(folder), folder)

@@ -3,7 +3,7 @@
 import difflib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class ImageFiles:
         labels: The class of each image, ``None`` if the folder has no sub-folders for classes.
         classes: The name of each class, ``None`` without classes.
         told: What is said of it, a line each.
+        size: Height and width of every image, ``None`` if they differ.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class ImageFiles:
     labels: list[int] | None
     classes: list[str] | None
     told: list[str]
+    size: tuple[int, int] | None = None
 
 
 def find_images(folder: str | os.PathLike[str], classes: Sequence[str] | None = None) -> ImageFiles:
@@ -185,11 +187,11 @@ def _looked_at(found: ImageFiles) -> ImageFiles:
     opened = import_pillow()
     if len(found.paths) >= _MANY:
         rank_zero_info(f"{found.folder}: looking at {len(found.paths):,} images ...")
-    broken = []
+    broken, sizes = [], set()
     for path in found.paths:
         try:
-            with opened.open(path):
-                pass
+            with opened.open(path) as image:
+                sizes.add((image.height, image.width))
         except Exception as error:  # Pillow's formats raise errors of many kinds
             broken.append((path, error))
     if broken:
@@ -199,7 +201,7 @@ def _looked_at(found: ImageFiles) -> ImageFiles:
             f"{len(broken)} of {len(found.paths):,} images in {found.folder} cannot be read: {names}{more}. Put whole "
             "files in their place, or take them away."
         )
-    return found
+    return replace(found, size=sizes.pop() if len(sizes) == 1 else None)
 
 
 def _mapping(classes: Sequence[str]) -> str:

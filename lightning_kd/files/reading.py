@@ -79,7 +79,8 @@ def check_class_names(
         if strange:
             raise ValueError(
                 f"{str(source)!r} names {strange[0]!r}, of a module that is not imported; nothing has been made. If "
-                "you trust it, import that module first, or pass the object yourself."
+                "you trust it, import that module first, or pass the object yourself; on the command line give the "
+                "configuration, --config FIT.yaml."
             )
         if made is not None and by_parser:
             check_arguments(made, options, key)

@@ -110,7 +110,7 @@ def page_of(loss: type[DistillationLoss]) -> Page:
         reads="layers that you name" if _must_name(options) else _READS[loss.reads],
         needs=tuple(_needs(loss)),
         options=options,
-        weights=of_weight.partition(">= 0.")[2].strip(),
+        weights=of_weight.partition(">= 0")[2].lstrip(".; ").strip(),
         papers=tuple(_papers(loss)),
     )
 

@@ -75,7 +75,8 @@ def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Itera
     if isinstance(data, list | tuple):
         raise TypeError(
             f"distill: {name} is a {type(data).__name__} of samples or of batches, which cannot be told apart; give a "
-            "data set, tensors (x, y), a DataLoader, a LightningDataModule, or the path of a folder of images."
+            "data set, tensors (x, y), which torch.from_numpy makes of arrays, a DataLoader, a LightningDataModule, or "
+            "the path of a folder of images."
         )
     if not isinstance(data, Dataset) and not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
         if isinstance(data, Iterable):

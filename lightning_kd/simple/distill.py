@@ -1,5 +1,6 @@
 """The door of three lines."""
 
+import difflib
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -88,7 +89,7 @@ def distill(
         RuntimeError: If pretrained weights cannot be loaded.
         ImportError: If a library is not installed; names the extra.
         FileNotFoundError: If there is no such folder.
-        TypeError: If ``train`` or ``val`` is no kind of data that is known.
+        TypeError: If ``train`` or ``val`` is no kind of data that is known, or there is no option of a name.
 
     Example:
         >>> x, y = torch.randn(64, 4), torch.randint(0, 3, (64,))
@@ -98,6 +99,7 @@ def distill(
         ['accuracy', 'agreement', 'teacher_accuracy']
     """
     _check_kinds(student, teacher)
+    _check_options(trainer_options)
     guide = teacher.module if isinstance(teacher, Teacher) else teacher
     networks = {"teacher": guide, "student": student}
     with as_it_was({role: one for role, one in networks.items() if isinstance(one, nn.Module)}, seed):
@@ -134,6 +136,15 @@ def distill(
         metrics = _fit(module, data, {"max_epochs": max_epochs, **trainer_options})
     pair.student.eval()
     return DistillationResult(pair.student, metrics, ready.told + lines, module)
+
+
+def _check_options(given: dict[str, Any]) -> None:
+    known = [*inspect.signature(distill).parameters, *inspect.signature(Trainer).parameters]
+    for name in given:
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise TypeError(f"distill: neither distill nor Lightning's Trainer has an option {name!r}.{hint}")
 
 
 def _check_kinds(student: object, teacher: object) -> None:

@@ -81,10 +81,16 @@ class Form:
         )
 
 
-def form_of(student: nn.Module | None, teacher: nn.Module | None) -> Form:
-    """Return the form that the student wants of its images; what it does not tell is the teacher's or ImageNet's."""
+def form_of(student: nn.Module | None, teacher: nn.Module | None, images: ImageFolder | None = None) -> Form:
+    """Return the form that the student wants of its images; what it does not tell is the teacher's or ImageNet's.
+
+    Args:
+        student: The student.
+        teacher: The teacher.
+        images: The images, whose own size is taken where neither network tells one and all have the same.
+    """
     mine, its = wanted_by(student), wanted_by(teacher)
-    size = mine.size or its.size or (_SIZE, _SIZE)
+    size = mine.size or its.size or (None if images is None else images.files.size) or (_SIZE, _SIZE)
     if mine.statistics is not None:
         return Form(mine.statistics, size, "the student wants them")
     if its.statistics is not None:

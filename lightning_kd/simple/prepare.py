@@ -81,7 +81,7 @@ def prepare(
         if made is not given
         for line in made.files.told
     ]
-    form = form_of(_network(student), _network(teacher))
+    form = form_of(_network(student), _network(teacher), images_of(folders["train"]))
     data = _loaded(folders, train, val, form, batch_size)
     there = None if data.sample is None else read_labels and unpack_batch(data.sample).target is not None
     labels = labels_of(data.dataset, there=there)
@@ -92,7 +92,7 @@ def prepare(
     pair = make_pair(student, teacher, labels, losses, teacher_classes, scores_of, seed)
     told += pair.told
     if folders["train"] is not train:
-        form = form_of(pair.student, pair.network)
+        form = form_of(pair.student, pair.network, images_of(folders["train"]))
         data = _loaded(folders, train, val, form, batch_size)
         rank_zero_info(form.told)
         told.append(form.told)

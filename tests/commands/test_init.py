@@ -75,6 +75,7 @@ def test_nothing_is_overwritten(started, tmp_path):
         (["--student", "nowhere.Net"], "--student nowhere.Net: No module named 'nowhere'"),
         (["--teacher", "torch.optim.SGD"], "expected a Module, got the class SGD"),
         (["--data", "DigitsConvNets"], "has no attribute 'DigitsConvNets'"),
+        (["--student", "my.nets:Small"], "write the class after a dot, 'my.nets.Small'"),
     ],
 )
 def test_a_name_that_cannot_be_is_told_in_a_line(words, said, started, tmp_path):

@@ -83,3 +83,9 @@ def test_a_loss_of_the_users_is_told_by_its_own_docstring():
     page = page_of(Mine)
     assert (page.logged_as, page.weights, page.needs) == ("mine", "I use 7.", ("labels",))
     assert (page.options[0].name, page.options[0].default, page.options[0].meaning) == ("scale", None, "How much.")
+
+
+def test_every_published_weight_is_found_in_its_docstring(call):
+    _, out, _ = call("losses", "MGDLoss")
+    assert "2e-5" in out
+    assert "No weight was published" not in out

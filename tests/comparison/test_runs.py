@@ -144,3 +144,15 @@ def test_if_all_arms_fail_the_exit_code_says_so(tmp_path):
     assert done.returncode == 1
     assert "no arm has a score" in done.stderr
     assert "not finite" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_classes_beside_the_configuration_are_found_in_every_run(tmp_path):
+    beside_it, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (beside_it, elsewhere):
+        folder.mkdir()
+    net = "from lightning_kd.data import DigitsConvNet\n\n\nclass Net(DigitsConvNet):\n    pass\n"
+    (beside_it / "own_parts.py").write_text(net)
+    words = command(beside_it, tmp_path / "out", "--seeds=1", "--strategies=response_based", "--trainer.max_epochs=1")
+    words += ["--model.student.class_path=own_parts.Net", "--model.student.init_args.width=3"]
+    processes.run([words], limit=240, cwd=elsewhere, environment=environment())
+    assert len(scores(tmp_path / "out")) == 2

@@ -226,3 +226,9 @@ def test_the_student_is_exported_alone(tmp_path):
 def test_what_cannot_be_is_refused(options, kind, words):
     with pytest.raises(kind, match=words):
         quick(**options)
+
+
+def test_an_option_that_there_is_not_is_refused_with_the_nearest():
+    x = torch.randn(8, 4)
+    with pytest.raises(TypeError, match=r"has an option 'max_epoch'\. Did you mean 'max_epochs'\?"):
+        distill(nn.Linear(4, 3), nn.Linear(4, 3), x, max_epoch=1)

@@ -169,7 +169,7 @@ def test_a_student_of_other_classes_than_the_folder_is_told(photos):
 
 
 def test_what_a_network_cannot_take_is_told_with_the_remedy(photos):
-    with pytest.raises(ValueError, match=r"does not take images of shape \(3, 224, 224\): .*ImageFolder\(folder, "):
+    with pytest.raises(ValueError, match=r"does not take images of shape \(3, 20, 24\): .*ImageFolder\(folder, "):
         distill(Net(colours=1), net(), photos / "train", **QUIET)
     teacher = net(statistics=([0.5], [0.5]), size=(8, 8))
     data = ImageFolder(photos / "train", size=8)
@@ -183,3 +183,10 @@ def test_folders_of_other_classes_are_refused(photos):
         distill(net(), net(), photos / "train", photos / "val", **QUIET)
     with pytest.raises(ValueError, match=r"Give train='.*train' and val='.*val'"):
         distill(net(), net(), photos, **QUIET)
+
+
+def test_images_of_one_size_keep_it_where_no_network_tells_another(photos):
+    result = distill(net(), net(seed=1), photos / "train", **QUIET)
+    assert "Images: 20 x 24, the middle part" in "\n".join(result.choices)
+    Image.new("RGB", (30, 30)).save(photos / "train" / "0" / "larger.png")
+    assert ImageFolder(photos / "train").files.size is None

@@ -66,6 +66,8 @@ def run(folder: Path) -> Outcome:
         folder: The folder with the job.
     """
     job = Job.read(folder)
+    # last, so that no file of the user's hides a package
+    sys.path += [os.path.abspath(entry) for entry in job.path if os.path.abspath(entry) not in sys.path]
     begun = time.perf_counter()
     if job.threads is not None:
         torch.set_num_threads(job.threads)

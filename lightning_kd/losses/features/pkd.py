@@ -77,9 +77,9 @@ class PKDLoss(LayerPairLoss):
         student: Dotted name of the student layer to read, or a list of them, such as the levels of a feature pyramid;
             by default its last map of every resolution.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
-        gather: Whether mean and deviation of a channel are those of the samples of all processes, which then all hold
-            the features of all; the gradient is that of one process with the whole batch. If not, they are each
-            process's own, as in the published code, and nothing is sent.
+        gather: Whether mean and deviation of a channel are of the samples of all processes, which then all hold the
+            features of all, and its gradient is that of one process with the whole batch; if not, they are each
+            process's own, as in the published code, and the gradient is the mean of the processes'.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
             at set-up.
         weight: Factor of this part in the total loss, >= 0. Published recipes use 6 or 10 for each level of a detector.

@@ -83,7 +83,7 @@ class SRDLoss(LayerPairLoss):
             logits.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         exponent: The power of the differences, >= 1. The paper uses 4.
-        gather: Whether the loss is that of the samples of all processes, and its gradient that of one process with the
+        gather: Whether the loss is of the samples of all processes, and its gradient is that of one process with the
             whole batch; if not, each process normalises its own, and the gradient is the mean of the processes'.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
             at set-up.
