@@ -121,7 +121,7 @@ class Rows(Dataset):
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("context", ["fork", "spawn"])
+@pytest.mark.parametrize("context", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_a_file_that_workers_open_is_never_opened_in_the_main_process(door, context, tmp_path):
     rows = Rows(tmp_path / "opened")
     batches = seen(door, lambda: DataLoader(rows, 4, num_workers=1, multiprocessing_context=context), epochs=1)

@@ -183,7 +183,7 @@ class Sized(LightningDataModule):
         return support.seeded(rows, 0)
 
 
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("door", [DOORS[0], pytest.param(DOORS[1], marks=pytest.mark.slow)])
 @pytest.mark.parametrize("part", PARTS)
 def test_a_batch_size_search_sets_the_batch_size_and_leaves_no_trace(part, door, tmp_path):
     def fitted(data, *tuners):
