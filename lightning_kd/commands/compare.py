@@ -87,7 +87,7 @@ def compare(
     new, such as more seeds or strategies; killed, it goes on where it was.
 
     Args:
-        config: The configuration of the fit.
+        config: The file of the fit's configuration, or the words that follow ``lightning-kd fit``.
         strategies: Which ones: all, or names with commas between, such as response_based,feature_based.
         seeds: Number of seeds, 1 to that number.
         output: Folder of all that is written.
@@ -110,10 +110,11 @@ def compare(
         ImportError: If Optuna or scipy is not installed.
         RuntimeError: If the storage does not answer.
     """
+    words = ["--config", os.fspath(config)] if isinstance(config, str | os.PathLike) else list(map(str, config))
     url = storage or os.environ.get(_STORAGE)
     try:
         return _compared(
-            [str(word) for word in config] if isinstance(config, list | tuple) else ["--config", os.fspath(config)],  # type: ignore[arg-type]
+            words,
             arms_named(strategies),
             _checked(seeds, "--seeds"),
             output,
@@ -126,7 +127,7 @@ def compare(
             None if threads is None else _checked(threads, "--threads"),
             retry_failed=retry_failed,
         )
-    except Exception as error:
+    except Exception as error:  # whatever goes wrong, its text may hold the URL, and the URL a password
         hidden = without_passwords(str(error))
         if url is None or hidden == str(error):
             raise

@@ -146,8 +146,8 @@ def quiet(configuration: Configuration, folder: str) -> Configuration:
     """
     made = copy.deepcopy(configuration)
     trainer = made["trainer"]
-    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger"}
-    logger["init_args"] = {"save_dir": folder, "name": "", "version": ""}  # type: ignore[assignment]
+    curves = {"save_dir": folder, "name": "", "version": ""}
+    logger = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": curves}
     trainer.update(
         logger=logger,
         callbacks=_without(_listed(trainer.get("callbacks")), Checkpoint),

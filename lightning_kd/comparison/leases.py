@@ -78,7 +78,7 @@ class FileLeases(Leases):
             self._folder.mkdir(parents=True, exist_ok=True)
             # A lock of this kind ends with the process. Children do not have it, so a data loader's worker that
             # outlives its parent holds nothing.
-            file = open(self._path(worker), "ab")  # noqa: SIM115  it is held until the process ends
+            file = open(self._path(worker), "ab")  # noqa: SIM115  the lock is held until the process ends
             self._fcntl.lockf(file, self._fcntl.LOCK_EX)
             _HELD.add(self._path(worker))
             self._own = worker, file

@@ -323,9 +323,9 @@ def _winner(
     row = table.ranked[0]
     seed = min(row.scores)
     made = configuration_of(base, row.arm, seed, plan.weights_of(row.arm, outcomes), threads=threads)
-    told = "" if row.difference is None else f" {row.difference.verdict} {STUDENT_ALONE}."
+    verdict = "" if row.difference is None else f" Does it beat {STUDENT_ALONE}? {row.difference.verdict}."
     head = [
-        f"# {row.arm}: the arm with the best mean {table.score}.{told}",
+        f"# The arm {row.arm} has the best mean {table.score}.{verdict}",
         f"# With this seed its {table.score} is {row.scores[seed]:.10g} after the last epoch:",
         "#   lightning-kd fit --config winner.yaml",
         "# Classes of your own are found in this folder, in the current one, and on PYTHONPATH.",

@@ -1,13 +1,14 @@
 """Warns at the start of a fit of a teacher that has nothing to teach."""
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_kd.doctor.examination import Examination
 from lightning_kd.fit.find import find_runs
+from lightning_kd.fit.hooks import SkippedInBatches
 
 
-class Doctor(Callback):
+class Doctor(SkippedInBatches):
     """Look at the first steps of a fit, and warn of what keeps a student from learning, with what to do.
 
     It warns of a teacher that is near chance on the student's own batches, that gives one answer to everything, that
@@ -30,15 +31,6 @@ class Doctor(Callback):
         >>> from lightning.pytorch import Trainer
         >>> trainer = Trainer(callbacks=[Doctor(batches=8)], accelerator="cpu", logger=False)
     """
-
-    # Lightning 2.6 opens a block of its profiler around every hook of every callback in every batch, but passes over
-    # what is no function
-    on_train_batch_start = None  # type: ignore[assignment]
-    on_train_batch_end = None  # type: ignore[assignment]
-    on_before_zero_grad = None  # type: ignore[assignment]
-    on_before_backward = None  # type: ignore[assignment]
-    on_after_backward = None  # type: ignore[assignment]
-    on_before_optimizer_step = None  # type: ignore[assignment]
 
     def __init__(self, batches: int = 16) -> None:
         if batches < 0:

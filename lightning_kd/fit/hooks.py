@@ -99,7 +99,20 @@ class FitHooks(Callback):
         self.run.evaluation.end(pl_module, tuning=self.run.clock.tuning)
 
 
-class ModuleHooks(FitHooks):
+class SkippedInBatches(Callback):
+    """A callback that Lightning passes over in most hooks of a batch.
+
+    Lightning 2.6 opens a block of its profiler around every hook of every callback in every batch, but passes over what
+    is no function. A step of a millisecond would feel it.
+    """
+
+    on_train_batch_end = None  # type: ignore[assignment]
+    on_before_zero_grad = None  # type: ignore[assignment]
+    on_before_backward = None  # type: ignore[assignment]
+    on_after_backward = None  # type: ignore[assignment]
+
+
+class ModuleHooks(SkippedInBatches, FitHooks):
     """The hooks of a ``DistillationModule``, which puts them among the Trainer's callbacks at set-up.
 
     They stand after the user's callbacks and before those that write checkpoints: where Lightning calls the module.
@@ -108,13 +121,6 @@ class ModuleHooks(FitHooks):
         run: The module's run.
         before_fit: Called as a fit starts, before the run is.
     """
-
-    # Lightning 2.6 opens a block of its profiler around every hook of every callback in every batch, but passes over
-    # what is no function; a step of a millisecond would feel it
-    on_train_batch_end = None  # type: ignore[assignment]
-    on_before_zero_grad = None  # type: ignore[assignment]
-    on_before_backward = None  # type: ignore[assignment]
-    on_after_backward = None  # type: ignore[assignment]
 
     def __init__(self, run: DistillationRun, before_fit: Callable[[], None]) -> None:
         self._run = run

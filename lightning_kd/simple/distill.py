@@ -161,7 +161,8 @@ def _fit(module: DistillationModule, data: Loaded, options: dict[str, Any]) -> d
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = Trainer(**(quiet | options))
     with warnings.catch_warnings(), stopped_by_hand():
-        # Lightning 2.6 warns of a fit without held-out data, and of parts in eval mode, which are told of and kept here
+        # Lightning 2.6 warns of a fit without held-out data. Here such data is optional.
+        # It also warns of parts in eval mode. We keep them so on purpose, and have said so.
         warnings.filterwarnings("ignore", "You defined a `validation_step` but have no `val_dataloader`")
         warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")
         trainer.fit(module, data.train, data.val, datamodule=data.module)

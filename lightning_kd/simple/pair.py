@@ -115,8 +115,10 @@ def make_pair(
     """
     told: list[str] = []
     by_name = [one for one in (student, teacher) if isinstance(one, str)]
-    for text in by_name:
-        check(text, weights=text is teacher)  # a mistake is told before anything is loaded
+    # both names are checked before either network is loaded, which may take minutes
+    for given, needs_weights in ((student, False), (teacher, True)):
+        if isinstance(given, str):
+            check(given, weights=needs_weights)
     guide = _pretrained(teacher, told) if isinstance(teacher, str) else teacher
     network = guide if isinstance(guide, nn.Module) else guide.module
     compares = losses is None or any(leaf.needs_teacher_logits for loss in losses for _, leaf in loss.leaves())

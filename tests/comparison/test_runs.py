@@ -99,7 +99,7 @@ def test_a_run_does_not_depend_on_what_its_process_has_done_before(whole, tmp_pa
         text = (folder / "out" / "arms" / name / file).read_text()
         (tmp_path / name / file).write_text(text.replace(str(folder / "out" / "arms"), str(tmp_path)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the folder of the curves is not empty, which is told
+        warnings.simplefilter("ignore")  # Lightning warns that CSVLogger's folder holds files already
         assert attempt(tmp_path / name) == 0
     score = json.loads((tmp_path / name / "result.json").read_text())["score"]
     assert score == pytest.approx(float(scores(folder / "out")["contrastive_based", 2]), rel=0, abs=1e-9)

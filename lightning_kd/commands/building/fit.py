@@ -36,7 +36,7 @@ class _BuildingNetworks(_Building):
         """Change the losses."""
         super().before_instantiate_classes()
         self.config[str(self.subcommand)].model.losses = [
-            Namespace(class_path="lightning_kd.losses.KDLoss", init_args=Namespace())  # type: ignore[no-untyped-call]
+            Namespace(class_path="lightning_kd.losses.KDLoss", init_args=Namespace())
         ]
 
 

@@ -72,6 +72,7 @@ class ShortHelp(ShortUsage):
     """Options with the first sentence of their help and their default; no types, no list of classes."""
 
     def __init__(self, prog: str, **kwargs: Any) -> None:
+        # jsonargparse 4.53 gives its formatter no types
         super().__init__(prog, **{"max_help_position": 32, **kwargs})  # type: ignore[no-untyped-call]
 
     def start_section(self, heading: str | None) -> None:

@@ -110,8 +110,9 @@ def _fit(cli: DistillationCLI) -> None:
 
 def _sizes(cli: DistillationCLI) -> Outcome:
     sizes = LossSizes()
-    cli.trainer.callbacks = [*cli.trainer.callbacks, sizes]  # type: ignore[attr-defined]
-    cli.trainer.num_sanity_val_steps = 0
+    trainer: Any = cli.trainer
+    trainer.callbacks = [*trainer.callbacks, sizes]
+    trainer.num_sanity_val_steps = 0
     _fit(cli)
     weights = weights_of(sizes.sizes, sizes.names)
     return Outcome("ok", 0.0, {f"weight {number}": weight for number, weight in enumerate(weights)})
@@ -170,7 +171,7 @@ def attempt(folder: Path) -> int:
     """Run the unit of a folder, write what came of it, and return the exit code."""
     try:
         outcome = run(folder)
-    except Exception as error:
+    except Exception as error:  # any error of a user's network is a row of the table, with its reason
         traceback.print_exc()
         status: Any = "nan" if isinstance(error, FloatingPointError) else "failed"
         outcome = Outcome(status, error=refusal(error) or f"{type(error).__name__}: {error}")
