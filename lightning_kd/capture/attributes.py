@@ -15,7 +15,6 @@ from lightning_kd.capture.private import is_traceable_wrapper_subclass, version_
 _CONTAINERS = (dict, OrderedDict, list, set, deque)
 _PLAIN = (int, float, bool, str, type(None), tuple, *_CONTAINERS)
 _OF_TORCH = frozenset(vars(nn.Module()))
-_ABSENT = object()
 _WRAPPERS = {"torch", "lightning", "deepspeed", "bitsandbytes", "torchao"}
 """Packages whose modules note at the first call what is set up once only, as FSDP does."""
 
@@ -95,12 +94,14 @@ class _Kept:
         if _layers(self.part) != self.layers:
             return
         now = vars(self.part)
-        own = [name for name in now if name not in _OF_TORCH and (flags or type(now[name]) is not bool)]
-        for name in own:
-            if name not in self.attributes and _is_plain(now[name]):
-                del now[name]
-        gone = [name for name in self.attributes if name not in now]
-        now.update((n, self.attributes[n]) for n in (*own, *gone) if _is_plain(self.attributes.get(n, _ABSENT)))
+        for name in {**self.attributes, **now}:
+            if name in _OF_TORCH or (type(now.get(name)) is bool and not flags):
+                continue
+            if name not in self.attributes:
+                if _is_plain(now[name]):
+                    del now[name]
+            elif _is_plain(self.attributes[name]):
+                now[name] = self.attributes[name]
         for container, content in self.contents:
             container.clear()
             container.extend(content) if isinstance(container, list | deque) else container.update(content)

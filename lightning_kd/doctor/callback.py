@@ -49,7 +49,7 @@ class Doctor(SkippedInBatches):
                 continue
             examination = Examination(run, self.batches, self._tell)
             self._waiting.append((name, examination))
-            run.watchers.append(examination.look)
+            run.lines.readers.append(examination.look)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what fewer batches have shown."""
@@ -59,8 +59,9 @@ class Doctor(SkippedInBatches):
     def _tell(self, examination: Examination) -> None:
         told = {one: name for name, one in self._waiting}
         self._waiting = [(name, one) for name, one in self._waiting if one is not examination]
-        if examination.look in examination.run.watchers:
-            examination.run.watchers.remove(examination.look)
+        readers = examination.run.lines.readers
+        if examination.look in readers:
+            readers.remove(examination.look)
         of = f"Student {told[examination]!r}: " if told.get(examination) else ""
         for finding in examination.findings():
             rank_zero_warn(f"{of}{finding} `lightning-kd check` looks closer; Doctor(batches=0) looks no more.")

@@ -36,8 +36,13 @@ class Examination:
         self._entropies: dict[float, list[Tensor]] = {}
 
     @torch.no_grad()
-    def look(self, terms: Terms) -> None:
-        """Look at a step."""
+    def look(self, terms: Terms, step: int) -> None:
+        """Look at a step.
+
+        Args:
+            terms: Its terms.
+            step: Its number, which says nothing here.
+        """
         if self.left <= 0:
             return
         self.left -= 1

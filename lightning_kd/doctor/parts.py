@@ -4,11 +4,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from lightning_kd.doctor.findings import Finding
 from lightning_kd.engine.step import Terms
+from lightning_kd.fit.part_gradients import products_of_gradients
 from lightning_kd.fit.run import DistillationRun
 
 _TINY = 1e-3
@@ -45,20 +43,25 @@ class PartsWatch:
         self.run = run
         self._seen: dict[str, list[tuple[float, float, float]]] = {}
 
-    def look(self, terms: Terms) -> None:
-        """Look at a step, whose graph stays; a first stage is left out."""
+    def look(self, terms: Terms, step: int) -> None:
+        """Look at a step, whose graph stays; a first stage is left out.
+
+        Args:
+            terms: Its terms.
+            step: Its number, which says nothing here.
+        """
         if self.run.clock.goal.in_stage:
             return
-        parameters = [p for p in self.run.student.parameters() if p.requires_grad]
         weights = self.run.objective.weights()
-        gradients = {
-            name: _gradient(value * weights[name], parameters) for name, value in terms.parts.items() if name in weights
-        }
-        task = gradients.get("task")
-        for name, gradient in gradients.items():
-            size = math.sqrt(_dot(gradient, gradient))
-            both = size * math.sqrt(_dot(task, task)) if task is not None and name != "task" else 0.0
-            cosine = _dot(gradient, task) / both if task is not None and both else math.nan
+        found = products_of_gradients(self.run, terms) or {"parts": [], "products": []}
+        names = found["parts"]
+        rows = [dict(zip(names, row, strict=True)) for row in found["products"]]
+        products = dict(zip(names, rows, strict=True))
+        for name in [name for name in terms.parts if name in weights]:
+            row = products.get(name, {})
+            size = math.sqrt(row.get(name, 0.0))
+            both = size * math.sqrt(products["task"]["task"]) if "task" in row and name != "task" else 0.0
+            cosine = row["task"] / both if both else math.nan
             self._seen.setdefault(name, []).append((terms.parts[name].item(), size, cosine))
 
     def parts(self) -> list[Part]:
@@ -112,14 +115,3 @@ def findings_of(parts: Sequence[Part]) -> list[Finding]:
 
 def _weight_option(name: str) -> str:
     return "task_weight" if name == "task" else f"the weight of {name!r}"
-
-
-def _gradient(value: Tensor, parameters: list[torch.nn.Parameter]) -> list[Tensor]:
-    if not value.requires_grad:
-        return []
-    found = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return [one.detach() for one in found]
-
-
-def _dot(one: list[Tensor], other: list[Tensor]) -> float:
-    return math.fsum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=bool(one and other)))

@@ -11,8 +11,9 @@ def cka(student: Tensor, teacher: Tensor) -> float:
         \mathrm{CKA} = \frac{H(K, L)}{\sqrt{H(K, K) \, H(L, L)}}, \qquad K = X X^\top, \; L = Y Y^\top
 
     with the unbiased estimate :math:`H` of HSIC (Song et al. 2012), which is about 0 for layers that have nothing in
-    common, however wide they are beside the number of samples. The products of samples are small where a batch has
-    fewer samples than a layer has values.
+    common, however wide they are beside the number of samples. It is the value of ``LinearCKA(debiased=True)``, which
+    adds up products of features over many batches; those of samples are smaller where one batch has fewer samples than
+    a layer has values.
 
     Shape:
         - student: :math:`(B, ...)`; teacher: :math:`(B, ...)`. The axes after the first are flattened.

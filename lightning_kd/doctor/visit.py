@@ -56,7 +56,7 @@ class _Visit(Callback):
         self.by_heart: tuple[int, int] | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.run.watchers += [self.examination.look, self.watch.look]
+        self.run.lines.readers += [self.examination.look, self.watch.look]
         vars(pl_module)["training_step"] = partial(self._look, pl_module.training_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -30,7 +30,7 @@ class Lines:
         self.steps = 0
         """Optimizer steps done; the Trainer's own count is slow to ask for."""
         self.readers: list[Callable[[Terms, int], None]] = []
-        """Who else gets the terms of each step, with its number; they change nothing."""
+        """Who else gets the terms of each step before its backward pass, with its number; they change nothing."""
 
     def begin(self) -> None:
         """Forget what an earlier fit, or one that was broken off, has collected."""
@@ -44,7 +44,7 @@ class Lines:
         """
         factors = self.objective.weights() if self.objective.changes_over_time else None
         self.log.add(terms.total, terms.parts, self.steps, rows, counts, factors)
-        for read in self.readers:
+        for read in tuple(self.readers):  # one that has seen enough takes itself away
             read(terms, self.steps)
 
     def before_optimizer_step(self, module: LightningModule) -> None:

@@ -98,8 +98,6 @@ class DistillationRun:
         self.started = False
         self._warned_of_empty = False
         self._told_columns = False
-        self.watchers: list[Callable[[Terms], None]] = []
-        """Who looks at the terms of each step, before the gradient is computed."""
         self.leads = True
         """Whether it says what all students have in common: of several students, the first one's run does."""
 
@@ -302,8 +300,6 @@ class DistillationRun:
             task = None if task is None else task.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing is NaN
         goal = self.clock.goal
         terms = self.step.terms(goal, batch, read, calls, task)
-        for watch in tuple(self.watchers):
-            watch(terms)
         if not self.clock.tuning:
             self.gradients.remember(goal, terms.tensors)
             try:
@@ -364,7 +360,7 @@ class DistillationRun:
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""
         self.started = False
-        self.watchers.clear()
+        self.lines.readers.clear()
         self.gradients.stop()
         self.step.detach()
         self.patches.undo_all()

@@ -16,10 +16,10 @@ from lightning_kd.capture.networks import device_of, num_parameters, original, u
 from lightning_kd.capture.probe import is_shared_out
 from lightning_kd.engine.step import Terms
 from lightning_kd.fit.evaluation import Compared
+from lightning_kd.fit.part_gradients import products_of_gradients, why_not
 from lightning_kd.fit.run import DistillationRun
 from lightning_kd.report.cost import operations_of, seconds_of
 from lightning_kd.report.curve import Curve
-from lightning_kd.report.gradients import products_of_gradients, why_not
 from lightning_kd.report.kept import Kept
 from lightning_kd.report.likeness import Likeness
 from lightning_kd.report.record import Record
@@ -75,9 +75,10 @@ class Recorder:
 
     def stop(self) -> None:
         """Look no more."""
-        for readers, mine in ((self.run.lines.readers, self.see_step), (self.run.evaluation.readers, self.see_answers)):
-            if mine in readers:
-                readers.remove(mine)  # type: ignore[arg-type]
+        if self.see_step in self.run.lines.readers:  # a run that has ended has taken it away
+            self.run.lines.readers.remove(self.see_step)
+        if self.see_answers in self.run.evaluation.readers:
+            self.run.evaluation.readers.remove(self.see_answers)
 
     # Training
 

@@ -142,5 +142,5 @@ def test_it_looks_at_as_many_steps_as_it_says_and_then_tells():
     logits, target = torch.randn(5, CLASSES), torch.arange(5)
     terms = Terms(torch.tensor(0.0), {}, StepTensors(logits, logits, target=target))
     for _ in range(4):
-        examination.look(terms)
+        examination.look(terms, 0)
     assert (examination.rows, told) == (10, [examination])

@@ -27,7 +27,7 @@ def test_sizes_and_cosines_are_those_of_the_weighted_parts():
     w = student.weight
     # gradients (3, 4, 0, 0) * 0.5 and (0, 1, 0, 0) * 2: lengths 2.5 and 2, cosine 4 / 5
     parts = {"task": 3 * w[0, 0] + 4 * w[0, 1], "kd": w[0, 1]}
-    watch.look(Terms(parts["task"] + parts["kd"], parts, None))
+    watch.look(Terms(parts["task"] + parts["kd"], parts, None), 0)
     task, kd = watch.parts()
     assert (task.size, kd.size) == pytest.approx((2.5, 2.0))
     assert kd.cosine == pytest.approx(0.8)
@@ -60,5 +60,5 @@ def test_parts_of_like_size_are_fine():
 
 def test_a_part_that_is_a_number_has_no_gradient():
     _, watch = watch_of()
-    watch.look(Terms(torch.tensor(1.0), {"kd": torch.tensor(1.0)}, None))
+    watch.look(Terms(torch.tensor(1.0), {"kd": torch.tensor(1.0)}, None), 0)
     assert [part.size for part in watch.parts()] == [0.0]

@@ -5,6 +5,7 @@ from itertools import permutations
 import torch
 
 from lightning_kd.doctor.similarity import cka
+from lightning_kd.metrics import LinearCKA
 
 
 def hsic(k, ell):
@@ -31,3 +32,10 @@ def test_wide_layers_that_have_nothing_in_common_are_not_alike():
 def test_too_few_samples_and_constant_layers_are_not_known():
     assert cka(torch.randn(3, 5), torch.randn(3, 5)) != cka(torch.randn(3, 5), torch.randn(3, 5))
     assert str(cka(torch.ones(8, 5), torch.randn(8, 5))) == "nan"
+
+
+def test_it_is_the_metric_that_adds_up_features():
+    x, y = torch.randn(12, 5), torch.randn(12, 2, 3)
+    metric = LinearCKA(5, 6, debiased=True)
+    metric.update(x, y.flatten(1))
+    assert abs(cka(x, y) - float(metric.compute())) < 1e-6
