@@ -196,14 +196,15 @@ def load_weights(
 
 
 def _check_kind(path: str, name: str, value: object, target: object) -> None:
-    """Raise a ``ValueError`` if a file holds whole numbers where a model has real ones, as a quantised file does."""
+    """Raise a ``ValueError`` if a file holds whole numbers where a model has real ones, as quantised files do."""
     if not isinstance(value, Tensor) or not isinstance(target, Tensor) or not target.is_floating_point():
         return
     if not value.is_floating_point():
         raise ValueError(
             f"{path} holds {name!r} as {str(value.dtype).removeprefix('torch.')}, but the model has "
-            f"{str(target.dtype).removeprefix('torch.')}. Such a file is quantised: its numbers mean nothing without "
-            "their scales. Give the file of real weights, or quantise a loaded network by QuantizedTeacher."
+            f"{str(target.dtype).removeprefix('torch.')}. If the file is quantised, its numbers mean nothing without "
+            "their scales: give the file of real weights, or quantise a loaded network by QuantizedTeacher. Else build "
+            "the architecture that was saved."
         )
 
 
