@@ -325,7 +325,7 @@ def _winner(
     made = configuration_of(base, row.arm, seed, plan.weights_of(row.arm, outcomes), threads=threads)
     verdict = "" if row.difference is None else f" Does it beat {STUDENT_ALONE}? {row.difference.verdict}."
     head = [
-        f"# The arm {row.arm} has the best mean {table.score}.{verdict}",
+        f"# {row.arm}: the arm with the best mean {table.score}.{verdict}",
         f"# With this seed its {table.score} is {row.scores[seed]:.10g} after the last epoch:",
         "#   lightning-kd fit --config winner.yaml",
         "# Classes of your own are found in this folder, in the current one, and on PYTHONPATH.",

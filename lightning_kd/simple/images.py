@@ -87,10 +87,12 @@ def form_of(student: nn.Module | None, teacher: nn.Module | None, images: ImageF
     Args:
         student: The student.
         teacher: The teacher.
-        images: The images, whose own size is taken where neither network tells one and all have the same.
+        images: The images. Where neither network tells a size, they keep their own if it is that of all, and is no
+            larger than ImageNet's; photographs of a camera would take memory and time that nobody has asked for.
     """
     mine, its = wanted_by(student), wanted_by(teacher)
-    size = mine.size or its.size or (None if images is None else images.files.size) or (_SIZE, _SIZE)
+    own = None if images is None else images.files.size
+    size = mine.size or its.size or (own if own is not None and max(own) <= _SIZE else (_SIZE, _SIZE))
     if mine.statistics is not None:
         return Form(mine.statistics, size, "the student wants them")
     if its.statistics is not None:

@@ -190,3 +190,12 @@ def test_images_of_one_size_keep_it_where_no_network_tells_another(photos):
     assert "Images: 20 x 24, the middle part" in "\n".join(result.choices)
     Image.new("RGB", (30, 30)).save(photos / "train" / "0" / "larger.png")
     assert ImageFolder(photos / "train").files.size is None
+
+
+def test_large_images_of_one_size_are_read_in_that_of_imagenet(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (300, 230)).save(tmp_path / name / "0.png")
+    images = ImageFolder(tmp_path)
+    assert images.files.size == (230, 300)
+    assert form_of(net(), net(), images).size == (224, 224)

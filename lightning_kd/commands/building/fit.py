@@ -22,14 +22,14 @@ class Built:
     trainer: Trainer
 
 
-class _Building(DistillationCLI):
+class Building(DistillationCLI):
     """The command line of a fit that builds everything, and does not fit."""
 
     def fit(self, model: LightningModule, **_: Any) -> None:
         """Do nothing, in the place of the Trainer's ``fit``."""
 
 
-class _BuildingNetworks(_Building):
+class _BuildingNetworks(Building):
     """The same with a loss without layers in the place of all, whose layers may be named wrongly as yet."""
 
     def before_instantiate_classes(self) -> None:
@@ -55,7 +55,7 @@ def build(config: str, *, why: str, with_losses: bool = True, words: Sequence[st
     """
     if not os.path.isfile(config):
         raise FileNotFoundError(f"There is no file {config!r} (looked from {os.getcwd()!r}).")
-    cli = (_Building if with_losses else _BuildingNetworks)(args=["fit", "--config", config, *words])
+    cli = (Building if with_losses else _BuildingNetworks)(args=["fit", "--config", config, *words])
     if isinstance(cli.model, SeveralStudents):
         raise ValueError(f"{config!r} has several students; {why}: give a configuration with model.student.")
     return Built(cli.model, cli.datamodule, cli.trainer)

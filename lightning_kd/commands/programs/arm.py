@@ -21,6 +21,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from lightning_kd.capture.networks import num_parameters
+from lightning_kd.commands.building.fit import Building
 from lightning_kd.commands.fit import DistillationCLI
 from lightning_kd.commands.parsing.refusals import refusal
 from lightning_kd.comparison.forks import end_now, serve
@@ -37,11 +38,8 @@ SCORES = {"accuracy": True, "f1": True, "mse": False, "pearson": True, "cosine":
 """What a score may be, in the order of choice, and whether a larger one is better."""
 
 
-class Building(DistillationCLI):
-    """The command line of a fit that builds everything, writes no configuration, and does not fit."""
-
-    def fit(self, model: Any, **_: Any) -> None:
-        """Do nothing, in the place of the Trainer's ``fit``."""
+class Configured(Building):
+    """A fit that is built and not run, and tells its whole configuration."""
 
     def configuration(self) -> dict[str, Any]:
         """Return all options of the fit as plain data."""
@@ -49,12 +47,12 @@ class Building(DistillationCLI):
         return {name: value for name, value in options.items() if name != "config"}
 
 
-def build(words: list[str]) -> Building:
+def build(words: list[str]) -> Configured:
     """Build module, data and Trainer as the words of a fit say, and run nothing."""
-    return Building(args=words, save_config_callback=None)
+    return Configured(args=words, save_config_callback=None)
 
 
-def built(configuration: Path) -> Building:
+def built(configuration: Path) -> Configured:
     """Build what a file says."""
     return build(["fit", "--config", str(configuration)])
 
