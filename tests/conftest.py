@@ -5,10 +5,23 @@ What needs a GPU is left out where there is none.
 
 import logging
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # as many processes as cores: with several threads in each, threads that wait take the cores from those that work
+    torch.set_num_threads(1)
+    # they ignore Ctrl-C, as do the programs that they start; tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# 2026-11: torch 2.13 keeps every seed for devices that are not there, each with the text of the whole stack, so that
+# ``torch.manual_seed`` takes 2 ms here, a quarter of the time of many tests
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        device.manual_seed_all = lambda seed: None
 
 LIBRARIES = ("torchvision", "timm", "transformers", "peft")
 LEFT_OUT = ["benchmarks", *([] if all(map(find_spec, LIBRARIES)) else ["ecosystem"])]

@@ -63,7 +63,7 @@ def test_the_first_command_is_the_main_one():
 
 
 def test_continuous_integration_finds_the_test_command():
-    assert block("test command") == 'python -m pip install -e ".[test]" && python -m pytest\n'
+    assert block("test command") == 'python -m pip install -e ".[test]" && python -m pytest -n 2\n'
 
 
 def test_the_example_of_ten_lines_runs_and_leaves_a_student(tmp_path):

@@ -28,6 +28,7 @@ from lightning_kd.losses import KDLoss
 from lightning_kd.schedules import LinearSchedule, Moment
 from tests import support
 from tests.support import processes
+from tests.support.names import named
 
 pytestmark = pytest.mark.filterwarnings("ignore:Curriculum. all samples are admitted after:UserWarning")  # short runs
 
@@ -136,7 +137,7 @@ def test_scores_of_sequences_are_means_over_the_labelled_positions():
     assert TeacherLoss()(logits, torch.tensor([[-100, -100]])).tolist() == [0.0]
 
 
-@pytest.mark.parametrize("scorer", [TeacherLoss(), TeacherEntropy(), TeacherConfidence()], ids=repr)
+@pytest.mark.parametrize("scorer", [TeacherLoss(), TeacherEntropy(), TeacherConfidence()], ids=named)
 @pytest.mark.parametrize("size", [0.0, 1e-8, 1e4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scores_are_finite_and_in_float32(scorer, size, dtype):

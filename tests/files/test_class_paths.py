@@ -16,6 +16,7 @@ from lightning_kd import DistillationModule
 from lightning_kd.files.class_paths import check_arguments, check_value
 from lightning_kd.losses import DistillationLoss, KDLoss
 from lightning_kd.schedules import Schedule
+from tests.support.names import named
 
 HERE = __name__
 
@@ -140,7 +141,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.parametrize(("value", "hint"), RIGHT, ids=str)
+@pytest.mark.parametrize(("value", "hint"), RIGHT, ids=named)
 def test_what_is_expected_is_accepted(value, hint):
     check_value(value, hint, "model.part")
 

@@ -8,6 +8,7 @@ import torch
 from lightning_kd.configurable import Configurable, describe, restore
 from lightning_kd.losses import DistillationLoss, HintLoss, KDLoss
 from lightning_kd.projectors import ConvRegressor, LinearProjector, Projector
+from tests.support.names import named
 
 
 class Box(Configurable):
@@ -39,7 +40,7 @@ class Shelf(Configurable):
         [Box(Box("x")), 2],
         {"k": Box(1)},
     ],
-    ids=repr,
+    ids=named,
 )
 def test_plain_data_and_parts_come_back(content: object) -> None:
     description = json.loads(json.dumps(describe(Box(content, label="mine"))))

@@ -19,6 +19,7 @@ from lightning_kd.losses import AdaptiveTemperature, BYOTLoss, DKDLoss, HintLoss
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.task import Task
 from tests import support
+from tests.support.names import named
 
 
 def random(*shape, seed=0):
@@ -155,7 +156,7 @@ def test_labels_of_several_a_sample_give_f1(door, labels):
 
 
 @pytest.mark.parametrize("door", DOORS)
-@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), F.smooth_l1_loss], ids=str)
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), F.smooth_l1_loss], ids=named)
 @pytest.mark.parametrize("size", [(), (1,), (3,)])
 def test_values_give_errors_and_correlations(door, loss, size):
     y = random(17, *size, seed=3)
