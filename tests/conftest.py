@@ -19,9 +19,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 # 2026-11: torch 2.13 keeps every seed for devices that are not there, each with the text of the whole stack, so that
 # ``torch.manual_seed`` takes 2 ms here, a quarter of the time of many tests
-for device in (torch.cuda, torch.xpu, torch.mtia):
-    if not device.is_available():
-        device.manual_seed_all = lambda seed: None
+for devices in (torch.cuda, torch.xpu, torch.mtia):
+    if not devices.is_available():
+        devices.manual_seed_all = lambda seed: None
 
 LIBRARIES = ("torchvision", "timm", "transformers", "peft")
 LEFT_OUT = ["benchmarks", *([] if all(map(find_spec, LIBRARIES)) else ["ecosystem"])]
