@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests import support
+from tests.matrix.verdict import OWN_DRAWS
 from tests.programs.distributed_fit import SCENARIOS
 from tests.support import processes
 
@@ -37,7 +38,7 @@ def test_two_processes_equal_one(door, scenario, weights):
     first, second = weights[door, "ddp", scenario]
     assert one["state"].keys() == first["state"].keys()
     # each process draws its own negatives or masks, or normalises its own half: the two are equal, but not to one
-    own = scenario in ("CRDLoss", "MGDLoss") or one["normalises"]
+    own = scenario in OWN_DRAWS or one["normalises"]
     for name, expected in one["state"].items():
         if not own:
             torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)

@@ -18,7 +18,7 @@ from lightning_kd import DistillationCallback
 from lightning_kd.data import Indexed
 from lightning_kd.distributed.sharding import shard
 from lightning_kd.distributed.whole_state import whole_state
-from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MutualLearning
+from lightning_kd.losses import HintLoss, HybridLoss, KDLoss, MGDLoss, MutualLearning
 from lightning_kd.teachers import BornAgain, EMATeacher
 from tests import support
 from tests.fit.test_stages import Compressed, Initialised
@@ -27,6 +27,8 @@ from tests.support import processes
 SCENARIOS = {
     "default": lambda: (support.default_losses(), []),
     "layer alone": lambda: ([HintLoss("features", "features")], []),
+    # where holes are is drawn by each process
+    "MGD without holes": lambda: ([MGDLoss("features", "features", mask_ratio=0.0, weight=7e-5)], []),
     "stage without the student": lambda: ([Compressed(2, "step"), KDLoss()], []),
     "stage of the loss alone": lambda: ([Initialised(2, "step"), KDLoss()], []),
     "born again": lambda: (support.default_losses(), [BornAgain(generations=2)]),
