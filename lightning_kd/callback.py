@@ -18,10 +18,10 @@ from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.heads import Head
-from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.outputs import Outputs, TeacherOutputs
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
 from lightning_kd.capture.rows import NOT_OF_BATCH, is_of_batch
+from lightning_kd.capture.store import Calls
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.engine.begin_anew import forget_layers

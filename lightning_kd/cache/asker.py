@@ -8,10 +8,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.axes import axes_in_call, following
+from lightning_kd.capture.axes import axes_in_call
 from lightning_kd.capture.batch import Batch, logits_of, unpack_batch, with_labels_inside
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import columns_of, gives_as_is, is_own, of_teacher
+from lightning_kd.capture.followed import following
 from lightning_kd.capture.heads import Head, is_output
 from lightning_kd.capture.networks import original
 from lightning_kd.capture.outputs import Outputs

@@ -1,36 +1,25 @@
 """Named layers -> tensors: forward hooks that record the calls of a module in a step, and its layers in each call."""
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from operator import is_ as is_same
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from lightning_kd.capture.attention import (
-    Attended,
-    Watch,
-    find_attention,
-    leave_all,
-    module_of,
-    part_and_block,
-)
+from lightning_kd.capture.attention import Watch, find_attention, leave_all, module_of, part_and_block
 from lightning_kd.capture.attention_matrix import read_part
-from lightning_kd.capture.call import Call, with_versions
-from lightning_kd.capture.networks import first_tensor, is_compiled, original, plain_name
+from lightning_kd.capture.call import Call
+from lightning_kd.capture.networks import is_compiled, original, plain_name
 from lightning_kd.capture.private import has_forward_hook, is_compiled_in_place, remove_forward_hooks, version_of
+from lightning_kd.capture.store import NO_CALL, Calls, Store, put_attention, put_call, put_input, put_layer
 from lightning_kd.capture.traced import stands_for
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-Calls = Literal["one", "first", "last", "each"]
-"""Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
-
-_NO_CALL = Call()
-"""The current call of a store between two steps; the hooks write nothing into it."""
 
 
 class Capture:
@@ -78,7 +67,7 @@ class Capture:
         self.with_call = with_call
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
-        self._store = _Store(calls)
+        self._store = Store(calls)
         self._handles: list[RemovableHandle | Watch] = []
         self._places: list[nn.Module] = []
         self.attached = False
@@ -113,12 +102,11 @@ class Capture:
         for layer, place in zip(self.layers, places[1:], strict=True):
             found = part_and_block(layer)
             if found is None:
-                put_layer = partial(_put_layer, self._store, layer)
-                self._handles.append(place.register_forward_hook(put_layer))
+                self._handles.append(place.register_forward_hook(partial(put_layer, self._store, layer)))
             else:
                 blocks[found[1]] = place
         for block, place in blocks.items():
-            self._handles.append(Watch(place, partial(_put_attention, self._store, block)))
+            self._handles.append(Watch(place, partial(put_attention, self._store, block)))
         if self._handles and is_compiled(self.module):
             torch.compiler.reset()
 
@@ -142,11 +130,11 @@ class Capture:
     def _attach_call(self) -> None:
         # a module compiled in place compiles its own hooks too, each by itself, which is of no use for these
         in_place = is_compiled_in_place(self.module)
-        put_input, put_call = (
-            partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (_put_input, _put_call)
+        before, after = (
+            partial(torch.compiler.disable(put) if in_place else put, self._store) for put in (put_input, put_call)
         )
-        self._handles.append(self.module.register_forward_pre_hook(put_input, with_kwargs=True))
-        self._handles.append(self.module.register_forward_hook(put_call, with_kwargs=True))
+        self._handles.append(self.module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(self.module.register_forward_hook(after, with_kwargs=True))
 
     def detach(self) -> None:
         """Take the hooks off and leave the module as it was."""
@@ -173,7 +161,7 @@ class Capture:
     def stop(self) -> None:
         """End the step and drop what was recorded."""
         self._store.active = False
-        self._store.call = _NO_CALL
+        self._store.call = NO_CALL
         self._store.calls = []
 
     @property
@@ -209,11 +197,11 @@ class Capture:
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Call the module and record the call, for a capture without hooks on the call itself."""
-        _put_input(self._store, self.module, args, kwargs)
+        put_input(self._store, self.module, args, kwargs)
         told = kwargs or len(args) > 1
         given = self._complete(args, kwargs) if self.completed is not None and told else kwargs
         output = self.module(*args, **given)
-        _put_call(self._store, self.module, args, kwargs, output)
+        put_call(self._store, self.module, args, kwargs, output)
         return output
 
     def _complete(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -326,10 +314,6 @@ class Capture:
         return f"{message}, such as one around them."
 
 
-class EnoughError(Exception):
-    """Every layer that is read has run, so the rest of the network need not."""
-
-
 class Recording:
     """A block in which a :class:`Capture` records. A class is several times faster here than a generator."""
 
@@ -356,92 +340,7 @@ def is_hooked_by_others(module: nn.Module) -> bool:
 
 
 def _is_ours(hook: object) -> bool:
-    return isinstance(hook, partial) and bool(hook.args) and isinstance(hook.args[0], _Store)
-
-
-class _Store:
-    """What the hooks write to. Copying a module copies its hooks and this, so the copy does not write here."""
-
-    def __init__(self, which: Calls) -> None:
-        self.which = which
-        self.active = False
-        self.call = _NO_CALL
-        self.calls: list[Call] = []
-        self.more_calls = 0
-        """How many calls count beside the first."""
-        self.with_grad = False
-        self.copied: set[str] = set()
-        self.enough = 0
-        """How many layers are enough to end a call; 0 if it runs to its end."""
-
-
-def _put_input(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not store.active:
-        return
-    if store.call.called:
-        _begin_another(store)
-    call = store.call
-    if not call.called:
-        call.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
-
-
-def _begin_another(store: _Store) -> None:
-    """Make room for one more call, if it counts."""
-    if store.with_grad and not torch.is_grad_enabled():
-        return
-    replaced = store.with_grad and "" in store.call.without_grad
-    store.more_calls += not replaced
-    if replaced or store.which == "last":
-        store.calls.pop()
-    elif store.which != "each":
-        return
-    store.call = Call()
-    store.calls.append(store.call)
-
-
-def _put_call(store: _Store, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-    call = store.call
-    if not store.active or call.called:
-        return
-    call.called = True
-    call.args, call.kwargs, call.output = args, kwargs, output
-    if not torch.is_grad_enabled():
-        call.without_grad = (*call.without_grad, "")
-    if isinstance(output, Tensor):
-        call.outputs = [(output, version_of(output))]
-    elif isinstance(output, Mapping | Sequence):
-        call.outputs = with_versions(output.values() if isinstance(output, Mapping) else output)
-
-
-def _put_layer(store: _Store, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-    call = store.call
-    if not store.active or call.called:
-        return
-    if layer in call.features:
-        call.ran_twice = (*call.ran_twice, layer)
-        return
-    tensor = first_tensor(output)
-    if tensor is None:
-        call.no_tensor = (*call.no_tensor, (layer, type(output).__name__))
-        return
-    if not torch.is_grad_enabled():
-        call.without_grad = (*call.without_grad, layer)
-    call.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
-    call.versions.append(version_of(tensor))
-    if len(call.features) == store.enough:
-        raise EnoughError
-
-
-def _put_attention(store: _Store, block: str, module: nn.Module, attended: Attended) -> None:
-    call = store.call
-    if not store.active or call.called:
-        return
-    if block in call.attended:
-        call.ran_twice = (*call.ran_twice, block)
-        return
-    if not torch.is_grad_enabled():
-        call.without_grad = (*call.without_grad, block)
-    call.attended[block] = attended
+    return isinstance(hook, partial) and bool(hook.args) and isinstance(hook.args[0], Store)
 
 
 def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
-from lightning_kd.capture.axes import Followed, following
+from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.networks import first_tensor, original
 from lightning_kd.capture.operations import Key, Operations
 from lightning_kd.capture.private import version_of

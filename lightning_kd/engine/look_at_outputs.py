@@ -8,8 +8,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from lightning_kd.capture.axes import Followed
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.followed import Followed
 from lightning_kd.capture.heads import Head, heads_of
 from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.capture.rows import leaves_of

@@ -9,10 +9,11 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.attributes import looking_at
-from lightning_kd.capture.axes import Axes, Followed, axes_in_call, batch_of, following
+from lightning_kd.capture.axes import Axes, axes_in_call, batch_of
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call, describe_call
 from lightning_kd.capture.example import remember_call
+from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import device_of, isolated_random_state, original
 from lightning_kd.capture.trace import Ran, Trace

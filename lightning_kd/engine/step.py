@@ -18,8 +18,9 @@ from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_of_tr
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder
 from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.capture.heads import is_output
-from lightning_kd.capture.hooks import Calls, Capture
+from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.rows import is_of_batch
+from lightning_kd.capture.store import Calls
 from lightning_kd.engine.attention_choice import choose_attention
 from lightning_kd.engine.blocks import show_blocks
 from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar

@@ -17,9 +17,9 @@ from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import gives_as_is, is_own, unused_columns
 from lightning_kd.capture.example import zeros_for
-from lightning_kd.capture.hooks import Calls
 from lightning_kd.capture.networks import device_of, is_compiled, original
 from lightning_kd.capture.rows import leaves_of
+from lightning_kd.capture.store import Calls
 from lightning_kd.distributed.sharding import check_clips, mesh_of
 from lightning_kd.distributed.unused_parameters import UnusedParameters
 from lightning_kd.engine.checks import check_has_weights, check_learns

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.hooks import Capture, EnoughError, is_hooked_by_others
+from lightning_kd.capture.hooks import Capture, is_hooked_by_others
 from lightning_kd.capture.networks import device_of, is_compiled, original
 from lightning_kd.capture.private import replace_tensors, tree_map_only
+from lightning_kd.capture.store import EnoughError
 from lightning_kd.distributed.whole_state import is_sharded, on_meta
 from lightning_kd.files.precision import Precision, dtype_of
 from lightning_kd.files.weights import load_weights, materialize

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
-from lightning_kd.capture.axes import find_axes, following, natural_axis, patch_grid
+from lightning_kd.capture.axes import find_axes, patch_grid
+from lightning_kd.capture.followed import following, natural_axis
 from lightning_kd.capture.layout import View
 from lightning_kd.losses import (
     ATLoss,

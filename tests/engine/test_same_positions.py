@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss, normalize, pad, scaled_dot_product_att
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule
-from lightning_kd.capture.axes import following
+from lightning_kd.capture.followed import following
 from lightning_kd.capture.places import rows_and_columns
 from lightning_kd.losses import ATLoss, HintLoss
 from lightning_kd.projectors import IdentityProjector

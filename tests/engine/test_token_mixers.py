@@ -7,7 +7,8 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
 from lightning_kd import DistillationCallback
-from lightning_kd.capture.axes import find_axes, following
+from lightning_kd.capture.axes import find_axes
+from lightning_kd.capture.followed import following
 from lightning_kd.losses import ATLoss
 from tests import support
 
