@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.networks import first_tensor, original
 from lightning_kd.capture.origins import TURNED, Origins
 from lightning_kd.capture.places import PlacesMode
-from lightning_kd.capture.private import BatchNorm, Conv, InstanceNorm, Pool
+from lightning_kd.capture.private import BatchNorm, Conv, DisableTorchFunction, InstanceNorm, Pool
 
 _ELEMENTWISE = (
     nn.ReLU,
@@ -216,8 +216,9 @@ def following(network: nn.Module) -> Iterator[Followed]:
             if value is None:
                 return
             given = first_tensor(args)
-            axis = _axis_of(module, given, value, followed.origins)
-            followed.origins.note(value, axis)
+            with DisableTorchFunction():
+                axis = _axis_of(module, given, value, followed.origins)
+                followed.origins.note(value, axis)
             followed.runs.append(Run(name, module, given, value, axis))
 
         return note

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_kd.capture.private import tree_leaves, version_of
+from lightning_kd.capture.private import DisableTorchFunction, version_of
+from lightning_kd.capture.watch import tensors_in
 
 Key = tuple[int, int]
 """A tensor at a moment: its identity, and how often it had been changed in place."""
@@ -64,13 +65,15 @@ class Operations(TorchFunctionMode):
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run the operation, and note it if it made or changed a tensor."""
-        given = _tensors((args, kwargs))
-        before = [key_of(tensor) for tensor in given]
+        with DisableTorchFunction():
+            given = tensors_in((args, kwargs))
+            before = [key_of(tensor) for tensor in given]
         made = func(*args, **(kwargs or {}))
-        results = [one for one in _tensors(made) if key_of(one) not in before]
-        results += [tensor for tensor, key in zip(given, before, strict=True) if key_of(tensor) != key]
-        if results:
-            self._note(func, given, before, results)
+        with DisableTorchFunction():
+            results = [one for one in tensors_in(made) if key_of(one) not in before]
+            results += [tensor for tensor, key in zip(given, before, strict=True) if key_of(tensor) != key]
+            if results:
+                self._note(func, given, before, results)
         return made
 
     def _note(self, func: Callable[..., Any], given: list[Tensor], inputs: list[Key], results: list[Tensor]) -> None:
@@ -144,7 +147,3 @@ class Operations(TorchFunctionMode):
             if through is None or operation.name in through:
                 waiting += operation.inputs
         return found
-
-
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]

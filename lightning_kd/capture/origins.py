@@ -4,12 +4,13 @@ A linear layer acts on the last axis, whatever stands there. On (B, C, N) it mix
 on axis 1. The layer itself does not tell. So the axis of the channels is followed from the module that made them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+
+from lightning_kd.capture.watch import OperationWatch
 
 TURNED = -1
 """Stands for an axis: the last one does not hold what it held before, and no module tells what it holds now."""
@@ -29,7 +30,7 @@ _MIXES |= {
 _MIXES |= {"multi_head_attention_forward", "stack", "tensordot", "cdist", "embedding", "get", "roll"}
 
 
-class Origins(TorchFunctionMode):
+class Origins(OperationWatch):
     """Notes inside the block on which axis every tensor has its channels, as far as modules or operations tell.
 
     Example:
@@ -46,20 +47,17 @@ class Origins(TorchFunctionMode):
         self._axes: dict[int, int] = {}
         self._alive: list[Tensor] = []  # an identity is used again when its tensor is gone
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation, and follow the channels of what it was given to what it returned."""
-        made = func(*args, **(kwargs or {}))
+    def see(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Any) -> None:
+        """Follow the channels of what an operation was given to what it returned."""
         results = [one for one in (made if isinstance(made, tuple | list) else (made,)) if _has_positions(one)]
-        if results:
-            outer = args[0] if args and isinstance(args[0], tuple | list) else ()
-            given = [one for one in (*outer, *args) if _has_positions(one)]
-            name = getattr(func, "__name__", "").strip("_")
-            for result in results:
-                if id(result) not in self._axes and not any(result is one for one in given):
-                    self.note(result, self._follow(name, given, result))
-        return made
+        if not results:
+            return
+        outer = args[0] if args and isinstance(args[0], tuple | list) else ()
+        given = [one for one in (*outer, *args) if _has_positions(one)]
+        name = getattr(func, "__name__", "").strip("_")
+        for result in results:
+            if id(result) not in self._axes and not any(result is one for one in given):
+                self.note(result, self._follow(name, given, result))
 
     def note(self, value: Tensor, axis: int | None) -> None:
         """Note the axis of the channels of a tensor, or ``TURNED``; ``None`` is not noted."""

@@ -7,7 +7,7 @@ Where an operation is not followed, nothing is known of what comes after it.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +15,10 @@ from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_kd.capture.origins import Origins
-from lightning_kd.capture.private import tree_leaves, tree_map_only
+from lightning_kd.capture.private import tree_map_only
+from lightning_kd.capture.watch import OperationWatch, tensors_in
 
 _NOWHERE = -1
 """Stands for a position: the number comes from none, such as a class token or padding."""
@@ -79,7 +79,7 @@ class Places:
         return still[0] if len(still) == 1 and known and changing and not self.compared else None
 
 
-class PlacesMode(TorchFunctionMode):
+class PlacesMode(OperationWatch):
     """Notes inside the block from which positions the tensors come, as far as the operations are followed.
 
     Args:
@@ -99,27 +99,21 @@ class PlacesMode(TorchFunctionMode):
         self._is_turned = False
         self._known: dict[int, tuple[ReferenceType[Tensor], Places | None]] = {}
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation, and follow the positions of what it was given to what it returned."""
-        kwargs = kwargs or {}
-        made = func(*args, **kwargs)
+    def see(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Any) -> None:
+        """Follow the positions of what an operation was given to what it returned."""
         name = getattr(func, "__name__", "").strip("_")
-        if not isinstance(made, Tensor | tuple | list) and name != "setitem":
-            return made  # most calls only look at a shape
-        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+        given = tensors_in((args, kwargs))
         before = [(one, self.places(one)) for one in given]
-        results = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.ndim]
+        results = [one for one in tensors_in(made) if one.ndim]
         if name in ("setitem", "copy"):
             results = given[:1]
         if not results:
-            return made
+            return
         seen = any(self._has_seen(one) for one in given)
         # an image that is turned before the first convolution may be turned back after the last
         self._is_turned |= name in _TURNS and not seen
         if not seen and not _is_spatial(name):
-            return made
+            return
         found: Sequence[Places | None] = ()
         with suppress(Exception):  # a call of another form than is followed
             found = self._follow(func, name, args, kwargs, before, results)
@@ -127,7 +121,6 @@ class PlacesMode(TorchFunctionMode):
             fits = places is not None and places.numbers.shape == result.shape and places.numbers.is_cpu
             if fits or seen or name.startswith("conv"):
                 self._known[id(result)] = (ref(result), places if fits else None)
-        return made
 
     def places(self, value: Tensor) -> Places | None:
         """Return the positions that a tensor comes from, ``None`` if they are not known."""
@@ -205,7 +198,7 @@ class PlacesMode(TorchFunctionMode):
         # the numbers lie in memory in another way than the values, so that only a copy can have the shape of a view
         as_copies: dict[str, Callable[..., Any]] = {"view": Tensor.reshape, "view_as": Tensor.reshape_as}
         made = as_copies.get(name, func)(*args, **kwargs)
-        moved = [one for one in tree_leaves(made) if isinstance(one, Tensor) and one.ndim]
+        moved = [one for one in tensors_in(made) if one.ndim]
         return [replace(known[0], numbers=one) for one in moved]
 
     def _product(self, before: list[tuple[Tensor, Places | None]], result: Tensor) -> Places | None:

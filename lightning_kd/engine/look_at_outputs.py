@@ -1,18 +1,18 @@
 """What is looked at in the outputs of the first samples: heads, classes, and whether scores are probabilities."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.followed import Followed
 from lightning_kd.capture.heads import Head, heads_of
 from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.capture.rows import leaves_of
+from lightning_kd.capture.watch import OperationWatch
 from lightning_kd.engine.checks import check_has_logits
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
@@ -36,7 +36,7 @@ class KnownTask(Protocol):
         """What the task's loss tells, and what its calls have shown."""
 
 
-class SigmoidWatch(TorchFunctionMode):
+class SigmoidWatch(OperationWatch):
     """Remembers what a sigmoid has returned inside the block: its values alone do not tell it from logits.
 
     Example:
@@ -50,14 +50,10 @@ class SigmoidWatch(TorchFunctionMode):
         super().__init__()
         self._returned: list[Tensor] = []  # kept, for an address is used again when its tensor is gone
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Run the operation, and remember what it returned if it is a sigmoid."""
-        made = func(*args, **(kwargs or {}))
+    def see(self, func: Callable[..., Any], args: Any, kwargs: dict[str, Any], made: Any) -> None:
+        """Remember what an operation returned if it is a sigmoid."""
         if func in _SIGMOIDS and isinstance(made, Tensor):
             self._returned.append(made.detach())
-        return made
 
     def made(self, value: Tensor) -> bool:
         """Whether a value, or another view of it, is what a sigmoid returned."""
