@@ -1,5 +1,6 @@
 """The command ``lightning-kd cache``: a teacher's answers on a data set as a store of their own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -10,7 +11,7 @@ from lightning_kd.cache.items import Format
 from lightning_kd.cache.write import format_of, writer_of
 from lightning_kd.commands.building.data import loader_of, prepare_data, transferred
 from lightning_kd.commands.building.fit import build
-from lightning_kd.commands.parsing.parser import call_with
+from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.files.precision import Precision
 from lightning_kd.module import DistillationModule
 from lightning_kd.teachers.base import Split
@@ -25,11 +26,11 @@ def cache(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``cache``.
     """
-    call_with(words, write_store, "cache")
+    call_with_fit(words, write_store, "cache")
 
 
 def write_store(
-    config: str | None = None,
+    config: str | Sequence[str] | None = None,
     output: str | None = None,
     split: Split = "train",
     dtype: Precision = "float16",
@@ -48,7 +49,7 @@ def write_store(
     command that was stopped goes on where it was when it is given again.
 
     Args:
-        config: YAML file of the fit, with the teacher itself.
+        config: YAML file of the fit, with the teacher itself; or the words that follow ``lightning-kd fit``.
         output: Folder of the store.
         split: Which data; the stores of val and test belong into the folders DIR/val and DIR/test.
         dtype: Format of what is stored.
@@ -90,15 +91,15 @@ def write_store(
     print(f"{writer.write()}: the teacher's answers on the {split} data.")
 
 
-def _built(config: str, split: Split) -> tuple[DistillationModule, LightningDataModule]:
+def _built(config: str | Sequence[str], split: Split) -> tuple[DistillationModule, LightningDataModule]:
     fit = build(config, why="a store is written for one student's losses, and with the losses of all of them")
     if not isinstance(fit.module.run.teacher, FrozenTeacher):
         kind = "no teacher"
         if fit.module.run.teacher is not None:
             kind = f"a {type(fit.module.run.teacher).__name__} as teacher"
         raise ValueError(
-            f"{config!r} has {kind}; the answers of a network are stored, so give the configuration with the teacher "
-            "itself under model.teacher."
+            f"The configuration has {kind}; the answers of a network are stored, so give the configuration with the "
+            "teacher itself under model.teacher."
         )
     prepare_data(fit, split)
     return fit.module, fit.data

@@ -1,9 +1,10 @@
 """The command ``lightning-kd check``: whether a fit can teach its student anything, before it is run."""
 
 import sys
+from collections.abc import Sequence
 
 from lightning_kd.commands.building.fit import build
-from lightning_kd.commands.parsing.parser import call_with
+from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.doctor.parts import shares
 from lightning_kd.doctor.visit import Report, visit
 
@@ -20,17 +21,17 @@ def check(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``check``.
     """
-    call_with(words, look, "check")
+    call_with_fit(words, look, "check")
 
 
-def look(config: str, batches: int = 16, fit_steps: int = 100, strict: bool = False) -> None:
+def look(config: str | Sequence[str], batches: int = 16, fit_steps: int = 100, strict: bool = False) -> None:
     """Set a fit up, compute its first steps without training, and say what is wrong and what to do.
 
     It shows the teacher's accuracy on the student's own batches, its entropy at the temperature of the losses, the
     size and the share of the gradient of each part of the loss, and whether the student can learn a batch by heart.
 
     Args:
-        config: YAML file of the fit.
+        config: YAML file of the fit, or the words that follow ``lightning-kd fit``.
         batches: How many batches of the training data to look at.
         fit_steps: How many steps a copy of the student may learn one batch by heart; 0 leaves that out.
         strict: Whether the exit code is 1 if there is a warning.
@@ -41,8 +42,8 @@ def look(config: str, batches: int = 16, fit_steps: int = 100, strict: bool = Fa
     """
     if batches < 1 or fit_steps < 0:
         raise ValueError(f"expected --batches >= 1 and --fit_steps >= 0, got {batches} and {fit_steps}.")
-    words = [*(f"--trainer.{option}" for option in _QUIET), "--summary.enabled=false"]
-    fit = build(config, why="one is looked at", words=words)
+    more = [*(f"--trainer.{option}" for option in _QUIET), "--summary.enabled=false"]
+    fit = build(config, why="one is looked at", more=more)
     report = visit(fit.module.run, fit.module, fit.data, fit.trainer, batches=batches, fit_steps=fit_steps)
     print(_text(report))
     if strict and any(finding.is_sure for finding in report.findings):

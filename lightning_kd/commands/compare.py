@@ -1,12 +1,9 @@
 """The command ``lightning-kd compare``: which strategy for the pair of networks of a fit."""
 
-import difflib
-import inspect
 import logging
 import os
 import sys
 import warnings
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +12,7 @@ from typing import Any, Literal
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from lightning_kd.commands.parsing.help import ShortUsage
-from lightning_kd.commands.parsing.parser import Parser
+from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.commands.programs.arm import build
 from lightning_kd.comparison.arms import STUDENT_ALONE, Configuration, arms_named
 from lightning_kd.comparison.plan import Plan, Weights
@@ -30,12 +26,6 @@ from lightning_kd.fit.students.several import SeveralStudents
 
 _MOST_JOBS = 4
 _INTERRUPTED = 130
-_FLAGS = ("--retry_failed",)
-_OF_FIT = (
-    *("--config", "--model", "--data", "--trainer", "--summary", "--optimizer", "--lr_scheduler"),
-    *("--seed_everything", "--ckpt_path", "--weights_only", "--print_config", "--verbose"),
-)
-"""Options of a fit that have no option of their own behind a dot."""
 _STORAGE = "LIGHTNING_KD_STORAGE"
 
 
@@ -45,22 +35,12 @@ def compare_strategies(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``compare``.
     """
-    own, of_fit = _apart(words)
-    parser = Parser(prog="lightning-kd compare", description=_help(), formatter_class=ShortUsage)
-    parser.add_function_arguments(compare, as_group=False, as_positional=False, skip={"config", "overrides"})
-    options = parser.parse_args(own).as_dict()
-    if not of_fit:
-        parser.error("expected --config FIT.yaml, the configuration of a fit.")
-    for word in of_fit:
-        option = word.partition("=")[0]  # its value may hold a password
-        if option.startswith("--") and "." not in option and option not in _OF_FIT:
-            nearest = difflib.get_close_matches(option, (*_options(), *_OF_FIT), n=1)
-            parser.error(f"there is no option {option}.{f' Did you mean {nearest[0]}?' if nearest else ''}")
     try:
-        table = compare(of_fit, **options)
+        table = call_with_fit(words, compare, "compare")
     except KeyboardInterrupt:
         print("Stopped. The same command goes on where it was.", file=sys.stderr)
         sys.exit(_INTERRUPTED)
+    assert isinstance(table, Table)
     if table.winner is None:
         print("lightning-kd compare: no arm has a score.", file=sys.stderr)
         sys.exit(1)
@@ -219,42 +199,6 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
-
-
-def _apart(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words of this command, and those of the fit."""
-    names = _options()
-    own: list[str] = []
-    others: list[str] = []
-    rest = deque(words)
-    while rest:
-        word = rest.popleft()
-        option, equals, value = word.partition("=")
-        option = option.replace("-", "_").replace("__", "--", 1) if option.startswith("--") else option
-        if option in ("--help", "-h"):
-            own.append(word)
-        elif option not in names:
-            others.append(word)
-        elif equals:
-            own.append(f"{option}={value}")
-        elif option in _FLAGS:
-            own.append(f"{option}={rest.popleft() if rest and rest[0] in ('true', 'false') else 'true'}")
-        else:
-            own += [option, *([rest.popleft()] if rest else [])]
-    return own, others
-
-
-def _options() -> list[str]:
-    """Return the options of this command itself."""
-    return [f"--{name}" for name in inspect.signature(compare).parameters if name != "config"]
-
-
-def _help() -> str:
-    about = (inspect.getdoc(compare) or "").partition("\n\nArgs:")[0]
-    return (
-        f"{about}\n\n--config FIT.yaml and every other option are those of `lightning-kd fit`, such as "
-        "--trainer.max_epochs=20."
-    )
 
 
 def _checked(number: int, option: str) -> int:

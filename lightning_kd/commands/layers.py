@@ -1,5 +1,6 @@
 """The command ``lightning-kd layers``: both networks layer by layer, and which layers to compare."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from lightning_kd.capture.networks import isolated_random_state, num_parameters,
 from lightning_kd.capture.trace import Ran
 from lightning_kd.commands.building.data import loader_of, prepare_data, transferred
 from lightning_kd.commands.building.fit import build
-from lightning_kd.commands.parsing.parser import call_with
+from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.doctor.layers import Cost, counting, rows_of
 from lightning_kd.doctor.pairs import Pair, suggest
 
@@ -21,16 +22,16 @@ def layers(words: list[str]) -> None:
     Args:
         words: Arguments as on the command line, after ``layers``.
     """
-    call_with(words, show, "layers")
+    call_with_fit(words, show, "layers")
 
 
-def show(config: str, depth: int | None = 2, rows: int = 32) -> None:
+def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32) -> None:
     """Show the layers of a fit's student and teacher on a batch of its data, and suggest pairs to compare.
 
     The losses of the configuration need not be right yet. A cost is in floating point operations a sample.
 
     Args:
-        config: YAML file of the fit.
+        config: YAML file of the fit, or the words that follow ``lightning-kd fit``.
         depth: How deep in a network a layer may lie to be shown; null for all.
         rows: How many samples the networks are called with; CKA needs a few dozen to mean much.
 

@@ -60,14 +60,6 @@ def test_a_password_in_a_misspelt_option_is_not_shown(call, config):
 
 
 def test_the_words_of_the_fit_are_read_as_fit_reads_them(config):
-    own, of_fit = command._apart(
-        ["-c", "preset:deit", "--retry-failed", "--seeds=2", "--model.losses.kd.temperature=2", "--output", "o"]
-    )
-    assert own == ["--retry_failed=true", "--seeds=2", "--output", "o"]
-    assert of_fit == ["-c", "preset:deit", "--model.losses.kd.temperature=2"]
-    for said in ("true", "false"):
-        assert command._apart(["--retry_failed", said, "-c", "a"]) == ([f"--retry_failed={said}"], ["-c", "a"])
-    assert command._apart(["-c", "a", "--retry_failed"]) == (["--retry_failed=true"], ["-c", "a"])
     base, on_cpu = command._read(["-c", config, "--model.losses.kd.temperature=2", "--trainer.max_epochs=7"], "val")
     assert on_cpu
     assert base["model"]["losses"][0]["init_args"]["temperature"] == 2

@@ -9,6 +9,8 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_kd.commands.fit import DistillationCLI
+from lightning_kd.commands.parsing.presets import with_presets
+from lightning_kd.commands.parsing.words import pairs
 from lightning_kd.fit.students.several import SeveralStudents
 from lightning_kd.module import DistillationModule
 
@@ -40,22 +42,24 @@ class _BuildingNetworks(Building):
         ]
 
 
-def build(config: str, *, why: str, with_losses: bool = True, words: Sequence[str] = ()) -> Built:
+def build(config: str | Sequence[str], *, why: str, with_losses: bool = True, more: Sequence[str] = ()) -> Built:
     """Build what a configuration of a fit with one student describes.
 
     Args:
-        config: YAML file of the fit.
+        config: YAML file of the fit, or the words that follow ``lightning-kd fit``.
         why: Why one student is needed, for the error.
         with_losses: Whether the losses matter; if not, they need not be right yet.
-        words: Options that change those of the file.
+        more: Options that change those of the fit.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If there are several students.
     """
-    if not os.path.isfile(config):
-        raise FileNotFoundError(f"There is no file {config!r} (looked from {os.getcwd()!r}).")
-    cli = (Building if with_losses else _BuildingNetworks)(args=["fit", "--config", config, *words])
+    words = ["--config", config] if isinstance(config, str) else list(config)
+    for file in [value for option, value in pairs(with_presets(words)) if option in ("-c", "--config")]:
+        if not os.path.isfile(file):
+            raise FileNotFoundError(f"There is no file {file!r} (looked from {os.getcwd()!r}).")
+    cli = (Building if with_losses else _BuildingNetworks)(args=["fit", *words, *more])
     if isinstance(cli.model, SeveralStudents):
-        raise ValueError(f"{config!r} has several students; {why}: give a configuration with model.student.")
+        raise ValueError(f"The configuration has several students; {why}: give one with model.student.")
     return Built(cli.model, cli.datamodule, cli.trainer)
