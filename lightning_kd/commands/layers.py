@@ -14,6 +14,7 @@ from lightning_kd.commands.building.fit import build
 from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.doctor.layers import Cost, counting, rows_of
 from lightning_kd.doctor.pairs import Pair, suggest
+from lightning_kd.engine.first_call import FirstCall
 
 
 def layers(words: list[str]) -> None:
@@ -53,7 +54,7 @@ def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32) -> 
 
         networks = [original(network) for network in (run.student, teacher) if network is not None]
         with counting(*networks) as cost:
-            ran = run.setup.trace(batch, lambda given: call_in_words(call, given), module)
+            ran = FirstCall(run.step, batch, lambda given: call_in_words(call, given), module).trace()
     print(_table("student", ran[0], cost, depth))
     if teacher is None:
         print(f"\nteacher: {'none' if run.teacher is None else type(run.teacher).__name__}, which has no layers.")

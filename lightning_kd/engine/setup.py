@@ -1,22 +1,20 @@
 """Set-up: choose the layers, learn every size from one small batch, and build what depends on sizes."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_kd.capture.attributes import looking_at
 from lightning_kd.capture.axes import Axes, axes_in_call, batch_of
 from lightning_kd.capture.batch import Batch, read_if_known
-from lightning_kd.capture.call import Call, describe_call
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
-from lightning_kd.capture.networks import device_of, isolated_random_state, original
-from lightning_kd.capture.trace import Ran, Trace
+from lightning_kd.capture.networks import isolated_random_state, original
 from lightning_kd.engine.attention_choice import check_same_choice
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
@@ -30,7 +28,8 @@ from lightning_kd.engine.checks import (
 )
 from lightning_kd.engine.default_layers import choose_layers, chosen_before
 from lightning_kd.engine.embedding_output import Embeddings
-from lightning_kd.engine.fused_heads import BothLogits, settle_heads
+from lightning_kd.engine.first_call import FirstCall
+from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
@@ -38,7 +37,7 @@ from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_unre
 from lightning_kd.engine.model_loss import tell_of_router
 from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
-from lightning_kd.engine.sparse_teacher import check_sparse_answer, sparse_in
+from lightning_kd.engine.sparse_teacher import check_sparse_answer
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
@@ -104,23 +103,23 @@ class SetUp:
         check_parts_not_lazy(self.step.objective.leaves)
         self.claim()
         with self.step.alone(), self.step.positions.setting_up():
-            self._prepare(batch, call_student, module)
+            self._prepare(FirstCall(self.step, batch, call_student, module))
 
-    def _prepare(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
+    def _prepare(self, first: FirstCall) -> None:
         self._check_teacher()
         if has_lazy(self.step.student):  # whose layers get their weights in the first call
-            with self._rehearsing(module):
-                call_student(batch)
+            with first.rehearsing():
+                first.call_student(first.batch)
             check_not_lazy(self.step.student)
         if isinstance(self.step.teacher, FrozenTeacher):  # in a loop without a Trainer; else they are there by now
             self.step.teacher.read_weights()
         if any(loss.needs_layers for loss in self.step.objective.components):
-            self._choose_layers(batch, call_student, module)
+            self._choose_layers(first)
         self._show_networks()
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
-        shapes, known, masks = self._measure(batch, call_student, module)
+        shapes, known, masks = self._measure(first)
         if self.shapes is None:
             self._settle_views(known, masks)
         check_mask(self.step.objective.leaves, masks, shapes)
@@ -129,9 +128,9 @@ class SetUp:
         else:
             self._check_same_sizes(shapes)
         self.step.takes_mask = any(loss.reads_text for _, loss in self.step.objective.leaves)
-        tell_unread_masks(self.step, batch, masks, shapes)
+        tell_unread_masks(self.step, first.batch, masks, shapes)
         logits = self.shapes["student"].get(LOGITS, ()) if self.shapes else ()
-        self.step.heads = settle_heads(self.step, logits, lambda: self._logits_of_both(batch, call_student, module))
+        self.step.heads = settle_heads(self.step, logits, first.logits_of_both)
 
     def name_layers(self, chosen: Mapping[str, Mapping[str, Any]]) -> None:
         """Give the losses that name no layers those that were chosen when a checkpoint was made."""
@@ -267,14 +266,6 @@ class SetUp:
 
         check_stored_heads(self.step.teacher, teacher_heads(self.step.objective.components))
 
-    def _logits_of_both(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> BothLogits:
-        logits_of = self.step.hooks.logits_of
-        with self._rehearsing(module), self.step.capture.recording():
-            call_student(batch)
-            (call,) = self.step.capture.counting_calls()
-            lesson = self._first_lesson(batch, call)
-            return logits_of(call.output), sparse_in(lesson) or logits_of(lesson.output)
-
     def _show_networks(self) -> None:
         """Show the losses the networks."""
         teacher = None if self.step.teacher is None else self.step.teacher.layered
@@ -296,9 +287,7 @@ class SetUp:
             names = [] if teacher is None else [n for n in loss.teacher_layers if is_module(n)]
             loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
 
-    def _measure(
-        self, batch: Any, call_student: Callable[[Any], object], module: nn.Module
-    ) -> tuple[Shapes, Known, Masks]:
+    def _measure(self, first: FirstCall) -> tuple[Shapes, Known, Masks]:
         """Call both networks.
 
         Returns:
@@ -306,22 +295,21 @@ class SetUp:
         """
         capture, teacher = self.step.capture, self.step.teacher
         network = None if teacher is None else teacher.layered
-        with self._rehearsing(module):
+        with first.rehearsing():
             with capture.recording(), following(self.step.student) as student_runs, SigmoidWatch() as watch:
-                call_student(batch)
-                (call,) = capture.counting_calls()
+                call = first.of_student()
                 self.inputs = remember_call(call.args, call.kwargs)
                 capture.check_ran(call)
                 capture.copy_changed(call)
                 capture.copy_before_dropout()
                 with following(network) if network is not None else nullcontext() as teacher_runs:
-                    lesson = self._first_lesson(batch, call)
+                    lesson = first.lesson(call)
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
-                read = self.step.with_masks(read_if_known(self.step.hooks, batch), call)
+                read = self.step.with_masks(read_if_known(self.step.hooks, first.batch), call)
                 followed = {"student": student_runs, "teacher": teacher_runs}
                 tensors = self._check_first(call, lesson, watch, read, followed)
-            self.step.settle_positions(batch, call)
+            self.step.settle_positions(first.batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),
                 "teacher": _as_stored(teacher, lesson)
@@ -350,21 +338,9 @@ class SetUp:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
 
-    def trace(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> tuple[Ran, Ran]:
-        """Call both networks without a trace in them, and return what ran in each; takes what :meth:`prepare` does."""
+    def _choose_layers(self, first: FirstCall) -> None:
         step = self.step
-        step.detach()
-        step.capture.attach()
-        with self._rehearsing(module), step.capture.recording(), Trace(step.student) as trace:
-            call_student(batch)
-            (call,) = step.capture.counting_calls()
-            both = trace.before(step.hooks.logits_of(call.output)), self._trace_teacher(batch, call)
-        step.detach()
-        return both
-
-    def _choose_layers(self, batch: Any, call_student: Callable[[Any], object], module: nn.Module) -> None:
-        step = self.step
-        student_layers, teacher_layers = self.trace(batch, call_student, module)
+        student_layers, teacher_layers = first.trace()
         outputs = self.embeddings.that_are_outputs(student_layers.output)
         for name, loss in step.objective.leaves:
             if name in outputs or loss.needs_layers:
@@ -372,45 +348,6 @@ class SetUp:
                 told = told or choose_layers(loss, student_layers, teacher_layers)
                 rank_zero_info(f"Part {name!r} reads {told}.")
         step.watch()
-
-    def _trace_teacher(self, batch: Any, call: Call) -> Ran:
-        teacher = self.step.teacher
-        if teacher is None or teacher.layered is None:
-            return Ran()
-        with Trace(teacher.layered) as trace:
-            lesson = self._first_lesson(batch, call)
-            return trace.before(self.step.hooks.output_options.as_returned(lesson.output, self.step.hooks.logits_of))
-
-    @contextmanager
-    def _rehearsing(self, module: nn.Module) -> Iterator[None]:
-        """Call student and teacher without a trace, on whichever device each is.
-
-        With gradients, for a training step may call the student without gradients first, which does not count.
-        """
-        teacher = self.step.teacher
-        networks = [self.step.student]
-        if teacher is not None and teacher.module is not None:
-            teacher.place(device_of(self.step.student))
-            networks.append(teacher.module)
-        with looking_at(networks, module, but=(DistillationLoss,)):
-            yield
-
-    def _first_lesson(self, batch: Any, call: Call) -> Lesson:
-        """Ask the teacher for the first time, and say what to do if it cannot be called like the student."""
-        teacher = self.step.teacher
-        try:
-            return self.step.ask(batch, call, first=True)
-        except Exception as error:
-            if call.changed_input or teacher is None or teacher.looks_up:
-                raise
-            name = type(teacher if teacher.module is None else original(teacher.module)).__name__
-            raise ValueError(
-                f"The teacher {name} cannot be called with what the student "
-                f"was called with, {describe_call(call)}: {type(error).__name__}: {error}. Override "
-                "teacher_inputs(batch, args, kwargs) to return the teacher's own (args, kwargs), or pass "
-                "teacher_inputs=, such as Resize(224) or Keys(rename={...}); if its weights are of another format than "
-                "the student's, pass teacher_dtype."
-            ) from error
 
     def _check_first(
         self, call: Call, lesson: Lesson, watch: SigmoidWatch, read: Batch, runs: Mapping[str, Followed | None]
