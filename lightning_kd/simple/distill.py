@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from lightning_kd.doctor.callback import Doctor
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.module import DistillationModule
 from lightning_kd.simple.as_it_was import as_it_was, stopped_by_hand, train_mode
@@ -56,6 +57,9 @@ def distill(
     with the normalisation that the student wants, in training in random crops that both networks see alike. The
     teacher sees them normalised and scaled as it wants (``Renormalize``, ``Resize``). Images that you bring are taken
     to be normalised for the student, or for the teacher if the student does not tell. All this is printed.
+
+    A teacher that has nothing to teach, such as one whose weights were not loaded, is warned of (:class:`Doctor`).
+    ``callbacks=[Doctor(batches=0)]`` looks no more.
 
     The teacher, and the random states of torch, Python and NumPy, are afterwards as they were before. Parts of the
     student that you have frozen, or put into eval mode, stay so in training. Ctrl-C raises ``KeyboardInterrupt``.
@@ -159,7 +163,11 @@ def _check_kinds(student: object, teacher: object) -> None:
 
 def _fit(module: DistillationModule, data: Loaded, options: dict[str, Any]) -> dict[str, float]:
     quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(**(quiet | options))
+    given = options.get("callbacks") or []
+    callbacks = [*given] if isinstance(given, Iterable) else [given]
+    if not any(isinstance(callback, Doctor) for callback in callbacks):
+        callbacks.append(Doctor())
+    trainer = Trainer(**(quiet | options | {"callbacks": callbacks}))
     with warnings.catch_warnings(), stopped_by_hand():
         # Lightning 2.6 warns of a fit without held-out data. Here such data is optional.
         # It also warns of parts in eval mode. We keep them so on purpose, and have said so.

@@ -15,6 +15,9 @@ from tests import support
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "max_epochs": 2, "batch_size": 8}
 
+# their teachers are small networks that were never trained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:None of the teacher's")
+
 
 class Watch(Callback):
     """Notes the modes of the student's parts in training, and may do something after the first batch."""

@@ -1,6 +1,7 @@
 """Three lines from two networks and data to a trained student with its numbers."""
 
 import random
+import warnings
 from functools import partial
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_kd import DistillationModule, DistillationResult, distill
+from lightning_kd import DistillationModule, DistillationResult, Doctor, distill
 from lightning_kd.data import DigitsConvNet, DigitsDataModule
 from lightning_kd.losses import EmbeddingLoss, HintLoss, KDLoss, MultiLabelKDLoss, RegressionKDLoss
 from lightning_kd.simple.defaults import choose
@@ -17,6 +18,9 @@ from lightning_kd.teachers import from_checkpoint
 from tests import support
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+
+# their teachers are small networks that were never trained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:None of the teacher's")
 
 
 def quick(student=None, teacher=None, train=None, val=None, **options):
@@ -232,3 +236,13 @@ def test_an_option_that_there_is_not_is_refused_with_the_nearest():
     x = torch.randn(8, 4)
     with pytest.raises(TypeError, match=r"has an option 'max_epoch'\. Did you mean 'max_epochs'\?"):
         distill(nn.Linear(4, 3), nn.Linear(4, 3), x, max_epoch=1)
+
+
+def test_a_teacher_that_has_nothing_to_teach_is_warned_of():
+    x, y = torch.randn(64, 1, 8, 8), torch.arange(64) % 10
+    with pytest.warns(UserWarning, match="has seen a batch, so it was never trained"):
+        quick(DigitsConvNet(width=2), DigitsConvNet(width=3), (x, y))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quick(DigitsConvNet(width=2), DigitsConvNet(width=3), (x, y), callbacks=Doctor(batches=0))
+    assert not [one for one in caught if "has seen a batch" in str(one.message)]

@@ -17,6 +17,9 @@ from tests import support
 
 Image = pytest.importorskip("PIL.Image")
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "max_epochs": 1, "batch_size": 4}
+
+# their teachers are small networks that were never trained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:None of the teacher's")
 HALVES = ([0.5] * 3, [0.5] * 3)
 QUARTERS = ([0.25] * 3, [0.125] * 3)
 
