@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning_kd.capture.networks import num_parameters
 from lightning_kd.doctor.examination import Examination
 from lightning_kd.doctor.findings import Finding
+from lightning_kd.doctor.inputs import InputWatch
 from lightning_kd.doctor.networks import finding_of_sizes
 from lightning_kd.doctor.one_batch import finding_of_capacity, learn_one_batch
 from lightning_kd.doctor.parts import Part, PartsWatch, findings_of
@@ -51,6 +52,7 @@ class _Visit(Callback):
         self.run = run
         self.examination = Examination(run, batches)
         self.watch = PartsWatch(run)
+        self.inputs = InputWatch(None if run.teacher is None else run.teacher.layered)
         self.batches = batches
         self.fit_steps = fit_steps
         self.by_heart: tuple[int, int] | None = None
@@ -100,7 +102,8 @@ def visit(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`training_step` returned `None`")
         try:
-            trainer.fit(module, datamodule=data)
+            with looker.inputs:
+                trainer.fit(module, datamodule=data)
         except _EnoughError:
             pass
         finally:
@@ -116,7 +119,8 @@ def _report(run: DistillationRun, looker: _Visit) -> Report:
         if counts is not None:
             report.accuracies[role] = counts.accuracy()
     report.entropies, report.parts, report.by_heart = seen.entropies(), looker.watch.parts(), looker.by_heart
-    found = [*seen.findings(), *findings_of(report.parts)]
+    of_scale = None if seen.counts is not None and seen.counts.know_the_labels else looker.inputs.finding()
+    found = [*([] if of_scale is None else [of_scale]), *seen.findings(), *findings_of(report.parts)]
     found += [_of_entropy(temperature, share) for temperature, share in report.entropies.items() if share < 0.01]
     if teacher is not None and (of_sizes := finding_of_sizes(run.student, teacher)) is not None:
         found.append(of_sizes)

@@ -30,6 +30,7 @@ from lightning_kd.engine.default_layers import choose_layers, chosen_before
 from lightning_kd.engine.embedding_output import Embeddings
 from lightning_kd.engine.first_call import FirstCall
 from lightning_kd.engine.fused_heads import settle_heads
+from lightning_kd.engine.input_scale import tell_of_scale
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
@@ -355,6 +356,7 @@ class SetUp:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
         look_at_outputs(self.step, call, lesson, tensors, watch, runs)
+        tell_of_scale(runs["teacher"])
         tell_of_router(self.step.student, call.output, self.step.hooks)
         check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)

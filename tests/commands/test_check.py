@@ -4,6 +4,9 @@ import re
 import warnings
 
 import pytest
+import torch
+
+from lightning_kd.data.networks.digits import DigitsConvNet
 
 from .conftest import FIT
 
@@ -73,6 +76,25 @@ def test_numbers_out_of_range_are_refused(call):
     code, _, err = call("check", "--config=a.yaml", "--batches=0")
     assert code == 2
     assert "expected --batches >= 1" in err
+
+
+class Narrow(DigitsConvNet):
+    """A network that has seen smaller numbers in training, as its statistics tell."""
+
+    def __init__(self, width=3):
+        super().__init__(width)
+        for norm in self.modules():
+            if isinstance(norm, torch.nn.BatchNorm2d):
+                norm.num_batches_tracked.fill_(1)
+                norm.running_var.fill_(1e-8)
+
+
+def test_a_teacher_that_was_trained_at_another_scale_is_warned_of(checked):
+    narrow = ("teacher: {class_path: DigitsConvNet", f"teacher: {{class_path: {__name__}.Narrow")
+    with pytest.warns(UserWarning, match="first batch normalisation"):
+        out = checked("--fit_steps=0", change=[narrow])[1]
+    assert "WARNING: The teacher's first batch normalisation" in out
+    assert "has seen a batch" not in out
 
 
 def test_a_fit_has_a_doctor_that_can_be_switched_off(fit_with, tmp_path, monkeypatch):
