@@ -269,6 +269,30 @@ def unused_columns(
     return f"{sentence} by name; training_step may read them." if own_step else f"{sentence}, so they are left out."
 
 
+def several_targets(batch: Any, networks: Iterable[nn.Module]) -> str | None:
+    """Return a sentence on which of several columns of labels is read, ``None`` if there are not several.
+
+    Args:
+        batch: The batch.
+        networks: The networks that are called with it; a column that one of them takes is its input.
+
+    Example:
+        >>> several_targets({"x": 1, "y": 2, "label": 3}, [nn.Linear(1, 1)])
+        "The batch has labels under 'label' and 'y', of which 'label' is read; override unpack_batch to return ..."
+    """
+    taken = [takes(network) for network in networks]
+    columns = columns_of(batch) or {}
+    there = [name for name in TARGET_KEYS if name in columns]
+    others = [name for name in there[1:] if not any(name in one for one in taken)]
+    if not others:
+        return None
+    names = " and ".join(map(repr, (there[0], *others)))
+    return (
+        f"The batch has labels under {names}, of which {there[0]!r} is read; override unpack_batch to return "
+        "lightning_kd.Batch(..., target=...) with another, or leave the others out of the batch."
+    )
+
+
 def is_own(method: Any) -> bool:
     """Whether a method of a door is the one that comes with it, not one that a user has written."""
     return str(getattr(inspect.unwrap(method), "__module__", "")).startswith("lightning_kd.")

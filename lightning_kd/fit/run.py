@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.columns import gives_as_is, is_own, unused_columns
+from lightning_kd.capture.columns import gives_as_is, is_own, several_targets, unused_columns
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.networks import device_of, is_compiled, original
 from lightning_kd.capture.rows import leaves_of
@@ -378,9 +378,10 @@ class DistillationRun:
                 rank_zero_info(difference)
         of_store = () if teacher is None else teacher.stored_columns
         own_step = self.step.calls is not None
-        told = unused_columns(batch, networks, (*self.taken_columns, *of_store), own_step=own_step)
-        if told is not None:
-            (rank_zero_info if own_step else rank_zero_warn)(told)
+        unused = unused_columns(batch, networks, (*self.taken_columns, *of_store), own_step=own_step)
+        for told in (several_targets(batch, networks), unused):
+            if told is not None:
+                (rank_zero_info if own_step else rank_zero_warn)(told)
 
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""

@@ -150,6 +150,13 @@ def test_unused_columns_are_told_once():
         kd_of("module", Plain(), Kinds(), batch)
 
 
+def test_which_of_several_columns_of_labels_is_read_is_told():
+    batch = columns(y=torch.arange(6) % 3)
+    (first,) = {"target", "labels", "label"} & batch.keys()
+    with pytest.warns(UserWarning, match=f"labels under '{first}' and 'y', of which '{first}' is read"):
+        kd_of("module", Plain(), Kinds(), batch)
+
+
 def test_under_the_callback_the_step_may_read_them(caplog):
     with caplog.at_level(logging.INFO):
         kd_of("callback", Plain(), Kinds(), columns(note=torch.zeros(6)))
