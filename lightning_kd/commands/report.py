@@ -16,7 +16,7 @@ def report(words: list[str]) -> None:
     call_with(words, write_report, "report")
 
 
-def write_report(run: str, output: str = "report.html") -> None:
+def write_report(run: str, output: str = "report.html", exported: list[str] | None = None) -> None:
     """Write one self-contained HTML page of a recorded run.
 
     A fit records itself with the callback lightning_kd.report.RecordRun: --trainer.callbacks+=
@@ -25,13 +25,14 @@ def write_report(run: str, output: str = "report.html") -> None:
     Args:
         run: Folder of the record.
         output: File to write; its ending is .html.
+        exported: Files that the student was exported to, to be named on the page: [student.onnx,student.safetensors].
 
     Raises:
-        FileNotFoundError: If the folder holds no record.
+        FileNotFoundError: If the folder holds no record, or there is no such exported file.
         ValueError: If the output is no .html file, or what is in the folder is no record.
     """
     if Path(output).suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--output {output}: the page is HTML, so its name ends in .html.")
     check_extra()
-    write_page(run, output)
+    write_page(run, output, exported or ())
     print(f"The report is in {output!r}.")

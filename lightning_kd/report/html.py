@@ -1,7 +1,7 @@
 """The page of a recorded run: what the student has learnt, from whom, how, and at what cost."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning_kd.metrics import compare_outputs
 from lightning_kd.report.page import Part, Section, Table, Text, Tile, Tiles, render
 from lightning_kd.report.record import Record
 from lightning_kd.report.views.classes import by_class, confidence, disagreements
+from lightning_kd.report.views.exported import exported
 from lightning_kd.report.views.networks import costs, gradients, layers
 from lightning_kd.report.views.progress import losses, validation
 
@@ -28,25 +29,28 @@ FIDELITY = {
 _SHARES = ("accuracy", "teacher_accuracy", "agreement", "agreement_on_mistakes", "negative_flips")
 
 
-def write_page(run: str | os.PathLike[str], output: str | os.PathLike[str]) -> None:
+def write_page(
+    run: str | os.PathLike[str], output: str | os.PathLike[str], exports: Sequence[str | os.PathLike[str]] = ()
+) -> None:
     """Write the page of a recorded run.
 
     Args:
         run: The folder of the record.
         output: The file to write.
+        exports: The files that the student was exported to.
 
     Raises:
-        FileNotFoundError: If there is no record.
+        FileNotFoundError: If there is no record, or no file of an export.
         ValueError: If what is there is none.
         ModuleNotFoundError: If the packages of the page are not installed; names the extra.
     """
-    page = page_of(Record.read(run))
+    page = page_of(Record.read(run), exports)
     with atomic_write(Path(output)) as file:
         file.write(page.encode())
 
 
-def page_of(record: Record) -> str:
-    """Return the page of a record as HTML."""
+def page_of(record: Record, exports: Sequence[str | os.PathLike[str]] = ()) -> str:
+    """Return the page of a record, and of the files that the student was exported to, as HTML."""
     facts = record.facts
     student, teacher = facts["student"]["name"], facts["teacher"] and facts["teacher"]["name"]
     numbers = _numbers(record)
@@ -61,6 +65,7 @@ def page_of(record: Record) -> str:
         Section("Layers", layers(facts)),
         Section("Gradients of the parts", gradients(facts)),
         Section("What they cost", costs(facts)),
+        Section("What was exported", exported(facts, exports)),
         Section("About this run", _about(facts)),
     ]
     title = f"{student}, distilled from {teacher}" if teacher else f"{student}, trained without a teacher"

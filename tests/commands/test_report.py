@@ -1,5 +1,8 @@
 """The command `lightning-kd report`: a page of a recorded run, or one line that says what to do."""
 
+import hashlib
+import json
+import re
 import sys
 from pathlib import Path
 
@@ -37,6 +40,25 @@ def test_a_fit_from_yaml_records_itself_and_the_command_makes_its_page(recorded,
     assert "The report is in" in out
     page = (tmp_path / "new" / "page.html").read_text()
     assert "DigitsConvNet, distilled from DigitsConvNet" in page
+
+
+def test_the_page_names_what_was_exported(recorded, call, tmp_path):
+    weights = tmp_path / "student.safetensors"
+    weights.write_bytes(bytes(4000))
+    (tmp_path / "student.onnx").write_bytes(b"<b>")
+    words = ("--run", str(recorded), "--output", str(tmp_path / "page.html"))
+    both = f"--exported=[{weights},{tmp_path}/student.onnx]"
+    assert call("report", *words, both)[0] == 0
+    page = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "page.html").read_text()).split())
+    assert "What was exported" in page
+    checksum = hashlib.sha256(bytes(4000)).hexdigest()[:16]
+    parameters = json.loads((recorded / "record.json").read_text())["teacher"]["parameters"]
+    smaller = f"{4 * parameters / 4000:.1f}\N{MULTIPLICATION SIGN} smaller"
+    assert f"student.safetensors safetensors 0.004 MB {smaller} {checksum}" in page
+    assert "student.onnx onnx 3e-06 MB" in page
+    code, _, err = call("report", *words, "--exported=[nowhere.pt]")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "There is no exported file 'nowhere.pt'" in err
 
 
 def test_a_folder_without_a_record_is_refused_in_a_line(call, tmp_path):
