@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightning_kd.losses import DistillationLoss as DistillationLoss
     from lightning_kd.losses.strategies import DistillationStrategyType as DistillationStrategyType
     from lightning_kd.module import DistillationModule as DistillationModule
+    from lightning_kd.simple.chain import distill_chain as distill_chain
     from lightning_kd.simple.distill import distill as distill
     from lightning_kd.simple.result import DistillationResult as DistillationResult
     from lightning_kd.teachers import BornAgain as BornAgain
@@ -33,6 +34,7 @@ _PLACES = {
     "DistillationLoss": "losses",
     "DistillationStrategyType": "losses.strategies",
     "DistillationModule": "module",
+    "distill_chain": "simple.chain",
     "distill": "simple.distill",
     "DistillationResult": "simple.result",
     "BornAgain": "teachers",
