@@ -5,6 +5,7 @@ import os
 from functools import partial
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, DistributedSampler
@@ -78,12 +79,13 @@ def fit(cell):
     )
     torch.manual_seed(11)
     trainer.fit(made, _loader(cell), support.loader())
+    mesh = getattr(trainer.strategy, "device_mesh", None)
     norms = {n: m for n, m in made.losses.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
     statistics = {f"{name}.{buffer}" for name, norm in norms.items() for buffer in norm._buffers}
     (loss_name, loss), *_ = made.losses.items()
     each_its_own = {*statistics, *(f"{loss_name}.{buffer}" for buffer in loss.local_buffers)}
     state, shown = ({n: _whole(value) for n, value in net.state_dict().items()} for net in (learner, guide))
-    return {
+    facts = {
         "losses": watch.losses,
         "before": watch.before,
         "after": watch.after,
@@ -99,6 +101,11 @@ def fit(cell):
         },
         "normalises": bool(norms),
     }
+    if mesh is not None:  # Lightning 2.6 leaves its groups, each with threads of its own; a matrix has hundreds
+        for group in mesh.get_all_groups():
+            if group is not dist.group.WORLD:
+                dist.destroy_process_group(group)
+    return facts
 
 
 def _compiled(cell, learner, guide):

@@ -1,5 +1,6 @@
 """Fit many cells in three forked processes: one alone and two together, so that the imports are paid for once."""
 
+import gc
 import logging
 import os
 import tempfile
@@ -15,6 +16,9 @@ from tests.matrix.cells import with_references
 from tests.matrix.fit import fit
 from tests.matrix.verdict import complaints
 from tests.support import processes
+
+_COLLECT = 10
+"""After how many fits garbage is collected: a group that was left keeps its threads until then, and they poll."""
 
 
 def judge(cells):
@@ -45,7 +49,12 @@ def _fit(cells, environment, path):
     os.environ.update(environment)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    torch.save([_found(cell) for cell in cells], path)
+    found = []
+    for number, cell in enumerate(cells):
+        found.append(_found(cell))
+        if number % _COLLECT == 0:
+            gc.collect()
+    torch.save(found, path)
     processes.leave_group()
 
 
