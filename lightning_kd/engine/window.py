@@ -4,20 +4,25 @@ from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.autograd.graph import Node
 
 from lightning_kd.engine.objective import Goal
 from lightning_kd.losses.hybrid import HybridLoss
 from lightning_kd.losses.tokens.mean import TokenMean
+
+_STEPS = 6
+"""How many operations may lie between the loss that a step returns and what is differentiated."""
 
 
 class TokenWindow:
     """Weighs the micro-batches of an accumulation window by their tokens, where all that trains are means over tokens.
 
     Lightning divides each loss by the number of micro-batches, so short texts would weigh as much as long ones. How
-    many tokens a window has is known at its end only. So each micro-batch is weighed by its tokens against those of the
-    first, and the gradient is divided by all of them before the optimizer's step.
+    many tokens a window has is known at its end only. So the gradient of each micro-batch is weighed by its tokens
+    against those of the first, and the whole is divided by all of them before the optimizer's step. The value of the
+    loss stays that of the micro-batch. A term that a subclass adds would be divided too, so nothing is weighed then.
     """
 
     def __init__(self) -> None:
@@ -26,13 +31,16 @@ class TokenWindow:
         self._told = False
         self._goal: Goal | None = None
         self._has_tokens = False
+        self._returned: Node | None = None
+        self._has_more = False
 
     def begin(self) -> None:
         """Forget a window that an earlier fit has broken off."""
-        self.first = self.tokens = None
+        self.first = self.tokens = self._returned = None
+        self._has_more = False
 
     def weigh(self, total: Tensor, goal: Goal, module: LightningModule, of_task: Sequence[Tensor | None]) -> Tensor:
-        """Return the loss of a micro-batch, as it is to be differentiated.
+        """Return the loss of a micro-batch, with a gradient that has the weight of its tokens.
 
         Args:
             total: The loss of the micro-batch.
@@ -43,7 +51,7 @@ class TokenWindow:
         """
         if goal is not self._goal:
             self._goal, self._has_tokens = goal, any(isinstance(loss, TokenMean) for _, loss in goal.active)
-        if not self._has_tokens or _micro_batches(module) == 1:
+        if not self._has_tokens or self._has_more or _micro_batches(module) == 1:
             return total
         count = _common_count(goal, of_task)
         if count is None:
@@ -53,7 +61,36 @@ class TokenWindow:
             self.first, self.tokens = count.clamp_min(1.0), count
             return total
         self.tokens = self.tokens + count
-        return total * (count / self.first)
+        weighed = total * (count / self.first)
+        return weighed + (total - weighed).detach()
+
+    def returned(self, loss: Tensor) -> Tensor:
+        """Note the loss that a step returns, and return it."""
+        self._returned = None if self.first is None else loss.grad_fn
+        return loss
+
+    def check(self, loss: Tensor) -> None:
+        """Weigh nothing from now on if more is differentiated than the loss that was returned.
+
+        Args:
+            loss: What is differentiated: that loss by the number of micro-batches, or by the scale of 16 bits.
+        """
+        node, wanted = loss.grad_fn, self._returned
+        self._returned = None
+        if wanted is None or self._has_more:
+            return
+        for _ in range(_STEPS):
+            if node is wanted:
+                return
+            before = [] if node is None else [one for one, _ in node.next_functions if one is not None]
+            node = before[0] if len(before) == 1 else None
+        self.first = self.tokens = None
+        self._has_more = True
+        rank_zero_warn(
+            "training_step adds a term to the loss of tokens, so the loss of an accumulation window is the mean of its "
+            "micro-batches' means, and not the mean over all tokens of the window: the added term would be weighed by "
+            "tokens too. Give the term as a loss of its own, losses=[..., YourLoss()], or as task_loss."
+        )
 
     def finish(self, module: LightningModule) -> None:
         """Divide the gradient by the tokens of the window; called before the optimizer's step."""

@@ -10,9 +10,10 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_kd.capture.columns import is_own
 from lightning_kd.capture.networks import modes_of, put_in_modes
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.fit.optimizers import optimized_parameters
@@ -108,7 +109,7 @@ class SkippedInBatches(Callback):
 
     on_train_batch_end = None  # type: ignore[assignment]
     on_before_zero_grad = None  # type: ignore[assignment]
-    on_before_backward = None  # type: ignore[assignment]
+    on_before_backward: Callable[[Trainer, LightningModule, Tensor], None] | None = None  # type: ignore[assignment]
     on_after_backward = None  # type: ignore[assignment]
 
 
@@ -144,6 +145,11 @@ class ModuleHooks(SkippedInBatches, FitHooks):
         self._before_fit()
         self._check_optimized(trainer)
         super().on_fit_start(trainer, pl_module)
+        # a hook of every batch is there only for a training_step of a subclass, which may add terms
+        self.on_before_backward = None if is_own(pl_module.training_step) else self._check_window
+
+    def _check_window(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        self.run.window.check(loss)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what resuming needs beside weights, also where the module overrides this hook."""

@@ -316,7 +316,8 @@ class DistillationRun:
         counts = [of_task] if "task" in terms.parts else []
         total = self.window.weigh(terms.total, goal, module, counts)
         varies = self.clock.source is not None or bool(self.objective.stages) or self.objective.may_leave_out_teacher
-        return self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
+        kept = self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
+        return self.window.returned(kept)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Leave unused parameters alone, look at the gradients, and write a line if one is due."""

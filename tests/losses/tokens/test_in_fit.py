@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from lightning.pytorch import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -321,6 +322,70 @@ def test_a_window_with_a_task_of_its_own_says_what_it_is(monkeypatch: pytest.Mon
     trainer.fit(UsersModule(student), loader, loader)
     assert len(said) == 1
     assert "mean of its micro-batches' means" in said[0]
+
+
+def micro_batches() -> list[dict[str, Tensor]]:
+    """Micro-batches of unequal lengths, the longest first, for which a weight by tokens makes the most difference."""
+    return [texts(6, 6), texts(2, 3, seed=1), texts(3, 2, seed=2)]
+
+
+def token_means(student: nn.Module, teacher: nn.Module) -> list[Tensor]:
+    found = []
+    for batch in micro_batches():
+        inputs, labels = (batch["input_ids"], batch["attention_mask"]), batch["labels"]
+        ours, theirs = student(*inputs).logits, teacher(*inputs).logits.detach()
+        found.append(token_kd_loss(ours, theirs, labels=labels, mask=batch["attention_mask"].bool(), shift=True))
+    return found
+
+
+class Regularised(DistillationModule):
+    """Adds a term of its own to the loss."""
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) + 0.1 * self.student.head.weight.square().sum()
+
+
+class Halved(DistillationModule):
+    """Returns a multiple of the loss, which is no other term."""
+
+    def training_step(self, batch: object, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) / 2
+
+
+def trained_by(kind: type[DistillationModule]) -> nn.Module:
+    student, teacher = networks()
+    module = kind(student, teacher, [TokenKDLoss(shift=True)], optimizer=partial(torch.optim.SGD, lr=0.5))
+    fit(module, micro_batches(), accumulate_grad_batches=3)
+    return student
+
+
+def test_a_term_that_a_subclass_adds_is_not_weighed_by_tokens() -> None:
+    student, teacher = networks()
+    mean = sum(token_means(student, teacher)) / 3
+    expected = by_hand(mean + 0.1 * student.head.weight.square().sum(), student)
+    with pytest.warns(UserWarning, match="training_step adds a term to the loss of tokens"):
+        found = trained_by(Regularised)
+    same(found.state_dict(), expected)
+
+
+def test_a_subclass_may_return_a_multiple() -> None:
+    student, teacher = networks()
+    counts = [(batch["labels"][:, 1:] != -100).sum() for batch in micro_batches()]
+    weighed = sum(mean * count for mean, count in zip(token_means(student, teacher), counts, strict=True))
+    same(trained_by(Halved).state_dict(), by_hand(weighed / sum(counts) / 2, student))
+
+
+def test_the_value_of_a_micro_batch_is_its_mean() -> None:
+    """What callbacks read; only the gradient has the weight of the tokens."""
+    read: list[float] = []
+
+    class Watch(Callback):
+        def on_train_batch_end(self, trainer: object, pl_module: object, outputs: object, *args: object) -> None:
+            assert isinstance(outputs, dict)
+            read.append(3 * float(outputs["loss"]))  # Lightning divides by the number of micro-batches
+
+    fit(made([TokenKDLoss(shift=True)]), micro_batches(), accumulate_grad_batches=3, callbacks=[Watch()])
+    torch.testing.assert_close(read, [mean.item() for mean in token_means(*networks())])
 
 
 def work(rank: int, folder: Path) -> None:
