@@ -3,7 +3,6 @@
 The axis that grows with the batch is the batch's. The module calls tell which holds the channels, see ``Followed``.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from torch import Tensor
 
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.places import Places
-from lightning_kd.capture.private import tree_leaves, tree_map_only
+from lightning_kd.capture.private import tree_map_only
+from lightning_kd.capture.seen import batch_of, patch_grid, seen_in
 
 
 @dataclass(slots=True)
@@ -64,26 +64,8 @@ def one_more_sample(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int,
     return tuple(map(more, args)), {name: more(value) for name, value in kwargs.items()}
 
 
-def batch_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], target: Any) -> tuple[int, int] | None:
-    """Return the number of samples of a call and the batch axis of its inputs, ``None`` without a tensor.
-
-    Sequences may have their positions first, ``(L, B, C)``; then the target alone has the length of the batch. A list
-    of tensors holds a sample each.
-    """
-    outer = next(iter((*args, *kwargs.values())), None)
-    if isinstance(outer, list) and outer and isinstance(outer[0], Tensor):
-        return len(outer), 0
-    first = next((one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.ndim), None)
-    if first is None:
-        return None
-    rows = len(target) if isinstance(target, Tensor) and target.ndim else len(first)
-    if first.ndim >= 2 and len(first) != rows == first.shape[1]:
-        return rows, 1
-    return len(first), 0
-
-
 def find_axes(
-    layers: Iterable[str], followed: Followed, more: Followed | None, size: int, image: Tensor | None
+    layers: Iterable[str], followed: Followed, more: Followed | None, size: int, image: tuple[int, int] | None
 ) -> dict[str, Axes]:
     """Find what the axes of the values of layers mean.
 
@@ -92,7 +74,7 @@ def find_axes(
         followed: The module calls of the network's first call.
         more: Those of a call with the first sample appended, ``None`` if there was no such call.
         size: Number of samples of the first call.
-        image: The image that the network was called with, if it was one.
+        image: Height and width of the images that the network was called with, if they were such.
     """
     found = {}
     for layer in layers:
@@ -135,29 +117,8 @@ def axes_in_call(
     with suppress(Exception), following(getattr(network, "layered", network)) as second:
         network(*more_args, **more_kwargs)
         more = second
-    first = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
-    return find_axes(layers, runs, more, size, first if first is not None and first.ndim == 4 and axis == 0 else None)
-
-
-def patch_grid(tokens: int, image: Tensor) -> tuple[int, tuple[int, int] | None]:
-    """Return how many tokens stand before those of the patches, and height and width of the grid of patches.
-
-    A patch is a square of pixels, so the grid has the shape of the image. The fewest tokens before it are taken for
-    which that holds: none, a class token, a class and a distillation token, or these with register tokens.
-
-    Example:
-        >>> patch_grid(197, torch.zeros(1, 3, 224, 224))
-        (1, (14, 14))
-    """
-    height, width = image.shape[2:]
-    for prefix in range(17):
-        area, patches = height * width, tokens - prefix
-        if patches < 1 or area % patches:
-            continue
-        side = math.isqrt(area // patches)
-        if side and side * side == area // patches and height % side == 0 == width % side:
-            return prefix, (height // side, width // side)
-    return 0, None
+    seen = seen_in(args, kwargs, target)
+    return find_axes(layers, runs, more, size, None if seen is None else seen.image)
 
 
 def _find_batch(axes: Axes, value: Tensor, more: Tensor | None, size: int) -> None:

@@ -3,10 +3,13 @@
 The losses read ``(B, C)``, tokens ``(B, N, C)``, or maps ``(B, C, H, W)``, with the batch first.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
+
+from lightning_kd.capture.seen import grid_of
 
 LayoutName = Literal["NC", "NCL", "NLC", "LNC", "NCHW", "NHWC", "NCDHW", "NDHWC"]
 """Names of the axes in order: N the batch, C the channels, L the positions of a sequence, D, H and W those of space."""
@@ -46,6 +49,45 @@ class View:
     def is_plain(self) -> bool:
         """Whether the value is read as it is."""
         return self.order in ("NC", "NLC", "NCHW") and self.windows == 1 and not (self.as_map or self.text)
+
+    @property
+    def depends_on_size(self) -> bool:
+        """Whether the size of the images decides how the value is read."""
+        return self.windows > 1 or self.grid is not None
+
+    def fitted(self, shape: Sequence[int], samples: int, image: tuple[int, int] | None) -> "View":
+        """Return the view for images of another size: with other windows a sample, and another grid of patches.
+
+        Args:
+            shape: The shape of the value.
+            samples: How many samples it is of.
+            image: Height and width of the images, ``None`` if they are not known.
+
+        Raises:
+            ValueError: If the rows are not as many windows for each sample, or the tokens no patches of the images.
+
+        Example:
+            >>> View("NLC", windows=4).fitted((12, 49, 8), 2, None).windows
+            6
+            >>> View("NLC", prefix=1, grid=(4, 4)).fitted((2, 9, 8), 2, (16, 32)).grid
+            (2, 4)
+        """
+        view = self
+        if self.windows > 1 and samples:
+            windows, rest = divmod(shape[0], samples)
+            if rest or not windows:
+                raise ValueError(f"its {shape[0]} rows are not as many windows for each of {samples} samples.")
+            view = replace(view, windows=windows)
+        if self.grid is not None and image is not None:
+            tokens = shape[self.order.index("L")] - self.prefix
+            grid = grid_of(tokens, image)
+            if grid is None:
+                raise ValueError(
+                    f"its {tokens} tokens are read as the patches of an image, but images of {image[0]} x {image[1]} "
+                    "have no square patches so many. Give images of one shape, or name a layer that returns a map."
+                )
+            view = replace(view, grid=grid)
+        return view
 
     def __call__(self, value: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return the value in the order that a loss reads.

@@ -8,13 +8,14 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
-from lightning_kd.capture.axes import Axes, axes_in_call, batch_of
+from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import isolated_random_state, original
+from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (

@@ -1,8 +1,8 @@
 """One training step: look at the student's call, ask the teacher, compare, add."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,7 @@ from lightning_kd.capture.documents import position_ids_of
 from lightning_kd.capture.heads import is_output
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.rows import is_of_batch
+from lightning_kd.capture.seen import Seen, seen_in
 from lightning_kd.capture.store import Calls
 from lightning_kd.engine.attention_choice import choose_attention
 from lightning_kd.engine.blocks import show_blocks
@@ -352,8 +353,9 @@ class TrainingStep:
             call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
             compared_logits=self.hooks.output_options.compared(student_logits),
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
+            seen=partial(_seen, {"student": call, "teacher": lesson}, batch.target),
         )
-        return tensors if batch.mask is None or batch.mask.ndim != 1 else _counting(tensors, batch.mask)
+        return tensors if batch.mask is None or batch.mask.ndim != 1 else tensors.counting(batch.mask)
 
     def mask_of_output(self, batch: Batch) -> Tensor | None:
         """Return the mask of the student's output, which is that of its decoder if it has one."""
@@ -407,27 +409,10 @@ class TrainingStep:
             )
 
 
-def _counting(tensors: StepTensors, mask: Tensor) -> StepTensors:
-    """Keep the samples that count. Of layers the losses choose them, which know the batch axes."""
-
-    def chosen(rows: Tensor | None) -> Tensor | None:
-        return None if rows is None else rows[mask]
-
-    call, head_of = tensors.call, tensors.head_of
-    return replace(
-        tensors,
-        student_logits=chosen(tensors.student_logits),
-        compared_logits=chosen(tensors.compared_logits),
-        head_of=None if head_of is None else lambda role, head: chosen(head_of(role, head)),
-        teacher_logits=chosen(tensors.teacher_logits),
-        sparse=None if tensors.sparse is None else tensors.sparse.of_rows(mask),
-        target=chosen(tensors.target),
-        teacher_target=chosen(tensors.teacher_target),
-        teacher_mask=chosen(tensors.teacher_mask),
-        index=chosen(tensors.index),
-        hidden=None if tensors.hidden is None else (tensors.hidden[0][mask], tensors.hidden[1][mask]),
-        call=None if call is None else lambda network: chosen(call(network)),
-    )
+def _seen(calls: Mapping[str, Lesson], target: Any, role: str) -> Seen | None:
+    """Return what the network of a role was called with, ``None`` if there was no call."""
+    call = calls[role]
+    return seen_in(call.args, call.kwargs, target) if isinstance(call, Call) and call.called else None
 
 
 def _mean(calls: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

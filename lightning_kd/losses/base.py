@@ -3,18 +3,17 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.heads import Head
 from lightning_kd.capture.layout import LAYOUTS, View
 from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather, pad_to_longest, share_of_all
 from lightning_kd.losses.layer_names import checked_names
 from lightning_kd.losses.stage import Stage
+from lightning_kd.losses.step_tensors import StepTensors as StepTensors
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
 from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
 
@@ -29,51 +28,6 @@ LOGITS = "<logits>"
 """The key under which :meth:`DistillationLoss.build` finds the shape of the logits; no layer can have this name."""
 COMPARED = "<compared logits>"
 """The same of the student's logits that are compared with the teacher's, if these are not all."""
-
-
-@dataclass(slots=True)
-class StepTensors:
-    """What one training step offers to every loss; teacher tensors carry no gradient.
-
-    Args:
-        student_logits: Student logits, ``None`` if its output has none.
-        teacher_logits: Teacher logits, ``None`` without a teacher or if its output has none.
-        student_features: Captured student tensors by dotted layer name.
-        teacher_features: Captured teacher tensors by dotted layer name.
-        target: The batch's target, ``None`` for unlabelled data.
-        index: Row of each sample in the data set, ``None`` if the batch has none.
-        mask: Which tokens (B, N) are no padding, or which samples (B,) count; ``None`` if all do.
-        decoder_mask: Which tokens of the decoder are no padding, in a network that has an encoder too.
-        teacher_ready: Whether there is a teacher that has something to teach, or no loss needs one.
-        hidden: What the output layers of student and teacher were given, where logits do not stand whole.
-        heads: The output layers, for losses of tokens.
-        call: Calls another network with what the student was called with, and returns its logits.
-        compared_logits: The student's logits that are compared with the teacher's, ``None`` if all are.
-        head_of: Returns one of several outputs of a role, by the head's name or number, as they are compared.
-        sparse: The teacher's ``SparseLogits``, where these are its answer in the place of logits.
-        teacher_target: The labels of the teacher's own tokens, ``None`` if it reads the student's.
-        teacher_mask: Which of these are no padding.
-        position_ids: The positions (B, N) that the student was told, for losses that relate tokens to one another.
-    """
-
-    student_logits: Tensor | None = None
-    teacher_logits: Tensor | None = None
-    student_features: Mapping[str, Tensor] = field(default_factory=dict)
-    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
-    target: Tensor | None = None
-    index: Tensor | None = None
-    mask: Tensor | None = None
-    decoder_mask: Tensor | None = None
-    teacher_ready: bool = True
-    hidden: tuple[Tensor, Any] | None = None
-    heads: Any = None
-    call: Callable[[nn.Module], Tensor | None] | None = None
-    compared_logits: Tensor | None = None
-    head_of: Callable[[str, Head], Tensor | None] | None = None
-    sparse: Any = None
-    teacher_target: Tensor | None = None
-    teacher_mask: Tensor | None = None
-    position_ids: Tensor | None = None
 
 
 OutputKind = Literal["classes", "multilabel", "regression", "embeddings"] | None
@@ -374,7 +328,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         values = []
         for layer in layers:
             view = views.get(layer)
-            value = features[layer] if view is None else view(features[layer], mask)
+            value = features[layer] if view is None else step.fitted(role, layer, view)(features[layer], mask)
             if mask is not None and mask.ndim == 1:
                 value = value[mask]
             elif mask is not None and view is not None and view.text:

@@ -5,9 +5,10 @@ import torch
 from torch import nn
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
-from lightning_kd.capture.axes import find_axes, patch_grid
+from lightning_kd.capture.axes import find_axes
 from lightning_kd.capture.followed import following, natural_axis
 from lightning_kd.capture.layout import View
+from lightning_kd.capture.seen import patch_grid
 from lightning_kd.losses import (
     ATLoss,
     CTKDLoss,
@@ -107,7 +108,7 @@ def test_a_checkpoint_holds_how_layers_are_read(tmp_path):
     ],
 )
 def test_the_grid_of_patches_follows_from_the_image(tokens, size, expected):
-    assert patch_grid(tokens, torch.zeros(1, 3, *size)) == expected
+    assert patch_grid(tokens, size) == expected
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -143,7 +144,7 @@ def test_tokens_are_patches_only_where_a_module_has_made_a_map_of_them(convolves
         net(image)
     with following(net) as more:
         net(torch.zeros(3, 3, 32, 32))
-    assert find_axes(["mix"], once, more, 2, image)["mix"].grid == grid
+    assert find_axes(["mix"], once, more, 2, (32, 32))["mix"].grid == grid
 
 
 class Graph(nn.Module):
