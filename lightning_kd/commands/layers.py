@@ -1,6 +1,6 @@
 """The command ``lightning-kd layers``: both networks layer by layer, and which layers to compare."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -55,11 +55,12 @@ def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32) -> 
         networks = [original(network) for network in (run.student, teacher) if network is not None]
         with counting(*networks) as cost:
             ran = FirstCall(run.step, batch, lambda given: call_in_words(call, given), module).trace()
-    print(_table("student", ran[0], cost, depth))
+    pairs = [] if teacher is None else suggest(*ran)
+    print(_table("student", ran[0], cost, depth, {pair.student for pair in pairs}))
     if teacher is None:
         print(f"\nteacher: {'none' if run.teacher is None else type(run.teacher).__name__}, which has no layers.")
         return
-    print(f"\n{_table('teacher', ran[1], cost, depth)}\n\n{_suggested(suggest(*ran))}")
+    print(f"\n{_table('teacher', ran[1], cost, depth, {pair.teacher for pair in pairs})}\n\n{_suggested(pairs)}")
 
 
 def _small(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
@@ -71,10 +72,10 @@ def _small(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
     return DataLoader(loader.dataset, size, shuffle=True, collate_fn=loader.collate_fn, generator=generator)
 
 
-def _table(role: str, ran: Ran, cost: Cost, depth: int | None) -> str:
+def _table(role: str, ran: Ran, cost: Cost, depth: int | None, also: Collection[str]) -> str:
     total = max(cost.of(ran.network), 1)
     samples = 1 if ran.output is None else max(len(ran.output), 1)
-    rows = rows_of(ran, cost, depth)
+    rows = rows_of(ran, cost, depth, also)
     cells = [("layer", "kind", "output", "parameters", "cost")]
     cells += [(row.name, row.kind, str(row.shape), f"{row.parameters:,}", f"{row.flops / total:.1%}") for row in rows]
     widths = [max(len(line[i]) for line in cells) for i in range(5)]

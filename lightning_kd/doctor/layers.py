@@ -1,8 +1,9 @@
 """Both networks layer by layer: shapes, parameters and cost in one call of each."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -75,13 +76,15 @@ class Cost:
         return self._counts.get(module, 0)
 
 
-def rows_of(ran: Ran, cost: Cost, depth: int | None) -> list[Row]:
+def rows_of(ran: Ran, cost: Cost, depth: int | None, also: Collection[str] = ()) -> list[Row]:
     """Return the layers that ran, in their order; those that ran more than once are left out, since no loss reads them.
 
     Args:
         ran: What ran in one call of a network.
         cost: What was counted in it.
-        depth: How deep in the network a layer may lie, 1 for its own parts; ``None`` for all.
+        depth: How deep in the network a layer may lie, 1 for its own parts; ``None`` for all. Lists of blocks are no
+            depth of their own, for they do not run.
+        also: Names of layers that are shown however deep they lie.
     """
     return [
         Row(
@@ -92,7 +95,7 @@ def rows_of(ran: Ran, cost: Cost, depth: int | None) -> list[Row]:
             cost.of(seen.layer),
         )
         for seen in sorted(ran.every, key=lambda seen: _place(ran.network, seen.name))
-        if depth is None or seen.depth < depth
+        if depth is None or seen.name in also or _depth(ran.network, seen.name) < depth
     ]
 
 
@@ -101,6 +104,12 @@ def counting(*networks: nn.Module | None) -> Iterator[Cost]:
     """Count the operations of networks inside a block."""
     with Cost([network for network in networks if network is not None]) as cost:
         yield cost
+
+
+def _depth(network: nn.Module, name: str) -> int:
+    """Return how many modules that run a layer lies in."""
+    parents = map(network.get_submodule, accumulate(name.split(".")[:-1], "{}.{}".format))
+    return sum(not isinstance(parent, nn.ModuleList | nn.ModuleDict) for parent in parents)
 
 
 def _place(network: nn.Module, name: str) -> list[int]:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import yaml
+from torch import nn
 
 from .conftest import FIT
 
@@ -23,6 +24,9 @@ def shown(call, tmp_path):
         return call("layers", "--config", f"{tmp_path}/fit.yaml", *words)
 
     return run
+
+
+ROLES = ("student", "teacher")
 
 
 def cells(out, role, name):
@@ -46,6 +50,31 @@ def test_the_depth_of_the_table_is_an_option(shown):
     out = shown("--depth=1")[1]
     assert "stage1.conv" not in out
     assert cells(out, "student", "stage1")[1] == "Sequential"
+
+
+class Blocks(nn.Module):
+    """Blocks in a list, inside a part of the network, as transformers have them."""
+
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.body = nn.Module()
+        self.body.layers = nn.ModuleList([nn.Sequential(nn.Linear(64, 64), nn.ReLU()) for _ in range(2)])
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        for layer in self.body.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_a_list_of_blocks_is_no_depth_of_its_own_and_suggested_layers_are_shown(shown):
+    change = [(f"{role}: {{class_path: DigitsConvNet", f"{role}: {{class_path: {__name__}.Blocks") for role in ROLES]
+    out = shown("--rows=4", change=change)[1]
+    assert cells(out, "student", "body.layers.0")[1] == "Sequential"
+    assert "body.layers.0.0 " not in out
+    out = shown("--rows=4", "--depth=1", change=change)[1]
+    assert cells(out, "student", "body.layers.1")[1] == "Sequential"  # which a pair names
 
 
 def test_the_suggested_pairs_are_yaml_that_a_fit_takes(shown, fit_with):

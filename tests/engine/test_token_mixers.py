@@ -21,7 +21,7 @@ def channel_axis(net, layer, *inputs):
             net(*inputs)
         with following(net) as second:
             net(*(torch.cat([one, one[:1]]) for one in inputs))
-    image = inputs[0] if inputs[0].ndim == 4 else None
+    image = tuple(inputs[0].shape[2:]) if inputs[0].ndim == 4 else None
     return find_axes([layer], first, second, len(inputs[0]), image)[layer].channels
 
 
