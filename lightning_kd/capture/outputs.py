@@ -63,19 +63,20 @@ class Outputs:
         names = ("logits", "teacher_logits", "teacher_outputs", "teacher_classes", "student_classes")
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def of_teacher(self, output: Any, logits_of: LogitsOf, head: Head = None) -> Tensor | None:
+    def of_teacher(self, output: Any, logits_of: LogitsOf, head: Head = None, *, axis: int = 1) -> Tensor | None:
         """Return the teacher's logits in the form in which they are compared with the student's.
 
         Args:
             output: What the teacher returned.
             logits_of: Finds the logits where no head is named.
             head: Which of several outputs a loss reads; by default the one that the task reads.
+            axis: The axis of the classes: 1, or -1 of tokens (B, T, V).
         """
         logits = self.as_returned(output, logits_of, head)
         if logits is None:
             return None
         if self.teacher_outputs is not None:
-            logits = _as_logits(logits, self.teacher_outputs)
+            logits = _as_logits(logits, self.teacher_outputs, axis)
         return logits if self.teacher_classes is None else self._columns(logits, "teacher", self.teacher_classes)
 
     def as_returned(self, output: Any, logits_of: LogitsOf, head: Head = None) -> Tensor | None:
@@ -111,14 +112,14 @@ def _class_numbers(name: str, chosen: Sequence[int]) -> list[int]:
     return numbers
 
 
-def _as_logits(outputs: Tensor, kind: TeacherOutputs) -> Tensor:
+def _as_logits(outputs: Tensor, kind: TeacherOutputs, axis: int) -> Tensor:
     """Return unnormalised scores; of a single output, and of labels, the log odds."""
     if kind == "logits":
         return outputs
     highest = 1.0 - torch.finfo(outputs.dtype).eps / 2  # the number below 1: a sigmoid of 17 is 1 in float32
     if outputs.dtype in (torch.float16, torch.bfloat16):
         outputs = outputs.float()
-    single = outputs.ndim < 2 or outputs.shape[1] == 1
+    single = outputs.ndim < 2 or outputs.shape[axis] == 1
     if kind == "log_probabilities":
         if not single:
             return outputs
@@ -130,8 +131,12 @@ def _as_logits(outputs: Tensor, kind: TeacherOutputs) -> Tensor:
     return outputs.log()
 
 
-def kind_of_probabilities(outputs: Tensor) -> Literal["probabilities", "log_probabilities"] | None:
+def kind_of_probabilities(outputs: Tensor, axis: int = 1) -> Literal["probabilities", "log_probabilities"] | None:
     """Return whether outputs of several classes are probabilities, or their logarithms: each row adds up to one.
+
+    Args:
+        outputs: What a network returned.
+        axis: The axis of the classes.
 
     Example:
         >>> kind_of_probabilities(torch.tensor([[0.25, 0.75], [0.5, 0.5]]))
@@ -139,14 +144,14 @@ def kind_of_probabilities(outputs: Tensor) -> Literal["probabilities", "log_prob
         >>> kind_of_probabilities(torch.tensor([[1.0, 0.0], [3.0, -2.0]])) is None
         True
     """
-    if outputs.ndim < 2 or outputs.shape[1] < 2 or not outputs.numel() or outputs.is_meta:
+    if outputs.ndim < 2 or outputs.shape[axis] < 2 or not outputs.numel() or outputs.is_meta:
         return None
     if not outputs.is_floating_point():
         return None
     tolerance = 2e-2 if outputs.dtype in (torch.float16, torch.bfloat16) else 1e-3
     rows = outputs.detach().double()
     if bool((rows >= 0).all()):
-        return "probabilities" if bool(((rows.sum(1) - 1).abs() < tolerance).all()) else None
-    if bool((rows <= tolerance).all()) and bool((rows.logsumexp(1).abs() < tolerance).all()):
+        return "probabilities" if bool(((rows.sum(axis) - 1).abs() < tolerance).all()) else None
+    if bool((rows <= tolerance).all()) and bool((rows.logsumexp(axis).abs() < tolerance).all()):
         return "log_probabilities"
     return None

@@ -7,6 +7,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.followed import Followed
 from lightning_kd.capture.heads import Head, heads_of
@@ -18,6 +19,7 @@ from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.logits.base import LogitLoss, head_key
+from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON, Lesson
@@ -70,6 +72,7 @@ def look_at_outputs(
     tensors: StepTensors,
     watch: SigmoidWatch,
     runs: Mapping[str, Followed | None],
+    read: Batch,
 ) -> None:
     """Check that the outputs on the first samples have what the losses read, and are what they are taken for.
 
@@ -80,6 +83,7 @@ def look_at_outputs(
         tensors: What the losses read of both.
         watch: What saw both networks.
         runs: The calls of the modules of each role, ``None`` if they were not followed.
+        read: The batch taken apart, whose mask and labels tell which tokens are padding.
 
     Raises:
         ValueError: If logits are missing, the classes that were named do not fit, are not on axis 1, or scores are
@@ -91,12 +95,18 @@ def look_at_outputs(
         check_has_logits(name, loss, tensors, {role: has_heads(output) for role, output in outputs.items()})
     _tell_which_is_read(step, outputs, tensors)
     _check_classes(step, tensors)
+    said = step.hooks.output_options.teacher_outputs
     for name, loss in leaves:
         for role, head in _heads_read(loss).items():
             raw = _raw(step, role, outputs[role], head)
             if raw is not None:
                 _check_axis(name, loss, role, raw, runs[role])
-                _check_scale(name, loss, role, raw, watch.made(raw), step.hooks.output_options.teacher_outputs)
+                rows = _rows_that_count(raw, step.mask_of_output(read), read.target) if _of_tokens(loss) else raw
+                outputs_of = f"the {role}'s outputs {tuple(raw.shape)}"
+                if role == "teacher" and said is not None:
+                    _check_said(said, rows, outputs_of)
+                else:
+                    _check_scale(name, loss, role, rows, outputs_of, watch.made(raw))
 
 
 def shapes_read(step: TrainingStep, role: str, lesson: Lesson, tensors: StepTensors) -> dict[str, Shape]:
@@ -186,14 +196,47 @@ def _check_axis(part: str, loss: DistillationLoss, role: str, raw: Tensor, runs:
     )
 
 
-def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_sigmoid: bool, said: str | None) -> None:
-    """Raise a ``ValueError`` if what a loss reads as logits are probabilities, or the other way round."""
-    found = kind_of_probabilities(raw)
-    if role == "teacher" and said is not None:
-        _check_said(said, found, raw)
-        return
-    several = raw.ndim > 1 and raw.shape[1] > 1
-    if loss.output_kind == "classes":
+def _of_tokens(loss: DistillationLoss) -> bool:
+    """Whether a loss reads logits (B, T, V), whose classes are on the last axis."""
+    return isinstance(loss, TokenMean)
+
+
+def _rows_that_count(raw: Tensor, mask: Tensor | None, target: object) -> Tensor:
+    """Return the outputs (M, V) of those tokens that are no padding, where a network may return anything.
+
+    Args:
+        raw: The outputs (B, T, V) of all tokens, or (N, V).
+        mask: Which tokens of the student are no padding; a teacher may have other tokens.
+        target: The labels; one below 0 is of no class.
+    """
+    if raw.is_meta or raw.ndim < 2:
+        return raw
+    positions, rows = raw.shape[:-1], raw.detach().flatten(0, -2)
+    keep = ~rows.isnan().any(1) & (rows != 0).any(1)  # zeros alone are no scores
+    real = None
+    if mask is not None and mask.shape == positions:
+        real = mask
+    elif isinstance(target, Tensor) and target.shape == positions and not target.is_floating_point():
+        real = target >= 0
+    if real is not None and bool(real.any()):
+        keep &= real.to(keep.device).flatten()
+    return rows[keep]
+
+
+def _check_scale(part: str, loss: DistillationLoss, role: str, rows: Tensor, shown: str, of_sigmoid: bool) -> None:
+    """Raise a ``ValueError`` if what a loss reads as logits are probabilities, or the other way round.
+
+    Args:
+        part: Name of the part.
+        loss: The loss.
+        role: Whose outputs these are.
+        rows: The outputs as they were returned, with the classes on axis 1.
+        shown: Whose outputs these are, and of which shape, in words.
+        of_sigmoid: Whether a sigmoid has returned them.
+    """
+    found = kind_of_probabilities(rows)
+    several = rows.ndim > 1 and rows.shape[1] > 1
+    if loss.output_kind == "classes" or _of_tokens(loss):
         # the logarithm of a softmax is a set of logits too: a constant in a row changes nothing at any temperature
         kind = "probabilities" if found == "probabilities" else "label_probabilities" if of_sigmoid else None
     elif loss.output_kind == "multilabel":
@@ -202,7 +245,7 @@ def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_s
         return
     if kind is None:
         if role == "teacher":
-            _tell_between_0_and_1(part, loss, raw)
+            _tell_between_0_and_1(part, loss, rows)
         return
     what = {
         "probabilities": "are probabilities of classes (each row adds up to 1)",
@@ -218,10 +261,7 @@ def _check_scale(part: str, loss: DistillationLoss, role: str, raw: Tensor, of_s
     wrong_loss = loss.output_kind == "multilabel" and kind != "label_probabilities"
     if wrong_loss:
         remedy = "Use KDLoss, which is for classes that exclude one another, or give a network of labels."
-    raise ValueError(
-        f"Part {part!r} ({type(loss).__name__}) reads logits, but the {role}'s outputs {tuple(raw.shape)} {what}. "
-        f"{remedy}"
-    )
+    raise ValueError(f"Part {part!r} ({type(loss).__name__}) reads logits, but {shown} {what}. {remedy}")
 
 
 def _tell_between_0_and_1(part: str, loss: DistillationLoss, raw: Tensor) -> None:
@@ -238,11 +278,12 @@ def _tell_between_0_and_1(part: str, loss: DistillationLoss, raw: Tensor) -> Non
         )
 
 
-def _check_said(said: str, found: str | None, raw: Tensor) -> None:
+def _check_said(said: str, raw: Tensor, shown: str) -> None:
     """Raise a ``ValueError`` if a teacher's outputs are not what ``teacher_outputs`` says."""
     if said == "logits" or raw.is_meta or not raw.numel():
         return
     several = raw.ndim > 1 and raw.shape[1] > 1
+    found = kind_of_probabilities(raw)
     values = raw.detach().double()
     slack = 2e-2 if raw.dtype in (torch.float16, torch.bfloat16) else 1e-3
     if said == "log_probabilities":
@@ -254,6 +295,6 @@ def _check_said(said: str, found: str | None, raw: Tensor) -> None:
         fits, should = bool(((values >= -slack) & (values <= 1 + slack)).all()), "between 0 and 1"
     if not fits:
         raise ValueError(
-            f"teacher_outputs={said!r}, but the teacher's outputs {tuple(raw.shape)} on the first samples are not: each"
-            f" row should be {should}. Leave teacher_outputs out for logits."
+            f"teacher_outputs={said!r}, but {shown} on the first samples are not: each row should be {should}. Leave "
+            "teacher_outputs out for logits."
         )

@@ -11,6 +11,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.classes import in_order
 from lightning_kd.capture.heads import Head, SeveralHeadsError, head_in, head_of, heads_of, is_output
 from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import NO_LESSON, Lesson
 
@@ -41,6 +42,8 @@ class Reading:
         """Whether a loss reads the logits of a role; if not, those that are not known are not missed."""
         self.layers_only = not self.needs_logits["teacher"] and not self.layers["teacher"] and not self.has_heads
         """Whether no loss reads the teacher's output."""
+        self.axis = -1 if any(isinstance(loss, TokenMean) for loss in losses) else 1
+        """The axis of the classes in the teacher's output: the last where a loss reads tokens (B, T, V)."""
         self.class_order: Tensor | None = None
         """Where the teacher has each class of the student, ``None`` if both have the same order."""
 
@@ -91,7 +94,8 @@ class Reading:
 
     def _of_teacher(self, lesson: Lesson, head: Head = None) -> Tensor | None:
         """Return the teacher's logits of a head, with the classes in the student's order."""
-        logits = self.hooks.output_options.of_teacher(lesson.output, self.hooks.logits_of, head)
+        axis = self.axis if head is None else 1  # losses of tokens read no other head
+        logits = self.hooks.output_options.of_teacher(lesson.output, self.hooks.logits_of, head, axis=axis)
         return logits if logits is None or self.class_order is None else in_order(logits, self.class_order)
 
     def _output(self, role: str, output: Any, name: str) -> Tensor:

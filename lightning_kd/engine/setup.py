@@ -356,7 +356,7 @@ class SetUp:
     ) -> StepTensors:
         """Check that the outputs on the first samples have what the losses read, and that it is finite."""
         tensors = self.step.tensors(call, lesson, Batch())
-        look_at_outputs(self.step, call, lesson, tensors, watch, runs)
+        look_at_outputs(self.step, call, lesson, tensors, watch, runs, read)
         tell_of_scale(runs["teacher"])
         tell_of_router(self.step.student, call.output, self.step.hooks)
         check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)

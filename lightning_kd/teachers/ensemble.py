@@ -306,7 +306,8 @@ class Ensemble(nn.Module):
 
     def _check_scores(self, answers: Sequence[Tensor]) -> None:
         for index, answer in enumerate(answers):
-            if kind_of_probabilities(answer) == "probabilities":
+            axis = self._axis(answer)
+            if axis is not None and kind_of_probabilities(answer, axis) == "probabilities":
                 raise ValueError(
                     f"Ensemble: expected logits, but member {index} ({type(self.members[index]).__name__}) returns "
                     "probabilities: each row adds up to 1. Give a member that ends before its softmax, or with "
