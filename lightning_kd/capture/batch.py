@@ -208,9 +208,16 @@ def logits_of(output: Any, head: Head = None) -> Tensor | None:
 
 
 def _mask_in(named: Mapping[str, Any]) -> Tensor | None:
-    """Return which tokens are no padding, as Hugging Face's models are told."""
-    mask = named.get("attention_mask")
-    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    """Return which tokens are no padding, as Hugging Face's models are told.
+
+    Models of multiple choice take ids and mask (B, choices, T), and read each choice as a text of its own.
+    """
+    mask, ids = named.get("attention_mask"), named.get("input_ids")
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 3 and isinstance(ids, Tensor) and ids.shape == mask.shape and not ids.is_floating_point():
+        mask = mask.flatten(0, 1)
+    return mask.bool() if mask.ndim == 2 else None
 
 
 def _check_index(x: Any, target: Any, index: Tensor) -> None:

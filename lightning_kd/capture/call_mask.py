@@ -51,6 +51,17 @@ def mask_of(call: Call, network: nn.Module) -> Tensor | None:
     return mask.bool() if _is_of_padding(mask, call) else None
 
 
+def mask_given(call: Call, network: nn.Module) -> Tensor | None:
+    """Return the ``attention_mask`` that a network was called with, of whatever shape, ``None`` without one.
+
+    Args:
+        call: The recorded call.
+        network: The network that was called.
+    """
+    mask = _named(call, network).get(_MASK)
+    return mask if isinstance(mask, Tensor) else None
+
+
 def _named(call: Call, network: nn.Module) -> dict[str, Any]:
     if len(call.args) < 2:
         return call.kwargs

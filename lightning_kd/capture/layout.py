@@ -112,6 +112,23 @@ class View:
         # windows, and depth, are joined to the height: the losses compare position by position
         return channels_first if channels_first.ndim == 4 else channels_first.flatten(2, -2)
 
+    def of_mask(self, mask: Tensor, rows: int) -> Tensor:
+        """Return a mask of the tokens of each sample, where one has a row for each window, as of multiple choice.
+
+        Args:
+            mask: Which tokens count, (B, N) or (B * windows, N / windows), or which samples (B,).
+            rows: The size of the value's batch axis, B * windows.
+
+        Example:
+            >>> import torch
+            >>> View("NLC", windows=2).of_mask(torch.tensor([[1, 1], [1, 0]]), rows=2)
+            tensor([[1, 1, 1, 0]])
+        """
+        if self.windows == 1 or mask.ndim == 1 or len(mask) != rows:
+            return mask
+        joined: Tensor = mask.unflatten(0, (-1, self.windows)).flatten(1, 2)
+        return joined
+
     def _tokens(self, value: Tensor) -> Tensor:
         if self.order == "LNC":
             value = value.transpose(0, 1)

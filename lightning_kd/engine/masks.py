@@ -11,11 +11,13 @@ from torch import Tensor
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder, sides_of
+from lightning_kd.capture.layout import batch_axis
 from lightning_kd.capture.networks import original
 from lightning_kd.engine.layouts import tokens_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
 from lightning_kd.losses.logits.regression import RegressionKDLoss
+from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
 
 
@@ -29,12 +31,16 @@ class Masks:
         decoder: Which tokens of the decoder are no padding.
         unsure: The losses of which it is not known whether they read the encoder or the decoder.
         left_out: Whether a method of the user's gives the network an ``attention_mask``, and the losses none.
+        unread: The shape of an ``attention_mask`` that the network was given, and that is not read; ``()`` without one.
+        labelled: Whether there is a label for each token, which tells losses of tokens what counts.
     """
 
     tokens: Tensor | None
     decoder: Tensor | None
     unsure: frozenset[str] = frozenset()
     left_out: bool = False
+    unread: Shape = ()
+    labelled: bool = False
 
     def of_tokens(self, loss: DistillationLoss) -> Tensor | None:
         """Return the mask of tokens of the layers that a loss reads; one of samples alone is none."""
@@ -42,7 +48,7 @@ class Masks:
         return None if mask is None or mask.ndim == 1 else mask
 
 
-def settle_masks(step: TrainingStep, read: Batch) -> Masks:
+def settle_masks(step: TrainingStep, read: Batch, given: Tensor | None = None) -> Masks:
     """Return the masks of the first samples, and tell each loss whether its layers are those of a decoder.
 
     A mask of a method of the user's own stays that of all layers.
@@ -50,13 +56,16 @@ def settle_masks(step: TrainingStep, read: Batch) -> Masks:
     Args:
         step: The training step, with the losses.
         read: The batch taken apart.
+        given: The ``attention_mask`` that the student was called with.
 
     Raises:
         ValueError: If a loss reads layers of the encoder and of the decoder, which have no common mask.
     """
-    given = read.kwargs.get("attention_mask")
-    left_out = read.mask is None and isinstance(given, Tensor) and given.ndim == 2
-    masks = Masks(read.mask, decoder_mask(read), left_out=left_out and not is_own(step.hooks.unpack_batch))
+    own, named = is_own(step.hooks.unpack_batch), read.kwargs.get("attention_mask")
+    left_out = read.mask is None and isinstance(named, Tensor) and named.ndim == 2 and not own
+    unread = tuple(given.shape) if given is not None and read.mask is None and own and given.ndim != 2 else ()
+    labelled = isinstance(read.target, Tensor) and read.target.ndim == 2 and not read.target.is_floating_point()
+    masks = Masks(read.mask, decoder_mask(read), left_out=left_out, unread=unread, labelled=labelled)
     student, unsure = original(step.student), set()
     two_sides = is_encoder_decoder(student) and is_own(step.hooks.unpack_batch)
     for name, loss in step.objective.leaves:
@@ -111,7 +120,7 @@ def check_mask(
             )
         for role, layer, view in text:
             shape = shapes[role][layer]
-            if tokens_in(shape, view) != mask.shape[1]:
+            if tokens_in(shape, view) != view.of_mask(mask, shape[batch_axis(view.order)]).shape[1]:
                 raise ValueError(
                     f"Part {name!r}: the mask of the batch has the shape {tuple(mask.shape)}, but the {role}'s "
                     f"layer {layer!r} has {shape}, so the mask does not say which of its tokens are padding. "
@@ -146,6 +155,12 @@ def tell_unread_masks(step: TrainingStep, batch: Any, masks: Masks, shapes: Mapp
         )
     if not is_own(step.hooks.unpack_batch):
         return
+    if masks.unread and not (masks.labelled and all(map(_counts_by_labels, step.objective.components))):
+        rank_zero_warn(
+            f"The student is called with an attention_mask of shape {masks.unread}. Only one of shape (B, T), True "
+            "where a token is no padding, is read by itself, so the losses count every token, padding too. Override "
+            "unpack_batch to return Batch(..., mask=...) of that shape; or mask=None, if there is no padding."
+        )
     sizes = {size for of in shapes.values() for shape in of.values() for size in shape[1:]}
     for name, entry in _entries(batch):
         if _is_like_a_mask(name, entry, sizes) or _is_like_lengths(name, entry, sizes):
@@ -156,6 +171,11 @@ def tell_unread_masks(step: TrainingStep, batch: Any, masks: Masks, shapes: Mapp
                 "Batch(..., mask=...), True where a token is no padding (mask=None if it is something else); a mask "
                 "named attention_mask is read by itself."
             )
+
+
+def _counts_by_labels(loss: DistillationLoss) -> bool:
+    """Whether a loss leaves out what has no label, or reads no tokens."""
+    return not loss.reads_text or (isinstance(loss, TokenMean) and getattr(loss, "tokens", "labels") == "labels")
 
 
 def _entries(batch: Any) -> Iterator[tuple[str | int, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.call_mask import mask_given
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
@@ -323,7 +324,7 @@ class SetUp:
             shapes = {"student": shapes_read(self.step, "student", call, tensors)}
             shapes["teacher"] = shapes_read(self.step, "teacher", lesson, tensors)
             self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
-            return shapes, known, settle_masks(self.step, read)
+            return shapes, known, settle_masks(self.step, read, mask_given(call, self.step.student))
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""

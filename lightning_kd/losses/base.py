@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.layout import LAYOUTS, View
+from lightning_kd.capture.layout import LAYOUTS, View, batch_axis
 from lightning_kd.configurable import Configurable
 from lightning_kd.distributed.gather import gather, pad_to_longest, share_of_all
 from lightning_kd.losses.layer_names import checked_names
@@ -322,13 +322,16 @@ class DistillationLoss(Configurable, nn.Module, ABC):
             features, layers = step.student_features, self._student_layers
         else:
             features, layers = step.teacher_features, self._teacher_layers
-        views, mask = self.views[role], _mask_of(self, step)
-        if not views and mask is None:
+        views, given = self.views[role], _mask_of(self, step)
+        if not views and given is None:
             return features[layers[0]] if len(layers) == 1 else [features[layer] for layer in layers]
         values = []
         for layer in layers:
-            view = views.get(layer)
-            value = features[layer] if view is None else step.fitted(role, layer, view)(features[layer], mask)
+            view, value, mask = views.get(layer), features[layer], given
+            if view is not None:
+                view = step.fitted(role, layer, view)
+                mask = None if given is None else view.of_mask(given, value.shape[batch_axis(view.order)])
+                value = view(value, mask)
             if mask is not None and mask.ndim == 1:
                 value = value[mask]
             elif mask is not None and view is not None and view.text:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
-from lightning_kd.losses import HintLoss, KDLoss, TokenKDLoss
+from lightning_kd.losses import EmbeddingLoss, HiddenStateLoss, HintLoss, KDLoss, TokenKDLoss
 from tests import support
 
 B, T = 4, 6
@@ -123,3 +123,88 @@ def test_a_mask_that_the_users_method_gives_the_network_alone_is_told(mask, told
 
     found = fit({"ids": ids(), "mask": REAL}, base=Reads, words="count every token, padding too")
     assert len(found) == told
+
+
+SQUARE = REAL[:, None, :].expand(B, T, T)
+UNREAD = {
+    "3-D": SQUARE,
+    "4-D": SQUARE[:, None],
+    "3-D ints": SQUARE.long(),
+    "additive": torch.zeros(B, 1, T, T).masked_fill(~SQUARE[:, None], -1e9),
+    "lengths": REAL.sum(1),
+}
+
+
+class Asks(Encoder):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)
+
+
+class Tags(Tagger):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize("shape", UNREAD)
+def test_an_attention_mask_of_another_shape_is_told_with_the_remedy(shape, door):
+    mask = UNREAD[shape]
+    told = fit({"input_ids": ids(), "attention_mask": mask}, door=door, net=Asks, words="padding too")
+    assert len(told) == 1
+    assert f"attention_mask of shape {tuple(mask.shape)}" in told[0]
+    assert "Override unpack_batch to return Batch(..., mask=...)" in told[0]
+
+
+def test_an_attention_mask_of_another_shape_is_told_to_a_loss_of_tokens():
+    batch = {"input_ids": ids(), "attention_mask": UNREAD["4-D"]}
+    assert len(fit(batch, [TokenKDLoss(shift=False)], net=Tags, words="padding too")) == 1
+    labels = torch.zeros(B, T, dtype=torch.long).masked_fill(~REAL, -100)  # which tell it themselves
+    assert fit(batch | {"labels": labels}, [TokenKDLoss(shift=False)], net=Tags, words="padding too") == []
+    assert len(
+        fit(batch | {"labels": labels}, [TokenKDLoss(shift=False, tokens="mask")], net=Tags, words="padding too")
+    )
+
+
+def test_an_attention_mask_of_another_shape_is_told_to_no_other_loss_and_to_no_reader_of_the_batch():
+    batch = {"input_ids": ids(), "attention_mask": UNREAD["4-D"]}
+    assert fit(batch, [KDLoss()], net=Asks, words="padding too") == []
+    assert fit({"input_ids": ids()}, net=Asks, words="padding too") == []
+
+    class Reads(DistillationModule):
+        def unpack_batch(self, batch):
+            return Batch(kwargs=dict(batch), mask=None)
+
+    assert fit(batch, base=Reads, net=Asks, words="padding too") == []
+
+
+class Choices(nn.Module):
+    """Scores of several texts of each sample, which it reads as so many rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, input_ids, attention_mask):
+        x = self.mix(self.embed(input_ids.flatten(0, 1)))
+        real = attention_mask.flatten(0, 1).unsqueeze(-1).float()
+        return self.head((x * real).sum(1) / real.sum(1)).unflatten(0, input_ids.shape[:2])
+
+
+@pytest.mark.parametrize("loss", [HiddenStateLoss, EmbeddingLoss])
+def test_the_mask_of_multiple_choice_is_read_for_each_choice(loss):
+    given = torch.randint(2, 9, (B, 3, T), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(T) < torch.tensor([[6, 2, 3], [4, 4, 1], [2, 5, 5], [5, 6, 1]])[..., None]
+    student, teacher = support.seeded(Choices, 1), support.seeded(Choices, 2)
+    with torch.no_grad():
+        s, t = student.mix(student.embed(given)), teacher.mix(teacher.embed(given))
+        values = (s - t).square().mean(-1) if loss is HiddenStateLoss else 1 - torch.cosine_similarity(s, t, -1)
+        expected = values[mask].mean()
+    made = loss("mix", "mix")
+    module = DistillationModule(student, teacher, [made], optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0))
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        train = support.batches({"input_ids": given, "attention_mask": mask.long()})
+        trainer = support.fit(module, train=train, max_epochs=1, limit_val_batches=0)
+    assert not [one for one in seen if "padding" in str(one.message)]
+    names = {HiddenStateLoss: "hidden_state", EmbeddingLoss: "embedding"}
+    assert float(trainer.callback_metrics[f"train/{names[loss]}"]) == pytest.approx(float(expected), rel=1e-5)
