@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from lightning_kd.capture.heads import OUTPUT
 from lightning_kd.engine.objective import Objective
 from lightning_kd.metrics.task import LossWatch, Task, first_known
 
@@ -29,8 +30,18 @@ class TaskWatch:
     def task(self) -> Task:
         """What is known now."""
         kinds = {loss.output_kind for loss in self.objective.components if loss.output_kind is not None}
+        if not kinds and self._reads_embedding:
+            kinds = {"embeddings"}
         of_losses = Task(kinds.pop() if len(kinds) == 1 else None)
         return first_known([self._told, self._seen, of_losses])
+
+    @property
+    def _reads_embedding(self) -> bool:
+        """Whether losses of samples or embeddings read the network's output, and none reads it as logits."""
+        losses = list(self.objective.components)
+        if any(loss.reads == "logits" and not loss.student_layers for loss in losses):
+            return False
+        return any(OUTPUT in loss.student_layers and (loss.reads == "embedding" or loss.relational) for loss in losses)
 
     @property
     def of_loss(self) -> Task:

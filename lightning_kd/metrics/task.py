@@ -4,7 +4,8 @@ The rules, in order:
 
 1. a loss of torch, or a loss that holds one, names the kind (``_KINDS``);
 2. of a loss that is written otherwise, the functions of torch that it calls name it (``LossWatch``);
-3. what the distillation losses read names it (``DistillationLoss.output_kind``);
+3. what the distillation losses read names it (``DistillationLoss.output_kind``, or a loss of embeddings that reads the
+   output);
 4. else the kind is unknown, and ``Comparison`` looks at the types and shapes of output and target.
 """
 
