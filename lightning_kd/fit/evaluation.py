@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
@@ -27,7 +27,7 @@ from lightning_kd.fit.task_watch import TaskWatch
 from lightning_kd.fit.token_means import TokenMeans
 from lightning_kd.metrics import Comparison
 from lightning_kd.metrics.counts import WeightedMean
-from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics
+from lightning_kd.metrics.given import GivenMetrics, Metrics, name_metrics, shifts_for
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON, Lesson
 
@@ -179,7 +179,8 @@ class Evaluation:
             comparison.update(logits, teacher_logits, target, self.step.mask_of_output(read))
         else:  # a causal model predicts the token after each position
             comparison.update(logits, teacher_logits, predicted)
-        given.update(logits, teacher_logits, target)
+        given.update(logits, teacher_logits, target, predicted, shift=self.tokens.shift)
+        self._say_what_is_not_shifted(logits, target, predicted)
         if loader == 0 and not module.trainer.sanity_checking:
             for reader in self.readers:
                 reader(Compared(call, lesson, logits, teacher_logits, target))
@@ -252,6 +253,26 @@ class Evaluation:
             if name not in self._told and (with_student or name not in _OF_STUDENT_ALONE):
                 self._told.add(name)
                 rank_zero_warn(f"{prefix}/{name} is left out: {why}.")
+
+    def _say_what_is_not_shifted(self, logits: Tensor | None, target: object, predicted: Tensor | None) -> None:
+        """Say once of which metrics of the user's the logits of tokens are compared with the label beside them."""
+        if logits is None or logits.ndim != 3 or not isinstance(target, Tensor) or target.shape != logits.shape[:-1]:
+            return
+        if target.is_floating_point() or "metrics" in self._told:
+            return
+        if predicted is None:
+            names, why = list(self.metrics), "it is not known whether a position predicts the token after it"
+        elif self.tokens.shift:
+            names = [name for name, metric in self.metrics.items() if not shifts_for(metric)]
+            why = "they are your own"
+        else:
+            return
+        self._told.add("metrics")
+        if names:
+            rank_zero_info(
+                f"metrics: {', '.join(names)} get logits {tuple(logits.shape)} and labels of the same positions, not "
+                f"shifted, since {why}. For a causal model let the metric compare logits[:, :-1] with labels[:, 1:]."
+            )
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
         """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""

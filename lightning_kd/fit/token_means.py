@@ -37,6 +37,8 @@ class TokenMeans:
         self._has_seen = False
         self.own_loss = False
         """Whether the task's loss is the one that the student computes itself."""
+        self.shift = False
+        """Whether the positions of the last batch predict the token after them, where :meth:`target` knows of any."""
         self.positions: Tensor | None = None
         """The positions that the student was told."""
 
@@ -58,8 +60,8 @@ class TokenMeans:
         found = self._counting(read, target, logits)
         if found is None or target is None:
             return None
-        shift, counts = found
-        ids = predicted(target.to(counts.device), shift, IGNORE_INDEX)
+        self.shift, counts = found
+        ids = predicted(target.to(counts.device), self.shift, IGNORE_INDEX)
         return ids.masked_fill(~counts, IGNORE_INDEX)
 
     def update(

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_kd.metrics.against_teacher import AgainstTeacher
-from lightning_kd.metrics.task import without_column
+from lightning_kd.metrics.task import IGNORE_INDEX, without_column
 
 Metrics: TypeAlias = Metric | MetricCollection | Sequence[Metric] | Mapping[str, Metric] | None
 """One metric, a collection, a list, or metrics by name."""
@@ -28,6 +28,10 @@ class GivenMetrics:
     the batches. Rows that are distributions over the classes already, as of a network that ends in a softmax, stay
     as they are. Float labels of ``Binary`` and ``Multilabel`` metrics become integers if they are whole. All
     other metrics, also subclasses of the user's own, get the outputs and the target as they are.
+
+    Of tokens (B, T, V) the metrics of torchmetrics and of this package get the pairs that the package itself compares,
+    if it is known what a position predicts: the logits of a causal model with the tokens after them, and padding as
+    their ``ignore_index``, if they have one. Metrics of the user's own may shift themselves, and get what there is.
 
     Args:
         metrics: Metrics by name, see ``name_metrics``.
@@ -52,8 +56,24 @@ class GivenMetrics:
         for metric in self._metrics.values():
             metric.reset()
 
-    def update(self, student: Tensor | None, teacher: Tensor | None, target: object) -> None:
+    def update(
+        self,
+        student: Tensor | None,
+        teacher: Tensor | None,
+        target: object,
+        predicted: Tensor | None = None,
+        *,
+        shift: bool = False,
+    ) -> None:
         """Give each metric (outputs, target), or (student, teacher, target); whatever is ``None`` is left out.
+
+        Args:
+            student: The student's outputs.
+            teacher: The teacher's outputs.
+            target: What both are compared with.
+            predicted: The token (B, T) that each position of logits (B, T, V) predicts, -100 where there is none;
+                ``None`` if that is not known.
+            shift: Whether that is the token after the position.
 
         Raises:
             ValueError: If a metric cannot be computed of them; names it, and their shapes.
@@ -65,11 +85,20 @@ class GivenMetrics:
             if metric.device != outputs.device:
                 metric.to(outputs.device)
             try:
+                known = predicted is not None and shifts_for(metric)
                 if not isinstance(metric, AgainstTeacher):
-                    if target is not None:
-                        metric.update(*self._as_torchmetrics_wants(metric, outputs.detach(), target))
+                    if target is None:
+                        continue
+                    given, labels = outputs.detach(), target
+                    if known:
+                        given, labels = _of_tokens(metric, given, cast(Tensor, target), cast(Tensor, predicted), shift)
+                    metric.update(*self._as_torchmetrics_wants(metric, given, labels))
                 elif teacher is not None and (target is not None or not metric.needs_target):
-                    metric.update(outputs, teacher, cast(Tensor | None, target))
+                    ours, its, ids = outputs, teacher, cast(Tensor | None, target)
+                    if known and ids is not None and teacher.shape == outputs.shape:
+                        its, _ = _of_tokens(metric, teacher, ids, cast(Tensor, predicted), shift)
+                        ours, ids = _of_tokens(metric, outputs, ids, cast(Tensor, predicted), shift)
+                    metric.update(ours, its, ids)
             except (ValueError, RuntimeError, TypeError, IndexError) as error:
                 of = f"of shape {tuple(target.shape)}" if isinstance(target, Tensor) else type(target).__name__
                 raise ValueError(
@@ -96,11 +125,45 @@ class GivenMetrics:
         return {name: metric for name, metric in self._metrics.items() if metric.update_called}
 
 
+def shifts_for(metric: Metric) -> bool:
+    """Whether a metric gets shifted pairs of a causal model: one of torchmetrics or of this package, not a user's."""
+    return type(_inside(metric)).__module__.partition(".")[0] in ("torchmetrics", __name__.partition(".")[0])
+
+
+def _inside(metric: Metric) -> Metric:
+    """Return the metric in a wrapper of torchmetrics, or the metric itself."""
+    if not type(metric).__module__.startswith("torchmetrics.wrappers"):
+        return metric
+    inside = next((child for child in metric.children() if isinstance(child, Metric)), None)
+    return metric if inside is None else _inside(inside)
+
+
+def _of_tokens(
+    metric: Metric, outputs: Tensor, target: Tensor, predicted: Tensor, shift: bool
+) -> tuple[Tensor, Tensor]:
+    """Return logits of tokens with what they predict, as a metric reads them.
+
+    Args:
+        metric: The metric; those of ``torchmetrics.classification`` read the classes on axis 1.
+        outputs: The logits (B, T, V).
+        target: The labels (B, T) as the batch gives them.
+        predicted: The token that each position predicts, -100 where there is none.
+        shift: Whether that is the token after the position.
+    """
+    if outputs.shape[:-1] != predicted.shape:
+        return outputs, target
+    labels = target.to(predicted.device)
+    if shift:
+        outputs, labels, predicted = outputs[:, :-1], labels[:, 1:], predicted[:, :-1]
+    mark = getattr(_inside(metric), "ignore_index", None)
+    ignored = torch.full_like(labels, mark) if isinstance(mark, int) else labels
+    ids = torch.where(predicted == IGNORE_INDEX, ignored, predicted)
+    return (outputs.movedim(-1, 1) if _kind_of(metric) == "Multiclass" else outputs), ids
+
+
 def _kind_of(metric: Metric) -> str:
     """Return "Binary", "Multilabel" or "Multiclass" for torchmetrics' own metrics of classification, else ""."""
-    if type(metric).__module__.startswith("torchmetrics.wrappers"):
-        inside = next((child for child in metric.children() if isinstance(child, Metric)), None)
-        return "" if inside is None else _kind_of(inside)
+    metric = _inside(metric)
     if not type(metric).__module__.startswith("torchmetrics.classification"):
         return ""
     kinds = ("Binary", "Multilabel", "Multiclass")
