@@ -143,8 +143,8 @@ class TokenMeans:
 
     def _counting(self, read: Batch, target: Tensor | None, logits: Tensor | None) -> tuple[bool, Tensor] | None:
         """Return whether a position predicts the token after it, and which count; ``None`` if that is not known."""
-        if target is None or logits is None or logits.ndim != 3 or target.shape != logits.shape[:-1]:
-            return None
+        if not isinstance(target, Tensor) or logits is None or logits.ndim != 3 or target.shape != logits.shape[:-1]:
+            return None  # detectors are given a dictionary of labels for each image
         if target.is_floating_point() or target.is_complex() or logits.shape[-1] < 2:
             return None
         losses = self.step.objective.components  # those that wait for a teacher tell it too

@@ -35,6 +35,12 @@ def counting_positions(
     Raises:
         ValueError: If a shape or type does not suit the logits.
     """
+    if labels is not None and not isinstance(labels, Tensor):  # as of a detector, a dictionary for each image
+        raise ValueError(
+            f"{function}: expected labels that are token ids, one for each position {tuple(positions)}, got a "
+            f"{type(labels).__name__}. If all positions are to count whatever their labels, write "
+            "TokenKDLoss(tokens='mask')."
+        )
     for name, given in (("labels", labels), ("mask", mask)):
         if given is not None and given.shape != positions:
             raise ValueError(
