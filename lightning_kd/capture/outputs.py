@@ -77,29 +77,32 @@ class Outputs:
             return None
         if self.teacher_outputs is not None:
             logits = _as_logits(logits, self.teacher_outputs, axis)
-        return logits if self.teacher_classes is None else self._columns(logits, "teacher", self.teacher_classes)
+        if self.teacher_classes is None:
+            return logits
+        return self._columns(logits, "teacher", self.teacher_classes, axis)
 
     def as_returned(self, output: Any, logits_of: LogitsOf, head: Head = None) -> Tensor | None:
         """Return the head of the teacher that is read, as the teacher returned it."""
         head = self.teacher_logits if head is None else head
         return logits_of(output) if head is None else head_of(output, head)
 
-    def compared(self, logits: Tensor | None) -> Tensor | None:
+    def compared(self, logits: Tensor | None, axis: int = 1) -> Tensor | None:
         """Return the student's logits that are compared with the teacher's, ``None`` if these are all of them."""
         if logits is None or self.student_classes is None:
             return None
-        return self._columns(logits, "student", self.student_classes)
+        return self._columns(logits, "student", self.student_classes, axis)
 
-    def _columns(self, logits: Tensor, role: str, chosen: Sequence[int]) -> Tensor:
-        if logits.ndim not in (2, 4) or logits.shape[1] <= max(chosen):
+    def _columns(self, logits: Tensor, role: str, chosen: Sequence[int], axis: int) -> Tensor:
+        if logits.ndim not in ((2, 4) if axis == 1 else (2, 3)) or logits.shape[axis] <= max(chosen):
+            shapes = "(B, C) or (B, C, H, W)" if axis == 1 else "(B, T, C) of tokens"
             raise ValueError(
                 f"{role}_classes names the class {max(chosen)}, but the {role}'s logits have the shape "
-                f"{tuple(logits.shape)}; expected logits (B, C) or (B, C, H, W) with more classes than that."
+                f"{tuple(logits.shape)}; expected logits {shapes} with more classes than that."
             )
         key = (role, logits.device)
         if key not in self._indices:  # a list would be copied to the device in every step
             self._indices[key] = torch.tensor(chosen, device=logits.device)
-        return logits.index_select(1, self._indices[key])
+        return logits.index_select(axis, self._indices[key])
 
 
 def _class_numbers(name: str, chosen: Sequence[int]) -> list[int]:

@@ -141,6 +141,11 @@ def _check_readers(losses: Sequence[DistillationLoss], step: "TrainingStep") -> 
         raise CannotFuseError(
             "task_loss reads whole logits; give TokenKDLoss(cross_entropy=...) in its place, which needs none"
         )
+    options = step.hooks.output_options
+    if options.teacher_classes is not None or step.class_order is not None:
+        raise CannotFuseError("the teacher's classes are read in another order")
+    if options.teacher_outputs not in (None, "logits"):
+        raise CannotFuseError("the teacher's outputs are no logits")
     for loss in losses:
         if not loss.student_layers or loss.needs_student_logits:
             if not isinstance(loss, TokenKDLoss):

@@ -168,6 +168,12 @@ def _check_classes(step: TrainingStep, tensors: StepTensors) -> None:
     readers = [(name, loss) for name, loss in step.objective.leaves if loss.needs_teacher_logits]
     if options.student_classes is not None:
         for name, loss in readers:
+            if _of_tokens(loss):
+                raise ValueError(
+                    f"Part {name!r}: {type(loss).__name__} compares all of the student's classes, so it cannot leave "
+                    "out those that student_classes does not name. Leave the option out, and give a teacher that "
+                    "scores all of them."
+                )
             if loss.needs_target:
                 raise ValueError(
                     f"Part {name!r} reads the label of each sample, which may be of a class that student_classes "
@@ -175,10 +181,15 @@ def _check_classes(step: TrainingStep, tensors: StepTensors) -> None:
                 )
     own = tensors.student_logits if tensors.compared_logits is None else tensors.compared_logits
     chosen = options.teacher_classes
-    if chosen is not None and own is not None and own.ndim > 1 and len(chosen) != own.shape[1]:
+    axis = step.reading.axis
+    if chosen is not None and tensors.sparse is not None:
         raise ValueError(
-            f"teacher_classes names {len(chosen)} classes, but the student has {own.shape[1]} that are compared; name "
-            "the teacher's class for each of these, in the student's order, or choose among the student's by "
+            "teacher_classes has no effect on SparseLogits, whose ids are those of the student; leave it out."
+        )
+    if chosen is not None and own is not None and own.ndim > 1 and len(chosen) != own.shape[axis]:
+        raise ValueError(
+            f"teacher_classes names {len(chosen)} classes, but the student has {own.shape[axis]} that are compared; "
+            "name the teacher's class for each of these, in the student's order, or choose among the student's by "
             "student_classes=[...]."
         )
 

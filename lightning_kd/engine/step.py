@@ -351,7 +351,7 @@ class TrainingStep:
             position_ids=position_ids_of(call, self.student),
             heads=None if self.heads is None else self.heads.heads,
             call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
-            compared_logits=self.hooks.output_options.compared(student_logits),
+            compared_logits=self.hooks.output_options.compared(student_logits, reading.axis),
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
             seen=partial(_seen, {"student": call, "teacher": lesson}, batch.target),
         )

@@ -154,3 +154,45 @@ def test_an_ensemble_of_tokens_refuses_a_member_that_ends_in_softmax():
         Ensemble(members)(IDS)
     columns = Tagger(lambda z: z.softmax(1), seed=3)  # of tokens the classes are last: such are logits
     assert Ensemble([members[0], columns])(IDS).shape == (B, T, V)
+
+
+# Classes
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("length", [T, V, 3])
+@pytest.mark.parametrize("classes", [4, 7])
+def test_the_classes_of_a_token_teacher_are_named_on_the_last_axis(door, length, classes):
+    order = [3, 0, 2, 1] if classes == V else [6, 0, 5, 1]
+    student, teacher = Tagger(), Tagger(seed=2, classes=classes)
+    metrics = fit(door, student, teacher, kd(), data(length), teacher_classes=order)
+    with torch.no_grad():
+        q = student.body(IDS[:, :length]).log_softmax(-1)
+        p = teacher.body(IDS[:, :length])[..., order].log_softmax(-1)
+    wanted = (p.exp() * (p - q)).sum(-1)[REAL[:, :length]].mean()
+    assert metrics["train/token_kd"] == pytest.approx(float(wanted), rel=1e-6)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_classes_of_tokens_that_cannot_be_are_refused_in_words(door):
+    words = r"names the class 7, but the teacher's logits .*\(B, T, C\) of tokens"
+    refused(words, door, Tagger(), Tagger(seed=2, classes=7), kd(), teacher_classes=[7, 1, 2, 3])
+    words = "names 3 classes, but the student has 4"
+    refused(words, door, Tagger(), Tagger(seed=2, classes=7), kd(), teacher_classes=[6, 1, 2])
+    words = "TokenKDLoss compares all of the student's classes.*Leave the option out"
+    refused(words, door, Tagger(), Tagger(seed=2, classes=3), kd(), student_classes=[3, 1, 2])
+
+
+class Names(Tagger):
+    """A network that names its output layer, which may be taken into the loss."""
+
+    def get_output_embeddings(self):
+        return self.body[1]
+
+
+def test_an_output_layer_is_not_taken_into_the_loss_past_the_named_classes():
+    order = [3, 0, 2, 1]
+    words = "fused=True.*classes are read in another order"
+    refused(words, "module", Names(), Names(seed=2), kd(fused=True), teacher_classes=order)
+    words = "fused=True.*outputs are no logits"
+    refused(words, "module", Names(), Names(softmax, seed=2), kd(fused=True), teacher_outputs="probabilities")
