@@ -37,6 +37,7 @@ from lightning_kd.fit.losses_inside import ATTRIBUTE, drop_losses, fill_losses, 
 from lightning_kd.fit.parts import check_between_fits
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.run import DistillationRun
+from lightning_kd.fit.stages import wait_in_stages
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import NamedLosses, name_losses
 from lightning_kd.losses.older import suit_checkpoint
@@ -54,7 +55,8 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         L = L_{theirs} + \sum_i w_i \, L_i(S, T)
 
     The teacher is fed exactly what the student inside the module was called with, so no batch format needs to be
-    known. The module's checkpoint keeps its own keys only; the losses' weights are stored beside them.
+    known. The module's checkpoint keeps its own keys only; the losses' weights are stored beside them. A
+    ``validation_step`` that calls ``self.training_step`` gets your own loss alone.
 
     Args:
         teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; ``None`` where another
@@ -211,8 +213,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         self._patches.replace(pl_module, "training_step", self._wrap(pl_module.training_step, pl_module))
         run.split(trainer)
         if run.objective.stages:
-            move_on = self._wrap_schedule(pl_module.lr_scheduler_step, pl_module)
-            self._patches.replace(pl_module, "lr_scheduler_step", move_on)
+            wait_in_stages(pl_module, run.clock, self._patches)
 
     def student_of(self, pl_module: LightningModule) -> nn.Module:
         """Return the module that is the student by now."""
@@ -337,6 +338,8 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         @functools.wraps(step)
         def training_step(*args: Any, **kwargs: Any) -> Any:
             run = self.run
+            if not (run.steps.going_on or pl_module.trainer.training):  # such as by their own validation_step
+                return step(*args, **kwargs)
             batch = kwargs["batch"] if "batch" in kwargs else args[0]
             if run.clock.tuning:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
@@ -374,14 +377,6 @@ class DistillationCallback(ReadsOutputs, FitHooks):
 
     def _logits_of_step(self, _: object) -> Tensor | None:
         return self.run.step.reading.known_logits(self.run.step.capture.last_output)
-
-    def _wrap_schedule(self, move_on: Any, pl_module: LightningModule) -> Any:
-        @functools.wraps(move_on)
-        def lr_scheduler_step(*args: Any, **kwargs: Any) -> None:
-            if not self.run.clock.was_in_stage(pl_module):
-                move_on(*args, **kwargs)
-
-        return lr_scheduler_step
 
     def _wrap_state(self, pl_module: LightningModule) -> None:
         """Keep the losses out of the module's own state dict; they are stored by :meth:`on_save_checkpoint`."""

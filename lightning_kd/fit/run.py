@@ -18,6 +18,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import gives_as_is, is_own, several_targets, unused_columns
 from lightning_kd.capture.example import zeros_for
 from lightning_kd.capture.networks import device_of, is_compiled, original
+from lightning_kd.capture.no_trace import leaving_no_trace
 from lightning_kd.capture.rows import leaves_of
 from lightning_kd.capture.store import Calls
 from lightning_kd.distributed.sharding import check_clips, mesh_of
@@ -45,6 +46,7 @@ from lightning_kd.fit.resume.state import ResumeState
 from lightning_kd.fit.split import split
 from lightning_kd.fit.stages import settle_stages
 from lightning_kd.fit.task_watch import TaskWatch
+from lightning_kd.fit.whose_step import TrainerSteps
 from lightning_kd.losses.naming import NamedLosses
 from lightning_kd.schedules import Scalar
 from lightning_kd.teachers.base import Teacher
@@ -93,6 +95,7 @@ class DistillationRun:
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
         self.window = TokenWindow()
+        self.steps = TrainerSteps()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)
         self.started = False
@@ -169,6 +172,7 @@ class DistillationRun:
             ValueError: If student or teacher have no weights.
         """
         write_whole_checkpoints(trainer)
+        self.steps.join(trainer, self.patches)
         self.names.watch(module, self.patches)
         self.evaluation.join(trainer.lightning_module, self.patches)
         source = find_source(trainer, self.clock.source, self.teacher, self.student)
@@ -282,7 +286,7 @@ class DistillationRun:
         task: Tensor | None,
         of_task: Tensor | None = None,
     ) -> Tensor:
-        """Return the whole loss of a recorded step and count its parts.
+        """Return the whole loss of a recorded step and count its parts, unless the step is none of the Trainer's.
 
         Args:
             module: The module that trains.
@@ -299,6 +303,9 @@ class DistillationRun:
             self._warn_of_empty(module)
             task = None if task is None else task.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing is NaN
         goal = self.clock.goal
+        if not self.steps.going_on:
+            with leaving_no_trace(self.objective.losses):
+                return self.step.terms(goal, batch, read, calls, task).total
         terms = self.step.terms(goal, batch, read, calls, task)
         if not self.clock.tuning:
             self.gradients.remember(goal, terms.tensors)
@@ -361,6 +368,7 @@ class DistillationRun:
     def leave(self) -> None:
         """Leave student, teacher and the Trainer as they were, however the fit ended."""
         self.started = False
+        self.steps.leave()
         self.lines.readers.clear()
         self.gradients.stop()
         self.step.detach()

@@ -1,12 +1,16 @@
 """How long the stages before the main training are, where their losses leave it open."""
 
+import functools
 from collections.abc import Iterable
+from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_kd.engine.objective import Objective
+from lightning_kd.fit.clock import Clock
+from lightning_kd.fit.patches import Patches
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.stage import Stage
 from lightning_kd.schedules import Unit
@@ -73,3 +77,21 @@ def _take_a_tenth(stage: Stage, totals: dict[Unit, int]) -> None:
     stage.unit = unit
     stage.length = -(-totals[unit] // 10)
     rank_zero_info(f"The first stage takes {stage.length} {stage.unit}(s).")
+
+
+def wait_in_stages(module: LightningModule, clock: Clock, patches: Patches) -> None:
+    """Keep a module's schedules of the learning rate where they are, as long as a stage lasts.
+
+    Args:
+        module: The user's module.
+        clock: Tells the stages.
+        patches: Where the replacement of the module's method is remembered.
+    """
+    move_on = module.lr_scheduler_step
+
+    @functools.wraps(move_on)
+    def lr_scheduler_step(*args: Any, **kwargs: Any) -> None:
+        if not clock.was_in_stage(module):
+            move_on(*args, **kwargs)
+
+    patches.replace(module, "lr_scheduler_step", lr_scheduler_step)
