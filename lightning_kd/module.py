@@ -19,6 +19,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.example import Example
+from lightning_kd.capture.generators import drawing_nothing
 from lightning_kd.capture.heads import Head
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of
@@ -282,7 +283,8 @@ class DistillationModule(OneOrSeveral, ReadsOutputs, ReplaceableParts):
             check_trains_on(self.run.objective, self.trainer)
         self.run.attach_losses(self.trainer, whole, f"{prefix}losses")
         if example is None and isinstance(self.task_loss, nn.Module):
-            check_target(self.unpack_batch(batch))
+            with drawing_nothing(self):
+                check_target(self.unpack_batch(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from lightning_kd.capture.generators import as_they_were, generators_of
 from lightning_kd.capture.networks import taking_any_device, undisturbed
 from lightning_kd.capture.private import is_traceable_wrapper_subclass, version_of
 
@@ -60,10 +61,11 @@ def looking_at(networks: Sequence[nn.Module], module: nn.Module, but: tuple[type
 
     Args:
         networks: The networks.
-        module: The whole module, whose modes are put back.
+        module: The whole module, whose modes and own random generators are put back, as are those of the networks.
         but: Classes of parts whose attributes are left as they are.
     """
     with keeping_attributes(networks, but), undisturbed(module), torch.enable_grad(), ExitStack() as stack:
+        stack.enter_context(as_they_were(generators_of([module, *networks])))
         for network in networks:
             stack.enter_context(taking_any_device(network))
         yield

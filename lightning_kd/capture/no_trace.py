@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.parameter import is_lazy
 
+from lightning_kd.capture.generators import as_they_were, generators_of
 from lightning_kd.capture.private import TorchDispatchMode, is_traceable_wrapper_subclass, is_writing, tree_leaves
 
 
 @contextmanager
 def leaving_no_trace(module: nn.Module) -> Iterator[None]:
-    """Restore a module's attributes, parameters and buffers after the block to what they were before it.
+    """Restore a module's attributes, parameters, buffers and random generators after the block to what they were.
 
     A tensor is copied only when the block first writes to it. The sizes that a lazy layer takes from its first input
     are kept, because a lazy layer is set up once only.
@@ -35,7 +36,7 @@ def leaving_no_trace(module: nn.Module) -> Iterator[None]:
     attributes = [_remember(vars(part)) for part in module.modules() if not isinstance(part, LazyModuleMixin)]
     copies = _CopyOnWrite(module)
     try:
-        with copies:
+        with as_they_were(generators_of([module])), copies:
             yield
     finally:
         for restore in attributes:

@@ -5,13 +5,10 @@ up: what the look has taken from a stream is given to the Trainer as the beginni
 """
 
 import copy
-import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.connectors.data_connector import _request_dataloader
@@ -20,6 +17,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from lightning_kd.capture.generators import as_they_were, copy_of, generators_in, generators_of
 from lightning_kd.capture.networks import device_of, isolated_random_state
 from lightning_kd.capture.rows import leaves_of
 from lightning_kd.data.indexed import check_rows, targets_of
@@ -71,9 +69,11 @@ def probe_batch(trainer: Trainer, module: LightningModule, patches: Patches) -> 
         if batch is None:
             raise ValueError("The training data has no batch with samples to learn the sizes from.")
         device = device_of(module)
-        batch = module._apply_batch_transfer_handler(
-            batch, device=torch.device("cpu") if device.type == "meta" else device
-        )
+        theirs = generators_of([module]) + generators_in(getattr(trainer, "datamodule", None))
+        with as_they_were(theirs):  # their hooks may draw, such as for mixup
+            batch = module._apply_batch_transfer_handler(
+                batch, device=torch.device("cpu") if device.type == "meta" else device
+            )
         return _before_conversion(batch, trainer, module)
 
 
@@ -166,7 +166,7 @@ def _first_indices(loader: DataLoader[Any], rows: int | None) -> list[Any] | Non
         return None
     samplers = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
     shared = {id(loader.dataset): loader.dataset}
-    shared |= {id(generator): _copy_generator(generator) for generator in _generators(samplers)}
+    shared |= {id(generator): copy_of(generator) for generator in generators_in(samplers)}
     try:
         copied = copy.deepcopy(samplers, shared)
     except Exception:  # such as an iterator that is used for a sampler
@@ -191,60 +191,5 @@ def _rows(loader: DataLoader[Any], indices: list[Any]) -> Iterator[Any]:
         "_iterator": None,
     }
     vars(short).update(changes)  # torch refuses some of these as attributes of a loader that is made
-    with _as_they_were([] if loader.num_workers else _generators((loader.dataset, loader.collate_fn))):
+    with as_they_were([] if loader.num_workers else generators_in((loader.dataset, loader.collate_fn))):
         yield from iter(short)
-
-
-@contextmanager
-def _as_they_were(generators: list[Any]) -> Iterator[None]:
-    """Put the states of generators back after the block."""
-    states = [copy.deepcopy(_state(generator)) for generator in generators]
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            _set_state(generator, state)
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, torch.Generator):
-        return generator.get_state()
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
-
-
-def _copy_generator(generator: Any) -> Any:
-    return generator.clone_state() if isinstance(generator, torch.Generator) else copy.deepcopy(generator)
-
-
-_GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-
-
-def _generators(thing: Any) -> list[Any]:
-    """Return the random generators that an object holds, in attributes and small collections, at any depth."""
-    found: list[Any] = []
-    seen: set[int] = set()
-    waiting = [thing]
-    while waiting and len(seen) < 10_000:
-        one = waiting.pop()
-        if id(one) in seen:
-            continue
-        seen.add(id(one))
-        if isinstance(one, _GENERATORS):
-            found.append(one)
-        elif isinstance(one, Mapping | list | tuple | set):
-            values = one.values() if isinstance(one, Mapping) else one
-            waiting += islice(values, 100)
-        elif not isinstance(one, type | Tensor | torch.nn.Module) and hasattr(one, "__dict__"):
-            waiting += vars(one).values()
-    return found
