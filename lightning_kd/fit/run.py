@@ -203,7 +203,7 @@ class DistillationRun:
             batch: A small batch, on the student's device.
             call_student: Calls the student once on that batch.
         """
-        self.resume.begin()
+        self.resume.begin(trainer)
         self.lines.begin()
         self.clock.begin()
         check_clips(trainer)

@@ -20,7 +20,8 @@ def continue_loops(trainer: Trainer, patches: Patches) -> bool:
     Lightning forgets what was due after the batch with which a checkpoint was written: a validation, and after the
     last batch of an epoch the hooks of its end. It forgets the step of a schedule that waits for a metric, both after
     the hooks of an epoch's end and in an epoch in which a run is resumed. If the run ends by ``max_steps`` it comes to
-    the end of a finished epoch once more. And it begins the data of an epoch before the hooks of its start, not after.
+    the end of a finished epoch once more. It counts the epochs up to the next new loaders from there on. And it begins
+    the data of an epoch before the hooks of its start, not after.
 
     Args:
         trainer: The Trainer, whose ``callback_metrics`` are those that the interrupted run had.
@@ -30,6 +31,9 @@ def continue_loops(trainer: Trainer, patches: Patches) -> bool:
         Whether the run goes on within an epoch.
     """
     fit: Any = trainer.fit_loop
+    every = _epochs_of_loaders(trainer)
+    if every:
+        fit._last_train_dl_reload_epoch = trainer.current_epoch - trainer.current_epoch % every
     if fit.resumed_on_epoch_end:  # which Lightning has counted as completed
         fit.epoch_progress.current.completed -= 1
         fit.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
@@ -74,6 +78,12 @@ def skip_seen_batches(trainer: Trainer, patches: Patches, *, anew: bool) -> None
     fetcher.fetched -= done  # Lightning adds them
 
 
+def begins_with_new_loaders(trainer: Trainer) -> bool:
+    """Whether the uninterrupted run would ask for new loaders at the beginning of the epoch that is due now."""
+    every = _epochs_of_loaders(trainer)
+    return every > 0 and trainer.current_epoch % every == 0
+
+
 def unfinished_gradients(trainer: Trainer) -> dict[str, Tensor]:
     """Return this process's gradients by name if more batches are to be added to them before the optimizer steps."""
     if not trainer.fit_loop._should_accumulate():
@@ -88,6 +98,11 @@ def unfinished_gradients(trainer: Trainer) -> dict[str, Tensor]:
         )
         return {}
     return {name: gradient.cpu() for name, gradient in gradients.items()}
+
+
+def _epochs_of_loaders(trainer: Trainer) -> int:
+    """Return after how many epochs the Trainer asks for new loaders, 0 for never."""
+    return int(getattr(trainer, "reload_dataloaders_every_n_epochs", 0))
 
 
 def _reset_without_warning(epoch_loop: Any, patches: Patches) -> None:

@@ -16,7 +16,13 @@ from lightning_kd.fit.evaluation import Evaluation
 from lightning_kd.fit.lines import Lines
 from lightning_kd.fit.patches import Patches
 from lightning_kd.fit.resume import processes, random_state
-from lightning_kd.fit.resume.loops import continue_loops, skip_seen_batches, unfinished_gradients
+from lightning_kd.fit.resume.generators import KEY, DataGenerators
+from lightning_kd.fit.resume.loops import (
+    begins_with_new_loaders,
+    continue_loops,
+    skip_seen_batches,
+    unfinished_gradients,
+)
 from lightning_kd.fit.resume.made_of import differences, made_of, of_older
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.samples.crd_split import check_saved
@@ -43,13 +49,16 @@ class ResumeState:
         self.patches = patches
         self._processes: list[dict[str, Any]] = []
         self._data_start: dict[str, Any] = {}
+        self._of_data = DataGenerators()
         self._compared = False
         self.leads = True
         """Whether it moves the Trainer's loops and random state: of several students, the first one's does."""
 
-    def begin(self) -> None:
+    def begin(self, trainer: Trainer) -> None:
         """Forget what an earlier checkpoint has left: this fit does not go on from it unless it is loaded again."""
         self._processes = []
+        if self.leads:
+            self._of_data.join(trainer, self.patches, lambda: processes.mine(self._processes))
         self._compared = False
         self.evaluation.teacher_accuracy = None
 
@@ -73,11 +82,17 @@ class ResumeState:
         if not self.leads:
             return
         trainer.callback_metrics.update(saved["metrics"])
-        if continue_loops(trainer, self.patches):
+        within_epoch = continue_loops(trainer, self.patches)
+        data_goes_on = self._of_data.can_go_on(saved, trainer.current_epoch)
+        if within_epoch:
             anew = trainer.current_epoch > 0 or trainer.strategy.restore_checkpoint_after_setup
             if anew:
                 random_state.restore(self._data_start)
+                if data_goes_on:
+                    self._of_data.begin_again(saved)
             skip_seen_batches(trainer, self.patches, anew=anew)
+        if data_goes_on and (within_epoch or not begins_with_new_loaders(trainer)):
+            self._of_data.go_on(saved)
         random_state.restore(saved["random_state"])
         for name, parameter in trainer.lightning_module.named_parameters():
             if name in saved["gradients"]:
@@ -87,6 +102,7 @@ class ResumeState:
         """Remember the random state with which the data of an epoch is begun; that of the first was noted before."""
         if module.current_epoch > 0:
             self._data_start = random_state.current()
+        self._of_data.epoch_start(module.current_epoch)
 
     def save(self, trainer: Trainer, checkpoint: dict[str, Any], *, tuning: bool) -> None:
         """Write into a checkpoint, as plain data, what resuming needs beside weights; every process must call this.
@@ -177,6 +193,7 @@ class ResumeState:
         return {
             "random_state": random_state.current(),
             "data_start": random_state.current() if tuning else self._data_start,
+            KEY: self._of_data.state(tuning=tuning),
             "log": self.lines.log.state(),
             "metrics": {name: value.detach().cpu() for name, value in trainer.callback_metrics.items()},
             "gradients": unfinished_gradients(trainer) if self.leads else {},
