@@ -29,6 +29,9 @@ from tests.ecosystem import zoo
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "max_epochs": 1, "batch_size": 6}
 SHUFFLED = QUIET | {"batch_size": 2}
+
+# their teachers are small networks that were never trained, of which the doctor warns
+pytestmark = pytest.mark.filterwarnings("ignore:None of the teacher's")
 NAMES = ["0", "2", "10"]
 HALVES = ([0.5] * 3, [0.5] * 3)
 SMALL = "timm:test_resnet"
