@@ -1,7 +1,9 @@
 """What this package puts on other people's objects during a fit: one list, taken back in every way a fit can end."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakSet
 
 
 class Handle(Protocol):
@@ -11,8 +13,21 @@ class Handle(Protocol):
         """Take the hook off."""
 
 
+@dataclass(slots=True)
+class _Replaced:
+    """An attribute that was replaced: what it is now, and what it was before."""
+
+    owner: Any
+    name: str
+    value: Any
+    was_there: bool
+    before: Any
+
+
 class Patches:
     """Methods that were replaced on instances, and hooks, so that :meth:`undo_all` leaves the objects as they were.
+
+    Several may replace one method, each in its turn. They may be taken back in any order.
 
     Example:
         >>> class Theirs:
@@ -28,8 +43,9 @@ class Patches:
     """
 
     def __init__(self) -> None:
-        self._replaced: list[tuple[Any, str, bool, Any]] = []
+        self._replaced: list[_Replaced] = []
         self._handles: list[Handle] = []
+        _ALL.add(self)
 
     def __reduce__(self) -> tuple[type["Patches"], tuple[()]]:
         # a copy of a module, or one that was pickled, has put nothing on anything
@@ -38,14 +54,14 @@ class Patches:
     def replace(self, owner: object, name: str, value: Any) -> None:
         """Give an object an attribute of this fit, in place of its class's or one that somebody else gave it."""
         attributes = vars(owner)
-        self._replaced.append((owner, name, name in attributes, attributes.get(name)))
+        self._replaced.append(_Replaced(owner, name, value, name in attributes, attributes.get(name)))
         attributes[name] = value
 
     def put_back(self, owner: object, name: str) -> None:
         """Take back the last replacement of an attribute."""
         for i in reversed(range(len(self._replaced))):
-            if self._replaced[i][0] is owner and self._replaced[i][1] == name:
-                _restore(*self._replaced.pop(i))
+            if self._replaced[i].owner is owner and self._replaced[i].name == name:
+                _take_back(self._replaced.pop(i))
                 return
 
     def after(self, owner: object, name: str, then: Callable[[], object]) -> None:
@@ -77,13 +93,22 @@ class Patches:
     def undo_all(self) -> None:
         """Leave every object as it was."""
         while self._replaced:
-            _restore(*self._replaced.pop())
+            _take_back(self._replaced.pop())
         while self._handles:
             self._handles.pop().remove()
 
 
-def _restore(owner: object, name: str, was_there: bool, value: Any) -> None:
-    if was_there:
-        vars(owner)[name] = value
+_ALL: WeakSet[Patches] = WeakSet()
+
+
+def _take_back(one: _Replaced) -> None:
+    """Give an attribute its value of before, or if it was replaced again, let the later one give it that value."""
+    if vars(one.owner).get(one.name) is not one.value:
+        for later in (entry for patches in _ALL for entry in patches._replaced):
+            if later.owner is one.owner and later.name == one.name and later.before is one.value:
+                later.was_there, later.before = one.was_there, one.before
+                return
+    if one.was_there:
+        vars(one.owner)[one.name] = one.before
     else:
-        vars(owner).pop(name, None)
+        vars(one.owner).pop(one.name, None)

@@ -125,3 +125,18 @@ def test_two_callbacks_in_turn_leave_a_module_usable():
     for _ in range(2):
         support.fit(module, callbacks=[DistillationCallback(support.teacher(), [KDLoss()])])
     assert marks(module.net) == []
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_two_that_replace_one_method_are_taken_back_in_any_order(first):
+    class Theirs:
+        def step(self):
+            return 1
+
+    theirs, both = Theirs(), (Patches(), Patches())
+    both[0].replace(theirs, "step", lambda: 2)
+    both[1].replace(theirs, "step", lambda: 3)
+    both[first].undo_all()
+    assert theirs.step() == (3 if first == 0 else 2)
+    both[1 - first].undo_all()
+    assert vars(theirs) == {}

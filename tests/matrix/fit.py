@@ -5,7 +5,6 @@ import os
 from functools import partial
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch.utils.data import DataLoader, DistributedSampler
@@ -13,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from lightning_kd.data import Indexed
 from lightning_kd.distributed.whole_state import whole
 from tests import support
+from tests.support import processes
 
 BOUND = {"norm": 0.1, "value": 0.01}
 """What gradients are clipped to, small enough to bind in every step."""
@@ -102,9 +102,7 @@ def fit(cell):
         "normalises": bool(norms),
     }
     if mesh is not None:  # Lightning 2.6 leaves its groups, each with threads of its own; a matrix has hundreds
-        for group in mesh.get_all_groups():
-            if group is not dist.group.WORLD:
-                dist.destroy_process_group(group)
+        processes.leave_groups(mesh)
     return facts
 
 

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
 
 ROOT = Path(__file__).parents[2]
 TAIL = 20_000
@@ -306,3 +307,10 @@ def _begin(log: Path | None) -> None:
     # a fit of Lightning 2.6 resets the handler of SIGABRT, and faulthandler sets no handler that it believes to be set
     faulthandler.disable()
     faulthandler.enable(2)
+
+
+def leave_groups(mesh: DeviceMesh) -> None:
+    """End the groups of a mesh, but for the one of all processes."""
+    for group in mesh.get_all_groups():
+        if group is not dist.group.WORLD:
+            dist.destroy_process_group(group)
