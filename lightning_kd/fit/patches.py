@@ -90,6 +90,14 @@ class Patches:
         """Remember hooks to take off."""
         self._handles += handles
 
+    def takes_over(self, one: _Replaced) -> bool:
+        """Give back in time what was there before a replacement, if one of these has replaced it in its turn."""
+        for later in self._replaced:
+            if later.owner is one.owner and later.name == one.name and later.before is one.value:
+                later.was_there, later.before = one.was_there, one.before
+                return True
+        return False
+
     def undo_all(self) -> None:
         """Leave every object as it was."""
         while self._replaced:
@@ -103,11 +111,8 @@ _ALL: WeakSet[Patches] = WeakSet()
 
 def _take_back(one: _Replaced) -> None:
     """Give an attribute its value of before, or if it was replaced again, let the later one give it that value."""
-    if vars(one.owner).get(one.name) is not one.value:
-        for later in (entry for patches in _ALL for entry in patches._replaced):
-            if later.owner is one.owner and later.name == one.name and later.before is one.value:
-                later.was_there, later.before = one.was_there, one.before
-                return
+    if vars(one.owner).get(one.name) is not one.value and any(patches.takes_over(one) for patches in _ALL):
+        return
     if one.was_there:
         vars(one.owner)[one.name] = one.before
     else:
