@@ -81,7 +81,7 @@ class Evaluation:
         """Who else gets each batch of the first data loader; they change nothing."""
         self._told: set[str] = set()
         self.teacher_accuracy: float | None = None
-        """The teacher's accuracy, which a fit logs once."""
+        """The teacher's accuracy, which a fit logs once, unless teacher or data may change."""
 
     def take(self, metrics: Metrics, task: Task) -> None:
         """Compute a user's metrics in every evaluation, for student and teacher, and take what their loss tells."""
@@ -275,7 +275,7 @@ class Evaluation:
             )
 
     def end(self, module: LightningModule, *, tuning: bool) -> None:
-        """Keep what the evaluation gave; the teacher's accuracy is logged once in a fit."""
+        """Keep what the evaluation gave; the accuracy of a teacher and data that stay is logged once in a fit."""
         self.names.end_evaluation()
         if self.step.teacher is not None:
             self.step.teacher.begin_split("train")
@@ -289,5 +289,7 @@ class Evaluation:
                 "your own."
             )
         changes = self.step.teacher is not None and self.step.teacher.changes_over_time
+        # new loaders may hold other data, of which the teacher's accuracy is another
+        changes = changes or getattr(trainer, "reload_dataloaders_every_n_epochs", 0) > 0
         if trainer.state.fn == TrainerFn.FITTING and not (trainer.sanity_checking or tuning or changes):
             self.teacher_accuracy = self.results.get("teacher_accuracy", self.teacher_accuracy)

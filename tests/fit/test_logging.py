@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningDataModule
 from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader, Subset
 
 from lightning_kd.fit.part_log import PartLog
 from lightning_kd.report import DistillationSummary
@@ -57,6 +58,32 @@ def test_teacher_accuracy_is_logged_once_and_agreement_at_every_validation(door,
     logged = [row["val/teacher_accuracy"] for row in written if "val/teacher_accuracy" in row]
     assert logged == [pytest.approx(expected)]
     assert sum("val/agreement" in row for row in written) == 3
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+def test_teacher_accuracy_is_logged_anew_of_loaders_that_are_made_anew(door, tmp_path):
+    class Grows(LightningDataModule):
+        def train_dataloader(self):
+            return DataLoader(support.data(), batch_size=8)
+
+        def val_dataloader(self):
+            rows = 8 + 8 * self.trainer.current_epoch
+            asked.append(rows)
+            return DataLoader(Subset(support.data(), range(rows)), batch_size=8)
+
+    logger, asked = CSVLogger(tmp_path), []
+    made, callbacks = support.through(door)
+    trainer = support.trainer(
+        callbacks=callbacks, logger=logger, max_epochs=2, num_sanity_val_steps=0, reload_dataloaders_every_n_epochs=1
+    )
+    trainer.fit(made, datamodule=Grows())
+    x, y = support.data().tensors
+    with torch.no_grad():
+        right = (support.teacher().eval()(x).argmax(1) == y).float()
+    logged = [row["val/teacher_accuracy"] for row in support.rows(logger) if "val/teacher_accuracy" in row]
+    assert logged == [pytest.approx(right[:8].mean()), pytest.approx(right[:16].mean())]
+    assert right[:8].mean() != right[:16].mean()
+    assert asked[-2:] == [8, 16]
 
 
 def test_accuracy_and_agreement_are_what_they_say():
