@@ -15,12 +15,12 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from lightning_kd.capture import batch as batches
 from lightning_kd.capture.batch import Batch
-from lightning_kd.capture.call import Call
+from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.example import Example
 from lightning_kd.capture.heads import Head
 from lightning_kd.capture.outputs import Outputs, TeacherOutputs
 from lightning_kd.capture.rehearsal import call_until_student, inputs_of
-from lightning_kd.capture.rows import NOT_OF_BATCH, is_of_batch
+from lightning_kd.capture.rows import NOT_OF_BATCH, is_changed_since, is_of_batch, leaves_of
 from lightning_kd.capture.store import Calls
 from lightning_kd.distributed.sharding import mesh_of, shard
 from lightning_kd.distributed.whole_state import is_sharded
@@ -344,7 +344,7 @@ class DistillationCallback(ReadsOutputs, FitHooks):
             if run.clock.tuning:  # a tuner's trial comes before on_fit_start
                 self._place_teacher(pl_module.trainer)
             # read once a step, and only if a loss asks: an unpack_batch may draw
-            read = functools.cache(functools.partial(self._read_checked, batch))
+            read = functools.cache(functools.partial(self._read_checked, batch, with_versions(leaves_of(batch))))
             if not run.clock.goal.runs_student:
                 call = inputs_of(run.student, functools.partial(step, *args, **kwargs))
                 return run.loss(pl_module, batch, read, [call], None)
@@ -359,10 +359,10 @@ class DistillationCallback(ReadsOutputs, FitHooks):
 
         return training_step
 
-    def _read_checked(self, batch: Any) -> Batch:
+    def _read_checked(self, batch: Any, held: Sequence[tuple[Tensor, int]]) -> Batch:
         """Take a batch apart for the losses, and refuse one whose rows the step has mixed or reordered."""
         calls = self.run.step.capture.counting_calls() if self.run.clock.goal.runs_student else []
-        if not all(self._reads_as_given(batch, call) for call in calls):
+        if not all(self._reads_as_given(batch, call, held) for call in calls):
             raise ValueError(NOT_OF_BATCH)
         return self.unpack_batch(batch)
 
@@ -408,9 +408,11 @@ class DistillationCallback(ReadsOutputs, FitHooks):
                 )
         self.run.step.capture.stop()
 
-    def _reads_as_given(self, batch: Any, call: Call) -> bool:
+    def _reads_as_given(self, batch: Any, call: Call, held: Sequence[tuple[Tensor, int]] = ()) -> bool:
         """Whether target and rows of the batch belong to what the student was called with, row by row."""
-        return is_overridden("unpack_batch", self, DistillationCallback) or is_of_batch(call, batch)
+        if is_overridden("unpack_batch", self, DistillationCallback):
+            return True
+        return is_of_batch(call, batch) and not is_changed_since(call, held)
 
 
 def _check_alone(trainer: Trainer) -> None:

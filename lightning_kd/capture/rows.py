@@ -1,17 +1,17 @@
 """Whether the rows of a batch are still those that a network was called with, after a step of the user's own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.private import tree_leaves
+from lightning_kd.capture.private import UNKNOWN, tree_leaves
 
 NOT_OF_BATCH = (
     "A loss needs the target or the row of each sample, but training_step calls the student with other values than the "
-    "batch holds: it may have mixed or reordered the samples, and the targets of the batch would be those of others. "
+    "batch held: it may have mixed or reordered the samples, and the targets of the batch would be those of others. "
     "Override unpack_batch(batch) of the callback to return a lightning_kd.Batch with target and index in the order of "
     "the student's input, or use DistillationModule. Do so, too, if the step changes values alone and keeps the order."
 )
@@ -36,6 +36,28 @@ def is_of_batch(call: Call, batch: Any) -> bool:
     if any(one is leaf or _shares_memory(one, leaf) for one in inputs for leaf in given):
         return True
     return any(one.shape == leaf.shape and torch.equal(one, leaf.to(one)) for one in inputs for leaf in given)
+
+
+def is_changed_since(call: Call, held: Iterable[tuple[Tensor, int]]) -> bool:
+    """Whether a network was called with a tensor of the batch after it was changed in place, as timm's ``Mixup`` does.
+
+    Args:
+        call: The recorded call.
+        held: The tensors of the batch, each with its version at the start of the step.
+
+    Example:
+        >>> from lightning_kd.capture.call import with_versions
+        >>> x = torch.arange(6.0).reshape(3, 2)
+        >>> held = with_versions([x])
+        >>> mixed = x.mul_(0.5).add_(x.flip(0), alpha=0.5)
+        >>> is_changed_since(Call(args=(mixed,), inputs=with_versions([mixed])), held)
+        True
+    """
+    return any(
+        UNKNOWN not in (version, before) and version != before and _shares_memory(one, leaf)
+        for one, version in call.inputs
+        for leaf, before in held
+    )
 
 
 def leaves_of(batch: Any) -> list[Any]:

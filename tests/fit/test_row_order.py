@@ -75,8 +75,9 @@ def test_the_values_of_the_batch_train(name, prepare):
         lambda x, y: (x.flip(3), y),
         lambda x, y: (x * 0.7 + x.flip(0) * 0.3, y),
         lambda x, y: (nn.functional.dropout(x), y),
+        lambda x, y: (x.mul_(0.7).add_(x.flip(0).mul_(0.3)), y),
     ],
-    ids=["normalised", "mirrored", "mixed", "noisy"],
+    ids=["normalised", "mirrored", "mixed", "noisy", "mixed in place"],
 )
 @pytest.mark.parametrize("name", ["crd", "dkd"])
 def test_other_values_are_refused_until_the_callback_says_that_the_order_is_kept(name, prepare):
