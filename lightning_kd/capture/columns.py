@@ -209,6 +209,37 @@ def _by_name(args: tuple[Any, ...], taken: Takes, of_other: Takes) -> Inputs:
     return args, {}
 
 
+def told_other_names(args: tuple[Any, ...], student: nn.Module, teacher: nn.Module) -> str | None:
+    """Return a sentence on inputs that the teacher takes under another name, ``None`` if there are none.
+
+    The first input has as many names as there are authors; a second one of another name may mean something else.
+
+    Args:
+        args: What the student was called with, without names.
+        student: The student.
+        teacher: The teacher's network, which is called with the same.
+
+    Example:
+        >>> class Student(nn.Module):
+        ...     def forward(self, x, noise): ...
+        >>> class Teacher(nn.Module):
+        ...     def forward(self, image, scale): ...
+        >>> told_other_names((1, 2), Student(), Teacher())
+        "The teacher Teacher gets the student's 'noise' as its 'scale'. If these are not the same, override ..."
+    """
+    teacher = original(teacher)
+    taken, of_other = takes(teacher), takes(student)
+    kept, _ = _by_name(args, taken, of_other)
+    pairs = [*zip(of_other.positional, taken.positional, kept, strict=False)][1:]
+    others = [f"{mine!r} as its {its!r}" for mine, its, _ in pairs if mine != its]
+    if not others:
+        return None
+    return (
+        f"The teacher {type(teacher).__name__} gets the student's {', '.join(others)}. If these are "
+        "not the same, override teacher_inputs(batch, args, kwargs) to return the teacher's own."
+    )
+
+
 def without_labels(given: dict[str, Any], columns: Mapping[str, Any] | None, teacher: nn.Module) -> dict[str, Any]:
     """Leave out what makes a model of Hugging Face compute a loss; a decoder's inputs are made of the labels."""
     if not is_of_transformers(teacher):

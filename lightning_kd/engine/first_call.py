@@ -4,10 +4,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
 from lightning_kd.capture.attributes import looking_at
 from lightning_kd.capture.call import Call, describe_call
+from lightning_kd.capture.columns import gives_as_is, told_other_names
 from lightning_kd.capture.networks import device_of, original
 from lightning_kd.capture.trace import Ran, Trace
 from lightning_kd.engine.fused_heads import BothLogits
@@ -59,7 +61,7 @@ class FirstCall:
         """Ask the teacher for the first time, and say what to do if it cannot be called like the student."""
         teacher = self.step.teacher
         try:
-            return self.step.ask(self.batch, call, first=True)
+            lesson = self.step.ask(self.batch, call, first=True)
         except Exception as error:
             if call.changed_input or teacher is None or teacher.looks_up:
                 raise
@@ -71,6 +73,11 @@ class FirstCall:
                 "teacher_inputs=, such as Resize(224) or Keys(rename={...}); if its weights are of another format than "
                 "the student's, pass teacher_dtype."
             ) from error
+        if teacher is not None and teacher.module is not None and gives_as_is(self.step.hooks):
+            others = told_other_names(call.args, self.step.student, teacher.module)
+            if others is not None:
+                rank_zero_info(others)
+        return lesson
 
     def logits_of_both(self) -> BothLogits:
         """Return the logits of both."""

@@ -164,6 +164,27 @@ def test_under_the_callback_the_step_may_read_them(caplog):
     assert "left out" not in caplog.text
 
 
+def test_a_second_input_of_another_name_is_told(caplog):
+    class Scaled(Plain):
+        def forward(self, x, scale=None):
+            return super().forward(x, scale)
+
+    def told(teacher, call):
+        caplog.clear()
+        callback = DistillationCallback(teacher, losses=[KDLoss()])
+        data = support.batches(columns())
+        with caplog.at_level(logging.INFO):
+            support.trainer(max_steps=1, callbacks=[callback]).fit(Theirs(Plain(), call), data, data)
+        return [one.message for one in caplog.records if "as its" in one.message]
+
+    by_place = lambda net, given: net(given["x"], given["mask"])  # noqa: E731
+    (sentence,) = told(Scaled(), by_place)
+    assert "The teacher Scaled gets the student's 'mask' as its 'scale'" in sentence
+    assert told(Plain(), by_place) == []
+    assert told(Kinds(), by_place) == []
+    assert told(Scaled(), lambda net, given: net(given["x"])) == []
+
+
 def test_whoever_reads_the_batch_is_told_nothing():
     class Own(DistillationModule):
         def unpack_batch(self, batch):
