@@ -200,6 +200,7 @@ def not_finite(step: StepTensors, losses: Sequence[DistillationLoss], record: Ca
     if record is not None:
         inputs |= {f"input {i}": value for i, value in enumerate(record.args)}
         inputs |= {f"input {name!r}": value for name, value in record.kwargs.items()}
+    inputs["the target"] = step.target
     return _counted(inputs | what_is_read(step, losses))
 
 

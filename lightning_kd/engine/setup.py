@@ -205,6 +205,9 @@ class SetUp:
         with isolated_random_state():
             for loss in objective.components:
                 loss.build(*(self._viewed(loss, role, shapes[role]) for role in ("student", "teacher")))
+        weights = [weight.dtype for weight in self.step.student.parameters() if weight.is_floating_point()]
+        if weights and all(dtype == torch.float64 for dtype in weights):  # a student that was made so by double()
+            objective.losses.double()
         check_parts_not_lazy(objective.leaves)
         check_not_shared(
             self.step.student, objective.losses, "losses", "which the optimizer would take twice; copy them"

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd.data import Indexed
 from lightning_kd.fit.gradients import GradientCheck
 from lightning_kd.fit.part_log import PartLog
-from lightning_kd.losses import HintLoss, KDLoss
+from lightning_kd.losses import HintLoss, KDLoss, RegressionKDLoss
 from lightning_kd.schedules import StepSchedule
 from tests import support
 
@@ -164,6 +164,15 @@ def test_a_loss_that_overflows_by_itself_is_told():
     made = support.module(task_loss=Huge())
     with pytest.raises(FloatingPointError, match=says("'task' is", "is finite, so the loss itself overflows")):
         support.fit(made)
+
+
+def test_a_target_that_is_no_number_is_told():
+    x, y = torch.randn(8, 4), torch.randn(8, 1)
+    y[5] = NAN
+    learner, guide = (support.seeded(lambda: nn.Linear(4, 1), seed) for seed in (0, 1))
+    made = support.module(learner, teacher=guide, losses=[RegressionKDLoss()], task_loss=nn.MSELoss())
+    with pytest.raises(FloatingPointError, match=says("'task' is nan", "the target (1 of 8 values)")):
+        support.fit(made, train=DataLoader(TensorDataset(x, y), batch_size=8), limit_val_batches=0)
 
 
 class SaveAfter(Callback):
