@@ -287,11 +287,12 @@ class DistillationModule(OneOrSeveral, ReadsOutputs, ReplaceableParts):
                 check_target(self.unpack_batch(batch))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make the optimizer and scheduler that were asked for, over the student's and the losses' parameters."""
+        """Make the optimizer and scheduler that were asked for, over all parameters that train: the student's first."""
         if self._trainer is not None and not self._trainer.state.stopped:
             self._capture()  # refuses a set-up that was left out, before the first step
-        trainable = [p for p in (*self.student.parameters(), *self.losses.parameters()) if p.requires_grad]
-        return configure(self.make_optimizer(trainable), self.make_lr_scheduler, self.lr_interval, self.lr)
+        return configure(
+            self.make_optimizer(self.trained_parameters()), self.make_lr_scheduler, self.lr_interval, self.lr
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the weighted sum of the task's loss and the distillation losses."""

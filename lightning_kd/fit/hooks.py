@@ -173,12 +173,15 @@ class ModuleHooks(SkippedInBatches, FitHooks):
 
     def _check_optimized(self, trainer: Trainer) -> None:
         known = {id(p) for optimizer in trainer.optimizers for p in optimized_parameters(optimizer)}
-        losses = self.run.objective.losses
-        left_out = [name for name, p in losses.named_parameters() if p.requires_grad and id(p) not in known]
+        task = getattr(self.run.step.hooks, "task_loss", None)  # such as ArcFace, which has weights
+        parts = [self.run.objective.losses, *([task] if isinstance(task, nn.Module) else [])]
+        named = [named for part in parts for named in part.named_parameters()]
+        left_out = [name for name, p in named if p.requires_grad and id(p) not in known]
         if left_out and trainer.optimizers:
             raise MisconfigurationException(
                 f"No optimizer has the parameters {left_out} of the losses, so they would not train. In your "
-                "configure_optimizers give the optimizer [*self.student.parameters(), *self.losses.parameters()]."
+                "configure_optimizers give the optimizer self.trained_parameters(), which has them beside the "
+                "student's; or set requires_grad to False where they shall not train."
             )
 
 

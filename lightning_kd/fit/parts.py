@@ -34,6 +34,25 @@ class ReplaceableParts(LightningModule):
         """The frozen teacher, ``None`` without one, or if it is no network."""
         return None if self.run.teacher is None else self.run.teacher.module
 
+    def trained_parameters(self) -> list[nn.Parameter]:
+        """Return what the optimizer gets: parameters of the student, then of the losses, then of what else trains.
+
+        Else are a task's loss with weights of its own, such as the class centres of ArcFace, and modules that a
+        subclass adds. Metrics, the teacher and whatever has ``requires_grad=False`` do not train. Read it in a
+        ``configure_optimizers`` of your own.
+
+        Example:
+            >>> from lightning_kd import DistillationModule
+            >>> module = DistillationModule(nn.Linear(4, 3), task_loss=nn.CrossEntropyLoss())
+            >>> [tuple(parameter.shape) for parameter in module.trained_parameters()]
+            [(3, 4), (3,)]
+        """
+        first = [*self.run.student.parameters(), *self.run.objective.losses.parameters()]  # as older checkpoints do
+        apart = (part for part in (self.metrics, self.teacher) if isinstance(part, nn.Module))
+        left_out = {parameter for part in apart for parameter in part.parameters()}.difference(first)
+        every = dict.fromkeys((*first, *(one for one in self.parameters() if one not in left_out)))
+        return [parameter for parameter in every if parameter.requires_grad]
+
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an attribute; what the run is made of gives a new run, and is refused while a fit goes on."""
         if (value is None or type(value) is str) and name in self.__dict__ and name not in _WATCHED:

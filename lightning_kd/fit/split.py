@@ -17,7 +17,7 @@ from lightning_kd.teachers.frozen import FrozenTeacher
 def split(
     step: TrainingStep, trainer: Trainer, shard_student: Callable[[nn.Module, DeviceMesh], None] | None = None
 ) -> None:
-    """Split student, losses and teacher, and give a teacher on the meta device its weights.
+    """Split student, losses, the task's loss and teacher, and give a teacher on the meta device its weights.
 
     Args:
         step: The training step, which knows all three.
@@ -36,8 +36,9 @@ def split(
     if shard_student is not None:
         shard_student(step.student, mesh)
     check_has_weights(step.student)
-    if any(True for _ in losses.parameters()) and not is_sharded(losses):
-        fully_shard(losses, mesh=mesh)
+    for part in (losses, getattr(step.hooks, "task_loss", None)):  # a task's loss may have weights, as ArcFace has
+        if isinstance(part, nn.Module) and any(True for _ in part.parameters()) and not is_sharded(part):
+            fully_shard(part, mesh=mesh)
     if isinstance(teacher, FrozenTeacher):
         step.hooks.shard_teacher(teacher.module, mesh)
         teacher.materialize(trainer.strategy.root_device)

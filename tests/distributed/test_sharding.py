@@ -75,6 +75,13 @@ def test_a_hook_may_leave_the_teacher_whole(facts):
 
 
 @pytest.mark.slow
+def test_weights_of_the_tasks_loss_are_split_and_train(facts):
+    found = facts["weights in the task's loss"]
+    assert found["task split"]  # the strategy averages the gradients of what is split, and of nothing else
+    assert found["task"]["bias"].abs().min() > 0
+
+
+@pytest.mark.slow
 def test_compiled_blocks_train_alike(facts):
     for name, expected in facts["module"]["student"].items():
         torch.testing.assert_close(facts["compiled"]["student"][name], expected, rtol=1e-5, atol=1e-6)

@@ -45,6 +45,17 @@ class Loaded(DistillationModule):
         materialize(student, Path(self.trainer.default_root_dir) / "student.safetensors", "cpu")
 
 
+class Weighted(torch.nn.Module):
+    """A task's loss with weights that train."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias = torch.nn.Parameter(torch.zeros(support.CLASSES))
+
+    def forward(self, logits, target):
+        return torch.nn.functional.cross_entropy(logits + self.bias, target)
+
+
 def teacher():
     return support.seeded(partial(Plain, 8), 8)
 
@@ -53,12 +64,12 @@ def student():
     return support.seeded(partial(Plain, 3), 3)
 
 
-def by_module(folder, net=None, guide=None, cls=DistillationModule, **options):
+def by_module(folder, net=None, guide=None, cls=DistillationModule, task_loss=None, **options):
     return cls(
         student() if net is None else net,
         teacher() if guide is None else guide,
         support.default_losses(),
-        task_loss=torch.nn.CrossEntropyLoss(),
+        task_loss=torch.nn.CrossEntropyLoss() if task_loss is None else task_loss,
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9),
         **options,
     ), []
@@ -90,6 +101,7 @@ SCENARIOS = {
     "offloaded": lambda folder: by_module(folder, cls=Offloaded),
     "replicated": lambda folder: by_module(folder, cls=Replicated),
     "compiled": compiled,
+    "weights in the task's loss": lambda folder: by_module(folder, task_loss=Weighted()),
 }
 
 
@@ -125,6 +137,8 @@ def run(scenario, folder):
         "split": all(isinstance(p, DTensor) and p.to_local().numel() < p.numel() for p in parameters),
         "dtype": str(parameters[0].dtype),
     }
+    if isinstance(getattr(made, "task_loss", None), Weighted):
+        facts |= {"task": whole_state(made.task_loss), "task split": isinstance(made.task_loss.bias, DTensor)}
     if trainer.global_rank == 0:
         torch.save(facts, folder / f"{scenario}.pt")
 

@@ -146,7 +146,9 @@ def _task(task_loss: object) -> dict[str, Any]:
         return {} if task_loss is None else {"task_loss": name}
     names = getattr(task_loss, "__constants__", ())
     options = {name: _plain(getattr(task_loss, name)) for name in names if hasattr(task_loss, name)}
-    tensors = fingerprint(task_loss)  # such as weights of the classes
+    trained = {name for name, parameter in task_loss.named_parameters() if parameter.requires_grad}
+    # such as weights of the classes
+    tensors = {name: number for name, number in fingerprint(task_loss).items() if name not in trained}
     known = {"task_loss's tensors": as_one_number(tensors)} if tensors else {}
     named = {f"task_loss.{name}": value for name, value in options.items()}
     return {"task_loss": type(task_loss).__name__, **named, **known}

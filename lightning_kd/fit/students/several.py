@@ -176,10 +176,7 @@ class SeveralStudents(OneBatch):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Make one optimizer with a group of parameters for each student, and its scheduler."""
-        groups = []
-        for member in self.members.values():
-            of_both = (*member.student.parameters(), *member.losses.parameters())
-            groups.append({"params": [p for p in of_both if p.requires_grad]})
+        groups = [{"params": member.trained_parameters()} for member in self.members.values()]
         first = self.first
         return configure(first.make_optimizer(groups), first.make_lr_scheduler, first.lr_interval, self.lr)
 
