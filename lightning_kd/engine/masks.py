@@ -109,6 +109,8 @@ def check_mask(
         mask = masks.of_tokens(loss)
         if mask is None:
             continue
+        if isinstance(loss, RegressionKDLoss):
+            loss.check_mask(name, tuple(mask.shape), *loss.logit_shapes(shapes["student"], shapes["teacher"]))
         text = [(role, n, v) for role, of in loss.views.items() for n, v in of.items() if v.text]
         alike = masks.decoder is not None and masks.decoder.shape == mask.shape
         if name in masks.unsure and alike and (text or loss.reads_raw):

@@ -132,6 +132,7 @@ class RegressionKDLoss(LogitLoss):
         self.needs_target = kind == "bounded"
         self.masked = False  # whether the batches have a mask of tokens; set-up finds out
         self._of_tokens = False
+        self._axis = 1  # that of the tokens; set-up finds out, for in another batch both may be as long
 
     @property
     def reads_text(self) -> bool:
@@ -157,6 +158,43 @@ class RegressionKDLoss(LogitLoss):
         student, _ = self.logit_shapes(student_shapes, teacher_shapes)
         self._of_tokens = student is not None and len(student) == 3
 
+    def check_mask(self, name: str, mask: Shape, student: Shape | None, teacher: Shape | None) -> None:
+        """Check at set-up that a mask of tokens tells which outputs are of padding.
+
+        Args:
+            name: Name of the part.
+            mask: Shape of the mask, :math:`(B, T)`.
+            student: Shape of the student's outputs, if it is known.
+            teacher: Shape of the teacher's outputs, if it is known.
+
+        Raises:
+            ValueError: If it does not: the outputs are of other positions, as frames are that a network of audio makes
+                of samples, or it is not known whether they are of tokens.
+        """
+        for role, shape in (("student", student), ("teacher", teacher)):
+            if shape is None:
+                continue
+            if len(shape) == 2 and shape == mask and shape[1] > 1:
+                raise ValueError(
+                    f"Part {name!r}: the {role}'s outputs and the mask of the batch both have the shape {shape}, so it "
+                    "is not known whether each output is of a token, or whether a sample has as many numbers. Return "
+                    f"outputs of shape {(*shape, 1)} for tokens, or override unpack_batch to return mask=None."
+                )
+            if len(shape) == 3 and mask[1] == shape[1] == shape[2]:
+                raise ValueError(
+                    f"Part {name!r}: the mask of the batch has the shape {mask}, and the {role}'s outputs have "
+                    f"{shape}, so it is not known which axis is that of the tokens. Pad the batches to another length, "
+                    "or override unpack_batch to return mask=None."
+                )
+            if len(shape) == 3 and mask[1] not in shape[1:]:
+                raise ValueError(
+                    f"Part {name!r}: the mask of the batch has the shape {mask}, but the {role}'s outputs have "
+                    f"{shape}, so the mask does not say which of them are of padding. Override unpack_batch to return "
+                    "Batch(..., mask=...) with the mask of the outputs, or mask=None."
+                )
+        if student is not None and len(student) == 3:
+            self._axis = 1 if student[1] == mask[1] else 2
+
     def evaluate(self, step: StepTensors) -> Tensor:
         """Return the unweighted loss of a step, over the tokens that its mask leaves."""
         mask = step.decoder_mask if self.of_decoder else step.mask
@@ -164,7 +202,7 @@ class RegressionKDLoss(LogitLoss):
             return super().evaluate(step)
 
         def kept(values: Tensor | None) -> Tensor | None:
-            return None if values is None else _valid(values, mask)
+            return None if values is None else _valid(values, mask, self._axis)
 
         head_of = step.head_of
         return super().evaluate(
@@ -195,11 +233,15 @@ class RegressionKDLoss(LogitLoss):
         return regression_kd_loss(student, teacher, target, kind=self.kind, delta=self.delta, margin=self.margin)
 
 
-def _valid(values: Tensor, mask: Tensor) -> Tensor:
+def _valid(values: Tensor, mask: Tensor, axis: int) -> Tensor:
     """Return the tokens that are no padding as rows (M, ...), of values (B, T), (B, T, C) or (B, C, T)."""
-    if values.ndim == 3 and values.shape[1] != mask.shape[1] == values.shape[2]:
-        values = values.mT
-    return values[mask] if values.shape[:2] == mask.shape else values
+    values = values.mT if values.ndim == 3 and axis == 2 else values
+    if values.shape[:2] != mask.shape:
+        raise ValueError(
+            f"RegressionKDLoss: the mask of the batch has the shape {tuple(mask.shape)}, but there are numbers of "
+            f"shape {tuple(values.shape)} beside it, so it does not say which of them are of padding."
+        )
+    return values[mask]
 
 
 def _like(target: Tensor | None, numbers: Tensor) -> Tensor:

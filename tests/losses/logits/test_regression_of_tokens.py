@@ -88,3 +88,43 @@ def test_a_mask_of_other_tokens_says_nothing_of_one_output_for_each_text():
     student, teacher = torch.tensor([[1.0], [4.0]]), torch.tensor([[2.0], [2.0]])
     step = StepTensors(student, teacher, mask=torch.tensor([[True], [False]]))
     assert float(built(RegressionKDLoss(), 2, 1).evaluate(step)) == 2.5
+
+
+class Shaped(Frames):
+    """Makes outputs of other positions than its inputs, as networks of audio do."""
+
+    def __init__(self, shape):
+        super().__init__(last=True)
+        self.shape = shape
+
+    def forward(self, ids, attention_mask=None):
+        return {
+            "half": super().forward(ids)[:, ::2],
+            "scalars": super().forward(ids)[..., 0],
+            "square": super().forward(ids) @ torch.ones(C, ids.shape[1]),
+        }[self.shape]
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("half", r"the mask of the batch has the shape \(3, 5\), but the student's outputs have \(3, 3, 2\)"),
+        ("scalars", r"both have the shape \(3, 5\).*outputs of shape \(3, 5, 1\) for tokens"),
+        ("square", r"outputs have \(3, 5, 5\), so it is not known which axis"),
+    ],
+)
+def test_outputs_of_other_positions_than_the_mask_are_refused_at_set_up(shape, words):
+    student, teacher = (support.seeded(lambda: Shaped(shape), seed) for seed in (1, 2))
+    module = DistillationModule(student, teacher, [RegressionKDLoss()])
+    loader = support.batches(batch("right", 0))
+    with pytest.raises(ValueError, match=r"Part 'regression_kd': .*" + words):
+        support.fit(module, train=loader, val=loader, max_epochs=1)
+
+
+def test_a_batch_as_long_as_it_has_channels_keeps_its_axis():
+    loss = RegressionKDLoss()
+    loss.check_mask("regression_kd", (3, 5), (3, C, 5), (3, C, 5))
+    built(loss, 3, C, 5)
+    student = torch.tensor([[[1.0, 7.0], [2.0, 8.0]]])  # two channels of two frames; the second frame is padding
+    step = StepTensors(student, torch.zeros(1, 2, 2), mask=torch.tensor([[True, False]]))
+    assert float(loss.evaluate(step)) == (1 + 4) / 2
