@@ -11,11 +11,13 @@ from torch import Tensor
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder, sides_of
+from lightning_kd.capture.heads import OUTPUT
 from lightning_kd.capture.layout import batch_axis
 from lightning_kd.capture.networks import original
 from lightning_kd.engine.layouts import tokens_in
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import DistillationLoss, Shape
+from lightning_kd.losses.logits.base import LogitLoss
 from lightning_kd.losses.logits.regression import RegressionKDLoss
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
@@ -133,6 +135,32 @@ def check_mask(
                 f"Part {name!r}: {type(loss).__name__} cannot leave out padded tokens, and the batch has a mask. "
                 "Use HintLoss, VIDLoss, ATLoss or a loss of samples, or override unpack_batch to return mask=None."
             )
+
+
+def tell_rows_of_tokens(
+    losses: Iterable[tuple[str, DistillationLoss]], masks: Masks, shapes: Mapping[str, Mapping[str, Shape]]
+) -> None:
+    """Warn of outputs (B, T) beside a mask (B, T), where a loss takes each row for one sample of T numbers.
+
+    Args:
+        losses: The losses by name.
+        masks: The masks of the first samples.
+        shapes: The shapes of what the losses read of each role.
+    """
+    for name, loss in losses:
+        mask = masks.of_tokens(loss)
+        read = shapes["student"].get(OUTPUT) if OUTPUT in loss.student_layers else None
+        if isinstance(loss, LogitLoss):
+            read = loss.logit_shapes(shapes["student"], shapes["teacher"])[0]
+        if mask is not None and read == tuple(mask.shape) and read[1] > 1:
+            rank_zero_warn(
+                f"Part {name!r}: the student's outputs and the mask of the batch both have the shape {read}. "
+                f"{type(loss).__name__} takes each row for one sample of {read[1]} numbers, so those at padding count "
+                "too. So it is usual for the position of an answer in a text. If each output is of a token, return "
+                f"{(*read, 1)} and use RegressionKDLoss, or logits (B, T, classes) and TokenKDLoss. If a "
+                "sample has as many numbers as tokens by chance, go on."
+            )
+            return
 
 
 _OF_SEGMENTS = ("type", "segment")

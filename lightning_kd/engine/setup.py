@@ -36,7 +36,7 @@ from lightning_kd.engine.input_scale import tell_of_scale
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
-from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_unread_masks
+from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_rows_of_tokens, tell_unread_masks
 from lightning_kd.engine.model_loss import tell_of_router
 from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
@@ -126,6 +126,7 @@ class SetUp:
         if self.shapes is None:
             self._settle_views(known, masks)
         check_mask(self.step.objective.leaves, masks, shapes)
+        tell_rows_of_tokens(self.step.objective.leaves, masks, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lightning_kd import DistillationModule
-from lightning_kd.losses import RegressionKDLoss
+from lightning_kd.losses import EmbeddingLoss, KDLoss, RegressionKDLoss
 from lightning_kd.losses.base import StepTensors
 from tests import support
 
@@ -103,6 +103,14 @@ class Shaped(Frames):
             "scalars": super().forward(ids)[..., 0],
             "square": super().forward(ids) @ torch.ones(C, ids.shape[1]),
         }[self.shape]
+
+
+@pytest.mark.parametrize("loss", [KDLoss(), EmbeddingLoss("<output>", "<output>")])
+def test_losses_that_take_a_row_of_tokens_for_one_sample_say_so(loss):
+    module = DistillationModule(*(support.seeded(lambda: Shaped("scalars"), seed) for seed in (1, 2)), [loss])
+    loader = support.batches(batch("right", 0))
+    with pytest.warns(UserWarning, match=r"\(3, 5\).* one sample of 5 numbers, so those at padding count"):
+        support.fit(module, train=loader, val=loader, max_epochs=1)
 
 
 @pytest.mark.parametrize(
