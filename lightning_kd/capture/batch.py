@@ -66,13 +66,14 @@ def unpack_batch(batch: Any) -> Batch:
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
     ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding,
     and ``teacher_labels`` are the labels of the teacher's own tokens.
-    ``x`` may itself be a tuple of positional inputs or a dictionary of named ones.
+    ``x`` may itself be a tuple of positional inputs or a dictionary of named ones. A named tuple is read in its order.
 
     Args:
         batch: One batch of the data loader.
 
     Raises:
-        ValueError: If the batch has another form, or its third element is no row of each sample.
+        ValueError: If the batch has another form, its third element is no row of each sample, or the names of a named
+            tuple do not fit its order.
 
     Example:
         >>> import torch
@@ -95,6 +96,8 @@ def unpack_batch(batch: Any) -> Batch:
             f"Cannot take apart a batch that is a {type(batch).__name__}{size}: expected x, (x, y), (x, y, index) "
             "or a dictionary of named inputs. Override unpack_batch(batch) to return a lightning_kd.Batch."
         )
+    if hasattr(parts, "_fields"):
+        _check_fields(parts._fields)
     x, target, index = (*parts, None, None)[:3]
     if isinstance(index, Tensor):
         _check_index(x, target, index)
@@ -103,6 +106,22 @@ def unpack_batch(batch: Any) -> Batch:
     if isinstance(x, Mapping):
         return Batch(kwargs=dict(x), target=target, index=index, mask=_mask_in(x))
     return Batch(args=tuple(x) if isinstance(x, tuple | list) else (x,), target=target, index=index)
+
+
+def _check_fields(fields: Sequence[str]) -> None:
+    """Raise a ``ValueError`` if the names in a named tuple say something else than its order."""
+    misplaced = [
+        name
+        for place, keys in ((1, TARGET_KEYS), (2, INDEX_KEYS))
+        for name in set(fields).intersection(keys)
+        if fields.index(name) != place
+    ]
+    if misplaced:
+        raise ValueError(
+            f"A batch is a named tuple of {tuple(fields)}, which is read in the order x, y, index, but "
+            f"{misplaced[0]!r} stands elsewhere. Override unpack_batch(batch) to return a lightning_kd.Batch, or let "
+            "the data set return (x, y) or a dictionary."
+        )
 
 
 def read_if_known(hooks: Hooks, batch: Any) -> Batch:

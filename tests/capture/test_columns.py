@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections import UserDict
+from collections import UserDict, namedtuple
 from functools import partial
 
 import pytest
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd.capture.batch import unpack_batch
 from lightning_kd.capture.columns import of_teacher, takes, unused_columns
 from lightning_kd.losses import KDLoss
 from lightning_kd.teachers import Ensemble
@@ -244,3 +245,16 @@ def test_a_program_that_does_not_tell_is_called_as_the_student_is():
     traced = torch.jit.trace(Plain(), torch.ones(1, 4))
     batch = columns()
     assert of_teacher(batch, (batch["x"],), {}, Plain(), traced) == ((batch["x"],), {})
+
+
+def test_a_named_tuple_is_read_in_its_order_if_its_names_say_so_too():
+    x, y = torch.zeros(2, 3), torch.tensor([0, 1])
+    assert unpack_batch(namedtuple("Sample", "image label")(x, y)).target is y
+    assert unpack_batch(namedtuple("Sample", "a b idx")(x, y, y)).index is y
+
+
+@pytest.mark.parametrize("names", ["label image", "y x", "image idx", "image idx label"])
+def test_a_named_tuple_in_another_order_is_refused(names):
+    values = [torch.zeros(2, dtype=torch.long)] * len(names.split())
+    with pytest.raises(ValueError, match=r"named tuple of .* stands elsewhere"):
+        unpack_batch(namedtuple("Sample", names)(*values))
