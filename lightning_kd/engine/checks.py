@@ -9,6 +9,7 @@ from torch.nn.parameter import is_lazy
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
 from lightning_kd.distributed.whole_state import on_meta
+from lightning_kd.engine.reading import reads_logits
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.teachers.base import Teacher
 
@@ -24,11 +25,8 @@ def check_has_logits(
         step: What the step offers.
         heads: What the output of each role has instead, in words.
     """
-    reads_students = not loss.student_layers or loss.needs_student_logits
-    for role, reads, logits in (
-        ("student", reads_students, step.student_logits),
-        ("teacher", loss.needs_teacher_logits, step.teacher_logits),
-    ):
+    for role, logits in (("student", step.student_logits), ("teacher", step.teacher_logits)):
+        reads = reads_logits(loss, role)
         if reads and logits is None and role == "teacher" and step.sparse is not None:
             if loss.reads_sparse:
                 continue

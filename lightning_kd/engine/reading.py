@@ -35,10 +35,7 @@ class Reading:
         self.has_layers = any(self.layers.values())
         self.has_heads = any(map(named_heads, losses))
         """Whether a loss compares another output than the one that the task reads."""
-        self.needs_logits = {
-            "student": any(loss.needs_student_logits or not loss.student_layers for loss in losses),
-            "teacher": any(loss.needs_teacher_logits for loss in losses),
-        }
+        self.needs_logits = {role: any(reads_logits(loss, role) for loss in losses) for role in ("student", "teacher")}
         """Whether a loss reads the logits of a role; if not, those that are not known are not missed."""
         self.layers_only = not self.needs_logits["teacher"] and not self.layers["teacher"] and not self.has_heads
         """Whether no loss reads the teacher's output."""
@@ -110,6 +107,13 @@ class Reading:
         return value
 
 
+def reads_logits(loss: DistillationLoss, role: str) -> bool:
+    """Whether a loss reads those logits of a role that the task reads, and not another output by name."""
+    if role in named_heads(loss):
+        return False
+    return loss.needs_teacher_logits if role == "teacher" else loss.needs_student_logits or not loss.student_layers
+
+
 def named_heads(loss: DistillationLoss) -> Mapping[str, Head]:
     """Return which of several outputs a loss reads of each role; of attention losses ``heads`` is another option."""
     heads = getattr(loss, "heads", None)
@@ -130,8 +134,9 @@ def teacher_heads(losses: Iterable[DistillationLoss]) -> tuple[int | str, ...]:
 
 def has_heads(output: Any) -> str:
     """Return the heads that an output has, and how to name one, in words; nothing if it has none."""
-    heads = list(heads_of(output))
-    return f" (it has {heads}; name one, such as logits={heads[0]!r})" if heads else ""
+    heads = heads_of(output)
+    usable = [name for name, value in heads.items() if value.ndim]  # a loss of the network's own is none
+    return f" (it has {list(heads)}; name one, such as logits={usable[0]!r})" if usable else ""
 
 
 def _check_has_heads(output: Any, head: Head, training: bool) -> None:

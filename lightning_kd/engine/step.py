@@ -321,7 +321,8 @@ class TrainingStep:
         """Learn in which order the teacher has the student's classes, where both name them."""
         network, options = None if self.teacher is None else self.teacher.called, self.hooks.output_options
         chosen = options.teacher_classes is not None or options.student_classes is not None  # the user has said it
-        if network is None or chosen or not self.reading.needs_logits["teacher"]:
+        compares = self.reading.needs_logits["teacher"] or self.reading.has_heads
+        if network is None or chosen or not compares:
             return
         order = class_order(self.student, network)
         if order is not None and self.class_order is None:

@@ -1,6 +1,7 @@
 """How outputs are read through both doors: heads, classes, probabilities, and other inputs for the teacher."""
 
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -281,6 +282,37 @@ def test_the_task_and_a_loss_read_heads_of_their_own(door, form, make):
         expected = kl(output[aux], t, 4.0) + kl(output[main], t, 4.0)
         assert metrics["train/hybrid"] == pytest.approx(expected, rel=1e-5)
     assert metrics["train/task"] == pytest.approx(float(F.cross_entropy(output[main], IDS)), rel=1e-5)
+
+
+class Paired(nn.Module):
+    """Has a loss of its own and scores under a name of its own, as CLIP has ``logits_per_image``."""
+
+    def __init__(self, seed):
+        super().__init__()
+        self.net = net(seed=seed)
+
+    def forward(self, x):
+        scores = self.net(x)
+        return {"loss": scores.square().mean(), "scores": scores, "double": scores * 2}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("aligned", [False, True])
+def test_a_loss_that_names_its_output_needs_no_other_logits(door, aligned):
+    student, teacher = Paired(1), Paired(2)
+    order = list(range(student(X)["scores"].shape[1]))
+    if aligned:
+        order.reverse()
+        student.config = SimpleNamespace(id2label={i: str(i) for i in range(len(order))})
+        teacher.config = SimpleNamespace(id2label={i: str(name) for i, name in enumerate(order)})
+    task = {"task": lambda output, y: output["loss"]} if door == "callback" else {"task": False}
+    metrics = fit(door, student, teacher, [KDLoss(temperature=2.0, head="scores")], **task)
+    with torch.no_grad():
+        z, t = student(X)["scores"], teacher(X)["scores"][:, order]
+    assert metrics["train/kd"] == pytest.approx(kl(z, t, 2.0), rel=1e-5)
+    refused(
+        r"\['loss', 'scores', 'double'\]; name one, such as logits='scores'", door, student, teacher, [KDLoss()], **task
+    )
 
 
 @pytest.mark.parametrize("door", DOORS)
