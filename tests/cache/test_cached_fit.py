@@ -46,15 +46,20 @@ def folder(tmp_path):
     )
 
 
+def assert_alike(one, other):
+    """Compare but for the last bits: on some processors the answer to a row depends on the size of its batch."""
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("door", ["module", "callback"])
 @pytest.mark.parametrize("rows", [False, True], ids=["plain", "indexed"])
 def test_stored_answers_train_the_student_that_the_teacher_would(folder, door, rows):
     data = Indexed(support.data()) if rows and door == "module" else support.data()
     live, logged = fitted(door, support.teacher(), loader(data))
     stored, said = fitted(door, CachedTeacher(folder), loader(data))
-    assert torch.equal(live, stored)
+    assert_alike(stored, live)
     train = [name for name in logged if name.startswith("train/")]
-    assert [said[name] for name in train] == [logged[name] for name in train]
+    assert [said[name] for name in train] == pytest.approx([logged[name] for name in train], rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -82,7 +87,7 @@ def first_half(data):
 def test_samples_are_found_whatever_chooses_and_orders_them(folder, of):
     live, _ = fitted("module", support.teacher(), loader(of(support.data())))
     stored, _ = fitted("module", CachedTeacher(folder), loader(of(support.data())))
-    assert torch.equal(live, stored)
+    assert_alike(stored, live)
 
 
 @pytest.mark.slow
@@ -91,7 +96,7 @@ def test_workers_make_no_difference(folder):
     options = {"num_workers": 2, "multiprocessing_context": "forkserver"}
     live, _ = fitted("module", support.teacher(), loader(support.data(), **options))
     stored, _ = fitted("module", CachedTeacher(folder), loader(support.data(), **options))
-    assert torch.equal(live, stored)
+    assert_alike(stored, live)
 
 
 def test_another_order_of_rows_is_refused_where_the_batch_names_rows(folder):
@@ -152,10 +157,10 @@ def test_the_teachers_part_of_an_evaluation_needs_a_store_of_its_own(folder, cap
     _, live = fitted("module", support.teacher(), loader(support.data()), val=val)
     _, without = fitted("module", CachedTeacher(folder), loader(support.data()), val=val)
     assert not any("teacher" in name or "agreement" in name for name in without)
-    assert without["val/loss"] == live["val/loss"]
+    assert without["val/loss"] == pytest.approx(live["val/loss"], rel=1e-5)
     cache.write(support.teacher(), val.dataset, folder / "val", losses=support.default_losses(), dtype="float32")
     _, stored = fitted("module", CachedTeacher(folder), loader(support.data()), val=val)
-    assert stored == live
+    assert stored == pytest.approx(live, rel=1e-5)
 
 
 def test_what_is_left_out_of_an_evaluation_is_told_once(folder, caplog):
@@ -244,7 +249,7 @@ def test_a_curriculum_scores_by_stored_answers(folder):
         curriculum = Curriculum(start=0.5, length=1, scorer=TeacherConfidence())
         support.fit(module, train=loader(Indexed(support.data())), callbacks=[curriculum], limit_val_batches=0)
         students.append(weights(module))
-    assert torch.equal(*students)
+    assert_alike(*students)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
@@ -289,7 +294,7 @@ def test_a_call_by_name_is_the_call_by_place(tmp_path):
         module = DistillationModule(OnTheDevice(), guide, [KDLoss()], teacher_inputs=view)
         support.fit(module, train=loader(support.data(), collate_fn=named), max_epochs=1, limit_val_batches=0)
         losses.append(module.trainer.callback_metrics["train/kd"])
-    assert losses[0] == losses[1]
+    assert float(losses[0]) == pytest.approx(float(losses[1]), rel=1e-5)
 
 
 def by_place(args, kwargs):
