@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torchmetrics import Metric
 
@@ -34,6 +34,7 @@ class TokenMeans:
         self.step = step
         self._metrics: dict[int, dict[str, Metric]] = {}
         self._told = False
+        self._told_beyond: set[str] = set()
         self._has_seen = False
         self.own_loss = False
         """Whether the task's loss is the one that the student computes itself."""
@@ -98,12 +99,24 @@ class TokenMeans:
         for name, scores in sides.items():
             if not isinstance(scores, Tensor) or scores.shape[:-1] != target.shape:
                 continue  # stored probabilities of some tokens, or tokens of its own
-            if len(ids) and int(ids.max()) >= scores.shape[-1]:
-                continue  # a vocabulary that is cut off
             metric = _of(metrics, name, Perplexity, scores)
-            metric.update(mean_negative_log_likelihood(choose(scores.detach(), counts), ids), counts.sum())
+            beyond = len(ids) and int(ids.max()) >= scores.shape[-1]
+            if beyond:
+                self._tell_beyond(name, int(ids.max()), scores.shape[-1])
+                value = scores.new_tensor(float("inf"))
+            else:
+                value = mean_negative_log_likelihood(choose(scores.detach(), counts), ids)
+            metric.update(value, counts.sum())
             updated[name] = metric
         return updated
+
+    def _tell_beyond(self, name: str, token: int, size: int) -> None:
+        if name not in self._told_beyond:
+            self._told_beyond.add(name)
+            rank_zero_warn(
+                f"The labels hold the token {token}, but the {'teacher' if 'teacher' in name else 'student'} knows "
+                f"{size} tokens and can never predict it, so {name} is infinite."
+            )
 
     def _losses(self) -> dict[str, DistillationLoss]:
         active = self.step.objective.main(self.step.teacher_ready).active

@@ -101,3 +101,17 @@ def test_as_many_tokens_as_classes_are_read_with_the_classes_last():
     with torch.no_grad():
         right = student(square["input_ids"], square["attention_mask"]).logits.argmax(-1) == square["labels"]
     assert found["val/acc"] == pytest.approx(float(right[square["labels"] != -100].double().mean()), rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:val/agreement is left out")
+@pytest.mark.parametrize("size", [1, 7])
+def test_a_token_beyond_the_vocabulary_makes_the_perplexity_infinite_in_any_split(size):
+    labels = ALL["labels"].clone()
+    labels[0, 1] = VOCABULARY + 2
+    words = f"token {VOCABULARY + 2}, but the {{}} knows {VOCABULARY} tokens"
+    with (
+        pytest.warns(UserWarning, match=words.format("student")),
+        pytest.warns(UserWarning, match=words.format("teacher")),
+    ):
+        found = evaluate(still([TokenKDLoss()]), split(ALL | {"labels": labels}, size))
+    assert found["val/perplexity"] == found["val/teacher_perplexity"] == float("inf")
