@@ -1,5 +1,6 @@
 """What a look at the training data has taken is given to the Trainer: nothing of a stream is lost or read twice."""
 
+import copy
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from lightning.fabric.utilities.seed import pl_worker_init_function
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from lightning_kd.capture.generators import generators_in, set_state, state_of
 from lightning_kd.capture.networks import isolated_random_state
 from lightning_kd.fit.patches import Patches
 
@@ -82,6 +84,7 @@ class Peeked:
         self._trainer = trainer
         self.taken: list[Any] = []
         self._moment = _Moment()
+        self._own = _OwnDraws(loader)
         self._rest: Iterator[Any] | None = None
         self.begun = False
         self._seed = 0
@@ -99,6 +102,7 @@ class Peeked:
         else:
             batch = None
         self._moment.end()
+        self._own.end()
         return batch
 
     def __iter__(self) -> Iterator[Any]:
@@ -112,6 +116,7 @@ class Peeked:
             _draw_seed(self.loader.generator)
         elif rest is not self.loader:
             self._moment.pass_by()
+        self._own.pass_by()
         return _Rest(self, rest)
 
     def _can_go_on(self) -> bool:
@@ -120,7 +125,7 @@ class Peeked:
             return False
         if getattr(self.loader, "num_workers", 0) and _draw_seed(self._seeds()) != self._seed:
             return False
-        return self._only_seed() or self._moment.can_stand_for_now()
+        return self._own.can_stand_for_now() and (self._only_seed() or self._moment.can_stand_for_now())
 
     def _only_seed(self) -> bool:
         """Whether a DataLoader has drawn nothing but the seed that it draws for its workers."""
@@ -242,15 +247,61 @@ class _Moment:
             np.random.set_state(self.after[2])
 
 
+class _OwnDraws:
+    """What the beginning of a stream has drawn from random generators that it holds, apart from that of its loader.
+
+    They stand where they stood until the Trainer begins the stream: a checkpoint says where they began, and a stream
+    that is begun anew draws the same rows again.
+
+    Args:
+        loader: An iterable of batches that is about to be begun.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        names = ("dataset", "collate_fn", "sampler", "batch_sampler")
+        parts = [getattr(loader, name, None) for name in names] if isinstance(loader, DataLoader) else [loader]
+        of_loader = getattr(loader, "generator", None)  # from which a copy draws the seed of the workers
+        self._generators = [one for one in generators_in(parts) if one is not of_loader]
+        self._before = self._after = self._states()
+
+    def _states(self) -> list[Any]:
+        return [copy.deepcopy(state_of(one)) for one in self._generators]
+
+    def end(self) -> None:
+        """Note what was drawn, and put the generators back."""
+        self._after = self._states()
+        self._put(self._before)
+
+    def can_stand_for_now(self) -> bool:
+        """Whether the generators stand where they stood before the beginning."""
+        return _equal(self._before, self._states())
+
+    def pass_by(self) -> None:
+        """Leave the generators as beginning the stream now would."""
+        self._put(self._after)
+
+    def _put(self, states: list[Any]) -> None:
+        for generator, state in zip(self._generators, states, strict=True):
+            set_state(generator, state)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two states of generators, and what they are made of, are the same."""
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return bool((a == b).all())
+    if isinstance(a, dict):
+        return all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return all(_equal(x, y) for x, y in zip(a, b, strict=True))
+    return bool(a == b)
+
+
 def _random_state() -> _State:
     return torch.get_rng_state(), random.getstate(), np.random.get_state()
 
 
 def _same(a: _State | None, b: _State) -> bool:
-    if a is None:
-        return False
-    numpy = all(np.array_equal(x, y) for x, y in zip(a[2], b[2], strict=True))
-    return torch.equal(a[0], b[0]) and a[1] == b[1] and numpy
+    return a is not None and _equal(a, b)
 
 
 def _facts(owner: Any) -> dict[str, Any]:

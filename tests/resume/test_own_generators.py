@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, WeightedRandomSampler
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
 from lightning_kd.losses import KDLoss
@@ -54,6 +54,28 @@ class Noisy(Dataset):
         return x + torch.randn(x.shape, generator=self.noise), y
 
 
+class Stream(IterableDataset):
+    """Shuffles by a generator of its own, row by row as they are asked for."""
+
+    def __init__(self):
+        self.order = own()
+
+    def __iter__(self):
+        left = list(range(20))
+        while left:
+            yield ROWS[left.pop(int(torch.randint(len(left), (), generator=self.order)))]
+
+
+class Batches:
+    """Is no data loader of torch's."""
+
+    def __init__(self):
+        self.rows = Stream()
+
+    def __iter__(self):
+        return iter(DataLoader(self.rows, batch_size=8))
+
+
 def shared():
     both = own()
     return DataLoader(ROWS, batch_size=8, sampler=RandomSampler(ROWS, generator=both), generator=both)
@@ -76,6 +98,8 @@ LOADERS = {
     "shared": shared,
     "combined": combined,
     "not of torch": lambda: DataLoader(ROWS, batch_size=8, sampler=Shuffling()),
+    "stream": lambda: DataLoader(Stream(), batch_size=8),
+    "batches": Batches,
     "data set": lambda: DataLoader(Noisy(), batch_size=8, shuffle=True),
     "workers": lambda: DataLoader(ROWS, batch_size=8, shuffle=True, generator=own(), num_workers=1),
 }
@@ -126,7 +150,7 @@ def fit(door, loader, watching, seed, ckpt_path=None, **options):
     return made
 
 
-QUICK = [("module", name) for name in ("loader", "shared", "combined", "not of torch", "data set")]
+QUICK = [("module", name) for name in ("loader", "shared", "combined", "not of torch", "data set", "stream", "batches")]
 SLOW = [("module", "sampler"), ("module", "replacing"), ("module", "weighted"), ("module", "workers")]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in [*SLOW, ("callback", "loader")])]
 
