@@ -96,8 +96,7 @@ def unpack_batch(batch: Any) -> Batch:
             f"Cannot take apart a batch that is a {type(batch).__name__}{size}: expected x, (x, y), (x, y, index) "
             "or a dictionary of named inputs. Override unpack_batch(batch) to return a lightning_kd.Batch."
         )
-    if hasattr(parts, "_fields"):
-        _check_fields(parts._fields)
+    _check_fields(getattr(parts, "_fields", ()))
     x, target, index = (*parts, None, None)[:3]
     if isinstance(index, Tensor):
         _check_index(x, target, index)
