@@ -1,7 +1,7 @@
 """The masks that a network was called with, which say more surely than any column of a batch what is padding."""
 
 from dataclasses import replace
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -62,6 +62,11 @@ def mask_given(call: Call, network: nn.Module) -> Tensor | None:
     return mask if isinstance(mask, Tensor) else None
 
 
+def is_added(mask: Tensor) -> bool:
+    """Whether a mask is one that is added to scores: 0 where a token is no padding, far below where it is."""
+    return mask.is_floating_point() and bool((mask < 0).any())
+
+
 def _named(call: Call, network: nn.Module) -> dict[str, Any]:
     if len(call.args) < 2:
         return call.kwargs
@@ -70,4 +75,5 @@ def _named(call: Call, network: nn.Module) -> dict[str, Any]:
 
 def _is_of_padding(mask: object, call: Call, axis: int = 0) -> TypeGuard[Tensor]:
     """Whether a mask has a value for each token of each sample, unlike one that says which token sees which."""
-    return isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == call.rows(axis)
+    fits = isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == call.rows(axis)
+    return fits and not is_added(cast(Tensor, mask))

@@ -15,6 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.call_mask import is_added
 from lightning_kd.capture.columns import columns_of, takes
 from lightning_kd.capture.documents import Documents
 from lightning_kd.capture.networks import original
@@ -136,6 +137,9 @@ class Positions:
         self._guessed = set()
         named = named_inputs(self.network, args, kwargs)
         mask = named.get("attention_mask")
+        if isinstance(mask, Tensor) and is_added(mask):  # its user says by other means what is padding
+            self._hows = {True: "as it is", False: "as it is"}
+            return
         takes_mask = "attention_mask" in takes(self.network).named
         if "position_ids" not in named and (mask is not None or takes_mask):
             self._find(named, mask)

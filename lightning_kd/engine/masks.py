@@ -9,6 +9,7 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.call_mask import is_added
 from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder, sides_of
 from lightning_kd.capture.heads import OUTPUT
@@ -21,6 +22,34 @@ from lightning_kd.losses.logits.base import LogitLoss
 from lightning_kd.losses.logits.regression import RegressionKDLoss
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
+
+
+def check_mask_values(step: TrainingStep, read: Batch, given: Tensor | None) -> None:
+    """Check that an ``attention_mask`` says which tokens are no padding, before anything reads it.
+
+    Args:
+        step: The training step; a mask of a method of the user's own is left to the user.
+        read: The first samples, taken apart.
+        given: The ``attention_mask`` that the student was called with.
+
+    Raises:
+        ValueError: If its values are added to scores, or no token of the first samples counts.
+    """
+    for mask in (read.kwargs.get("attention_mask"), given):
+        if not is_own(step.hooks.unpack_batch) or not isinstance(mask, Tensor) or mask.ndim != 2 or not mask.numel():
+            continue
+        if is_added(mask):
+            raise ValueError(
+                f"attention_mask holds {float(mask.min()):g}, as masks do that are added to scores, but it is read as "
+                "1 where a token is no padding and 0 where it is. Give ones and zeros; or override unpack_batch to "
+                "return Batch(..., mask=attention_mask == 0)."
+            )
+        if not bool(mask.any()):
+            raise ValueError(
+                "attention_mask is zero everywhere in the first samples, so it says that all tokens are padding. It "
+                "is 1 where a token is none. Override unpack_batch to return Batch(..., mask=...) if yours means the "
+                "opposite."
+            )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,14 @@ from lightning_kd.engine.input_scale import tell_of_scale
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
-from lightning_kd.engine.masks import Masks, check_mask, settle_masks, tell_rows_of_tokens, tell_unread_masks
+from lightning_kd.engine.masks import (
+    Masks,
+    check_mask,
+    check_mask_values,
+    settle_masks,
+    tell_rows_of_tokens,
+    tell_unread_masks,
+)
 from lightning_kd.engine.model_loss import tell_of_router
 from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
@@ -316,6 +323,7 @@ class SetUp:
                 read = self.step.with_masks(read_if_known(self.step.hooks, first.batch), call)
                 followed = {"student": student_runs, "teacher": teacher_runs}
                 tensors = self._check_first(call, lesson, watch, read, followed)
+            check_mask_values(self.step, read, mask_given(call, self.step.student))
             self.step.settle_positions(first.batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),

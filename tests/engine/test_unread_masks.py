@@ -208,3 +208,42 @@ def test_the_mask_of_multiple_choice_is_read_for_each_choice(loss):
     assert not [one for one in seen if "padding" in str(one.message)]
     names = {HiddenStateLoss: "hidden_state", EmbeddingLoss: "embedding"}
     assert float(trainer.callback_metrics[f"train/{names[loss]}"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("door", ["module", "callback"])
+@pytest.mark.parametrize("low", [float("-inf"), -1e4])
+def test_a_mask_that_is_added_to_scores_is_refused(low, door):
+    added = torch.zeros(B, T).masked_fill(~REAL, low)
+    with pytest.raises(ValueError, match=r"as masks do that are added to scores.*mask=attention_mask == 0"):
+        fit({"ids": ids(), "attention_mask": added}, door=door)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.long, torch.float32])
+def test_a_mask_that_leaves_nothing_is_refused(dtype):
+    with pytest.raises(ValueError, match="zero everywhere in the first samples"):
+        fit({"ids": ids(), "attention_mask": torch.zeros(B, T, dtype=dtype)})
+
+
+class MakesMask(support.UserModule):
+    def training_step(self, batch, batch_idx):
+        added = torch.zeros(B, T).masked_fill(batch["pads"], -1e4)
+        return self.criterion(self.net(batch["ids"], attention_mask=added), torch.zeros(B, dtype=torch.long))
+
+
+def test_a_mask_that_a_step_of_the_users_own_adds_to_scores_is_refused():
+    callback = DistillationCallback(support.seeded(Encoder, 2), [HintLoss("mix", "mix")])
+    loader = support.batches({"ids": ids(), "pads": ~REAL})
+    with pytest.raises(ValueError, match="as masks do that are added to scores"):
+        support.fit(MakesMask(support.seeded(Encoder, 1)), callbacks=[callback], train=loader, limit_val_batches=0)
+
+
+class Added(DistillationModule):
+    def unpack_batch(self, batch):
+        read = super().unpack_batch(batch)
+        read.mask = batch["attention_mask"] == 0
+        return read
+
+
+def test_an_unpack_batch_of_the_users_own_may_read_it():
+    added = torch.zeros(B, T).masked_fill(~REAL, -1e4)
+    assert fit({"ids": ids(), "attention_mask": added}, base=Added) == []

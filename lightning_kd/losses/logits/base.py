@@ -114,10 +114,13 @@ def check_logit_shapes(loss: str, student: Shape | None, teacher: Shape | None) 
         return
     check_class_axis(loss, student, teacher)
     if student[1:] != teacher[1:]:
-        remedy = _REMEDY if student[1] == teacher[1] else _CHOOSE
+        shapes = f"logits of shape student {student} and teacher {teacher}"
+        if student[1] != teacher[1]:
+            raise ValueError(f"{loss}: {_class_counts(student, teacher)}, {shapes}; {_CHOOSE}.")
         raise ValueError(
-            f"{loss}: {_class_counts(student, teacher)}, logits of shape student {student} and teacher {teacher}; "
-            f"{remedy}."
+            f"{loss}: {shapes} score the same {student[1]} classes at other positions. Let both networks return one "
+            f"size, such as by nn.Sequential(network, nn.Upsample(size={student[2:]}, mode='bilinear')); or distil a "
+            "layer with HintLoss."
         )
 
 

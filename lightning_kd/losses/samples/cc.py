@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_positive, check_rows, check_same_shape
+from lightning_kd.losses.samples.embedding import flattened
 from lightning_kd.losses.tensors import add_up, nonzero, pair_up, upcast_alike, wide, zero_of
 from lightning_kd.schedules import Scalar
 
@@ -164,7 +165,8 @@ class CCLoss(DistillationLoss):
 
 def _embed(embedding: nn.Module, features: Tensor) -> Tensor:
     """Embed features, whose format may be another than the weights' (a teacher has one of its own)."""
-    rows: Tensor = embedding(features.flatten(1).to(next(embedding.parameters()).dtype))
+    assert isinstance(embedding, nn.Linear), "made by build"
+    rows: Tensor = embedding(flattened(features, embedding.in_features).to(embedding.weight.dtype))
     return rows
 
 

@@ -21,8 +21,24 @@ class UnitEmbedding(nn.Linear):
         """Embed features (B, ...) as unit vectors (B, width)."""
         with torch.autocast(device_type=features.device.type, enabled=False):
             weight, bias = upcast(self.weight), upcast(self.bias)
-            rows = F.linear(features.flatten(1).to(weight.dtype), weight, bias)
+            rows = F.linear(flattened(features, self.in_features).to(weight.dtype), weight, bias)
             return unit(in_range(rows, 2, dim=(1,)), dim=1)
+
+
+def flattened(features: Tensor, numbers: int) -> Tensor:
+    """Return features (B, ...) as rows, for a linear layer that was made for so many numbers.
+
+    Raises:
+        ValueError: If a sample has more or fewer by now, as maps of images of another size do.
+    """
+    rows = features.flatten(1)
+    if rows.shape[1] != numbers:
+        raise ValueError(
+            f"Features of shape {tuple(features.shape)} have {rows.shape[1]} numbers for each sample, but the linear "
+            f"layer that embeds them was made for the {numbers} of the first samples. Give inputs of one size, or "
+            "name a layer whose size does not depend on theirs, such as the pooled features before the head."
+        )
+    return rows
 
 
 def embeddings(
