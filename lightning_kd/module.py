@@ -67,7 +67,7 @@ class DistillationModule(OneOrSeveral, ReadsOutputs, ReplaceableParts):
         student: The module that learns; its output is a tensor, a tuple, or has ``logits``.
         teacher: The trained module to learn from, frozen here, or a ``Teacher`` of another kind; none for plain
             supervised training, and where a callback makes it of the student (EMATeacher, BornAgain).
-        losses: The distillation losses, each with its own weight.
+        losses: The distillation losses, each with its own weight; of several students also by name: {NAME: [...]}.
         students: Several students by name in place of one; makes a :class:`SeveralStudents`.
         task_loss: The task's own loss on (logits, target), or ``"model"`` for the one in the student's output; or none.
         task_weight: Factor of the task's own loss, >= 0; a number, or a schedule of it.

@@ -33,7 +33,7 @@ from lightning_kd.commands.parsing.losses import (
 )
 from lightning_kd.commands.parsing.parser import Parser
 from lightning_kd.commands.parsing.presets import with_presets
-from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults
+from lightning_kd.commands.parsing.renamed import GivenLosses, given, own_defaults, students_named
 from lightning_kd.commands.parsing.words import check_values
 from lightning_kd.doctor import Doctor
 from lightning_kd.files.class_paths import check_arguments, check_value
@@ -70,9 +70,12 @@ class DistillationCLI(LightningCLI):
         words: ArgsType = sys.argv[1:] if args is None else args
         if isinstance(words, dict):
             words = dict(with_losses_by_class(words))
+        students: list[str] = []
         if isinstance(words, list):
             try:
-                words = named_by_class(with_presets(words))
+                words = with_presets(words)
+                students = [] if _asks_for_help(words) else students_named(words)
+                words = named_by_class(words, students)
             except ValueError as error:
                 parser.args = words
                 parser.error(str(error), error)
@@ -82,19 +85,20 @@ class DistillationCLI(LightningCLI):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             try:
-                super().parse_arguments(parser, self._completed(parser, words) if isinstance(words, list) else words)
+                words = self._completed(parser, words, students) if isinstance(words, list) else words
+                super().parse_arguments(parser, words)
             except (ValueError, OSError, RecursionError) as error:  # such as a file that cannot be read
                 parser.args = words if isinstance(words, list) else []
                 parser.error(str(error), error)
         self._check_class_paths(parser)
 
-    def _completed(self, parser: LightningArgumentParser, words: list[str]) -> list[str]:
+    def _completed(self, parser: LightningArgumentParser, words: list[str], students: list[str]) -> list[str]:
         """Return the words with what jsonargparse does not do: one option of one loss, and defaults of a new class.
 
         Both need to know what the words give together, so the words are parsed twice where they matter.
         """
         check_values(words)
-        words, options = options_of_one(words)
+        words, options = options_of_one(words, students)
         named = given(words) if not _asks_for_help(words) else {}
         if not options and not any(option.is_renamed for option in named.values()):
             return words
@@ -104,15 +108,16 @@ class DistillationCLI(LightningCLI):
         losses = parsed["model"].get("losses")
         for name, option in named.items():
             if isinstance(option, GivenLosses):
-                for spec, item in zip(losses or [], option.items, strict=False):
-                    spec.setdefault("init_args", {}).update(own_defaults(spec, item, name))
+                for loss, item in option.beside(losses):
+                    loss.setdefault("init_args", {}).update(own_defaults(loss, item, name))
             elif spec := functools.reduce(lambda content, key: (content or {}).get(key), name.split("."), parsed):
                 changed = own_defaults(spec, option, name)
                 words += [f"--{name}.{key}={yaml_text.dump(value)}" for key, value in changed.items()]
         for key, value in options:
-            set_option(losses, key, yaml_text.load(value))
+            set_option(losses, key, yaml_text.load(value), students)
         are_changed = bool(options) or named["model.losses"].is_renamed
-        return [*words, f"{OPTION}={yaml_text.dump(losses)}"] if are_changed else words
+        # what was there before is complete in these; the parser would hand options of it on to another class
+        return [*words, f"{OPTION}=null", f"{OPTION}={yaml_text.dump(losses)}"] if are_changed else words
 
     def _check_class_paths(self, parser: LightningArgumentParser) -> None:
         """Check the class paths of the configuration; jsonargparse 4.43 to 4.53 checks classes, not all functions."""

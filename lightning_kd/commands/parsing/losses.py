@@ -3,11 +3,12 @@
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from lightning_kd.commands.parsing.messages import close
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.naming import names_after
 from lightning_kd.losses.strategies import DistillationStrategyType
@@ -68,7 +69,7 @@ def overview() -> str:
 
 
 def with_losses_by_class(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a configuration whose losses are a list of classes, however they were named.
+    """Return a configuration whose losses are a list of classes, however they were named; or a list for each student.
 
     Args:
         configuration: The options of a command, of all commands by name, or of the module alone.
@@ -81,11 +82,56 @@ def with_losses_by_class(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     changed = dict(configuration)
     for key, value in configuration.items():
-        if key in ("losses", "losses+"):
+        if key == "losses":
+            changed[key] = by_class_of_each(value, configuration.get("students"))
+        elif key == "losses+":
             changed[key] = by_class(value)
         elif isinstance(value, Mapping) and key in ("model", "fit", "validate", "test", "predict"):
             changed[key] = with_losses_by_class(value)
     return changed
+
+
+def by_class_of_each(losses: Any, students: object = ()) -> Any:
+    """Return losses as :func:`by_class` does, or such a list for each student where they stand by student.
+
+    A mapping is by student if a value is a list or has a ``class_path``, or if a key is a student and no loss.
+
+    Args:
+        losses: As for :func:`by_class`, or a mapping of students to such.
+        students: Names of the students, as far as they are known.
+
+    Raises:
+        ValueError: If a student has no list, or the options of a name are no mapping.
+
+    Example:
+        >>> by_class_of_each({"small": ["RESPONSE_BASED"], "tiny": {"class_path": "HintLoss"}})
+        {'small': ['lightning_kd.losses.KDLoss'], 'tiny': [{'class_path': 'lightning_kd.losses.HintLoss'}]}
+        >>> by_class_of_each({"small": "kd"}, ["small"]), by_class_of_each({"kd": None}, ["small"])
+        ({'small': ['lightning_kd.losses.KDLoss']}, ['lightning_kd.losses.KDLoss'])
+    """
+    if not isinstance(losses, Mapping) or not losses or _OF_A_CLASS & set(losses):
+        return by_class(losses)
+    known = set(students) if isinstance(students, Collection) else set()
+    are_named = set(losses) <= known or any(name in known and class_named(str(name)) is None for name in losses)
+    are_lists = {name: isinstance(own, list) or _is_class(own) for name, own in losses.items()}
+    others = [name for name, is_list in are_lists.items() if not is_list]
+    if not are_named and (len(others) == len(losses) or any(class_named(str(name)) for name in others)):
+        return by_class(losses)
+    return {name: _list_of(own, str(name)) for name, own in losses.items()}
+
+
+def _list_of(losses: Any, student: str) -> list[Any]:
+    """Return the losses of a student as a list."""
+    named = by_class([losses] if _is_class(losses) else losses)
+    if not isinstance(named, list):
+        raise ValueError(
+            f"losses: expected a list of losses for the student {student}, such as [KDLoss], got {losses!r}."
+        )
+    return named
+
+
+def _is_class(loss: object) -> bool:
+    return isinstance(loss, Mapping) and "class_path" in loss
 
 
 def by_class(losses: Any) -> Any:
@@ -127,7 +173,8 @@ def _loss(loss: Any) -> Any:
     if isinstance(loss.get("class_path"), str):
         changed["class_path"] = _path(loss["class_path"])
     if isinstance(loss.get("init_args"), Mapping):
-        changed["init_args"] = with_losses_by_class(loss["init_args"])
+        options = dict(loss["init_args"])
+        changed["init_args"] = {**options, "losses": by_class(options["losses"])} if "losses" in options else options
     defaults = _defaults(loss.get("class_path"), changed.get("init_args") or {})
     if defaults:
         changed["init_args"] = {**defaults, **(changed.get("init_args") or {})}
@@ -146,11 +193,12 @@ def _path(name: str) -> str:
     return f"lightning_kd.losses.{loss.__name__}" if loss and loss.__module__.startswith("lightning_kd.") else name
 
 
-def named_by_class(words: Sequence[str]) -> list[str]:
+def named_by_class(words: Sequence[str], students: Collection[str] = ()) -> list[str]:
     """Return the words of a command with classes for the names of losses, also where their help is asked for.
 
     Args:
         words: The words, each option with its value in one word or in two.
+        students: Names of the students, if there are several.
 
     Example:
         >>> named_by_class(["--model.losses=response_based", "--model.losses.help", "RELATION_BASED"])
@@ -161,30 +209,32 @@ def named_by_class(words: Sequence[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=")
         if name in _NAMING and equals:
-            changed.append(f"{name}={_value_by_class(name, value)}")
+            changed.append(f"{name}={_value_by_class(name, value, students)}")
         else:
-            changed.append(_value_by_class(option, word) if option in _NAMING else word)
+            changed.append(_value_by_class(option, word, students) if option in _NAMING else word)
         option = word
     return changed
 
 
-def _value_by_class(option: str, value: str) -> str:
+def _value_by_class(option: str, value: str, students: Collection[str]) -> str:
     if option == f"{OPTION}.help":
         return _path(value)
     try:
         losses = yaml.safe_load(value)
     except yaml.YAMLError:  # the parser will say so
         return value
-    named = by_class(losses)
+    named = by_class_of_each(losses, students) if option == OPTION else by_class(losses)
     return value if named == losses else yaml.safe_dump(named, default_flow_style=True, width=sys.maxsize).strip()
 
 
-def options_of_one(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Take the options of one loss out of the words of a command.
+def options_of_one(words: Sequence[str], students: Collection[str] = ()) -> tuple[list[str], list[tuple[str, str]]]:
+    """Take the options of one loss, and the losses of one student, out of the words of a command.
 
     Args:
         words: Such as ``--model.losses.kd.temperature=2``; the loss is named as in :func:`class_named`, as it is logged
-            if there are several of a class, or by its number, which begins at 0.
+            if there are several of a class, or by its number, which begins at 0. The name of a student may stand
+            before it, or alone.
+        students: Names of the students, if there are several.
 
     Returns:
         The other words, and the options without ``--model.losses.``, with their values.
@@ -192,14 +242,17 @@ def options_of_one(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     Example:
         >>> options_of_one(["--config=a.yaml", "--model.losses.1.init_args.weight", "3", "--model.losses.weight=2"])
         (['--config=a.yaml', '--model.losses.weight=2'], [('1.init_args.weight', '3')])
+        >>> options_of_one(["--model.losses.tiny=[kd]", "--model.losses.small=[kd]"], students=["tiny"])
+        (['--model.losses.small=[kd]'], [('tiny', '[kd]')])
     """
     others: list[str] = []
     taken: list[tuple[str, str]] = []
     rest = iter(words)
     for word in rest:
         option, equals, value = word.partition("=")
-        name, _, _ = option.removeprefix(f"{OPTION}.").partition(".")
-        is_known = name.isdecimal() or class_named(name) or class_named(re.sub(r"_\d+$", "", name))
+        name, _, inner = option.removeprefix(f"{OPTION}.").partition(".")
+        of_student = name.removesuffix("+") in students or (students and _is_loss(inner.partition(".")[0]))
+        is_known = _is_loss(name) or of_student
         if option.startswith(f"{OPTION}.") and is_known and not option.endswith(".help"):
             value = value if equals else next(rest, "--")
             if value.startswith("--"):
@@ -210,17 +263,23 @@ def options_of_one(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     return others, taken
 
 
-def set_option(losses: Any, option: str, value: Any) -> None:
+def _is_loss(name: str) -> bool:
+    return name.isdecimal() or bool(class_named(name) or class_named(re.sub(r"_\d+$", "", name)))
+
+
+def set_option(losses: Any, option: str, value: Any, students: Collection[str] = ()) -> None:
     """Set one option of one loss in a list of losses, each a class with its options; the others stay.
 
     Args:
-        losses: Classes with ``init_args``, as a parsed configuration has them.
+        losses: Classes with ``init_args``, as a parsed configuration has them; or such a list for each student.
         option: Name or number of the loss and name of its option, as ``kd.temperature``, ``1.init_args.weight`` or
-            ``hybrid.losses.kd.temperature``.
+            ``hybrid.losses.kd.temperature``; after the name of a student if each has its own: ``tiny.kd.temperature``.
+            The name alone stands for all losses of the student, ``tiny+`` for more of them.
         value: The new value.
+        students: Names of the students, if there are several.
 
     Raises:
-        ValueError: If there is no such loss, or nothing with options where the option leads.
+        ValueError: If there is no such loss or student, or nothing with options where the option leads.
 
     Example:
         >>> losses = [{"class_path": "lightning_kd.losses.KDLoss", "init_args": {"temperature": 4.0, "weight": 0.9}}]
@@ -228,31 +287,68 @@ def set_option(losses: Any, option: str, value: Any) -> None:
         >>> losses[0]["init_args"]
         {'temperature': 2.0, 'weight': 0.9}
     """
+    name, _, rest = option.partition(".")
+    student = name.removesuffix("+")
+    if isinstance(losses, Mapping):
+        if student not in losses:
+            raise ValueError(f"{OPTION}.{option}: {_no_student(student, option, list(losses))}")
+        if rest:
+            _set_option(losses[student], rest, value, f"{OPTION}.{student}")
+        else:
+            _set_all(losses, name, value)
+    elif student in students and not class_named(student):
+        raise ValueError(
+            f"{OPTION}.{option}: all students have the same losses; to give each its own, write "
+            f"{OPTION}='{{{', '.join(f'{one}: [...]' for one in students)}}}'."
+        )
+    else:
+        _set_option(losses, option, value, OPTION)
+
+
+def _no_student(name: str, option: str, students: Sequence[str]) -> str:
+    """Say that losses by student have none of a name."""
+    if _is_loss(name):
+        said = f"each student has its own losses; put the student first: {OPTION}.{students[0]}.{option}."
+    else:
+        nearest = close(name, students, 1)
+        said = f"there is no student {name!r}.{f' Did you mean {nearest[0]!r}?' if nearest else ''}"
+    return f"{said} The students are {', '.join(students)}."
+
+
+def _set_all(losses: Any, student: str, value: Any) -> None:
+    """Replace the losses of one student, or add to them."""
+    named = _list_of(value, student.removesuffix("+"))
+    specs = [{"class_path": one} if isinstance(one, str) else one for one in named]
+    name = student.removesuffix("+")
+    losses[name] = [*losses[name], *specs] if name != student else specs
+
+
+def _set_option(losses: Any, option: str, value: Any, place: str) -> None:
     name, _, option = option.partition(".")
     if not isinstance(losses, list) or not losses:
-        raise ValueError(f"{OPTION}.{name}.{option}: there are no losses; name them first, in YAML or by {OPTION}.")
-    options = losses[_find(losses, name)].setdefault("init_args", {})
+        raise ValueError(f"{place}.{name}.{option}: there are no losses; name them first, in YAML or by {OPTION}.")
+    options = losses[_find(losses, name, place)].setdefault("init_args", {})
     while True:
         key, _, option = option.removeprefix("init_args.").partition(".")
         if key in ("class_path", "dict_kwargs", ""):
-            raise ValueError(f"{OPTION}.{name}: expected one option of this loss; another loss is named by {OPTION}.")
+            raise ValueError(f"{place}.{name}: expected one option of this loss; another loss is named by {OPTION}.")
         if not option:
             options[key] = value
             break
         inner = options.get(key)
         if key == "losses":
-            set_option(inner, option, value)
+            _set_option(inner, option, value, place)
             break
         if isinstance(inner, str):
             inner = options[key] = {"class_path": inner}
         if not isinstance(inner, dict) or "class_path" not in inner:
             raise ValueError(
-                f"{OPTION}.{name}: {key} is {inner!r} and has no option {option!r}; name a class for it first."
+                f"{place}.{name}: {key} is {inner!r} and has no option {option!r}; name a class for it first."
             )
         options = inner.setdefault("init_args", {})
 
 
-def _find(losses: list[Any], name: str) -> int:
+def _find(losses: list[Any], name: str, place: str) -> int:
     """Return the number of the loss that a name or number stands for."""
     paths = [loss["class_path"].rpartition(".")[2] for loss in losses]
     logged = names_after(paths)
@@ -266,4 +362,4 @@ def _find(losses: list[Any], name: str) -> int:
         return fits[0]
     there = ", ".join(f"{found} ({i})" for i, found in enumerate(logged))
     several = "more than one loss" if fits else "no loss"
-    raise ValueError(f"{OPTION}.{name}: {several} of this name; there are {there}.")
+    raise ValueError(f"{place}.{name}: {several} of this name; there are {there}.")

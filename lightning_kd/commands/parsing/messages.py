@@ -25,6 +25,8 @@ _IN_USERS_WORDS = (
     (r"\. Got value: ", ", got "),
 )
 _ASIDE = re.compile(r"Given value: (.{120}|NestedArg|\[?Namespace)|Not a valid subclass of \w+$")
+_A_CONTAINER = re.compile(r"Expected collections\.abc\.\w+(, got .*)?")
+"""What the one kind of a union says of the other, where each of both holds parts: it hides what is wrong in a part."""
 _SCREEN = 1000
 _NAME = 200
 """Letters of a name that are compared; longer ones are no names, and the time grows with the square."""
@@ -142,6 +144,9 @@ def condense(message: str) -> str:
             line = re.sub(pattern, words, line)
         if line and not any(line.endswith(before) for before in said):
             said.append(line)
+    others = [line for line in said if not _A_CONTAINER.fullmatch(line)]
+    if any(not line.startswith("Given value") and not line.endswith(":") for line in others):
+        said = others
     if len(said) > 1:
         said = [line for line in said if not _ASIDE.match(line)]
     if any(words in line for words in ("Did you mean", "there is no class", ", got ") for line in said):

@@ -3,7 +3,7 @@
 import inspect
 import os
 import pkgutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from lightning_kd.module import DistillationModule
 
 OPTIONS = ("model.student", "model.teacher", "model.task_loss", "model.optimizer", "model.lr_scheduler", "data")
 """Options that take a class with options of its own."""
+_STUDENTS = "model.students"
 
 
 @dataclass
@@ -61,23 +62,50 @@ class GivenLosses(Given):
     def __init__(self) -> None:
         super().__init__()
         self.items: list[Given] = []
+        self.of_each: dict[str, GivenLosses] = {}
+        """The same for each student, where each has its own losses."""
 
     def take(self, value: Any) -> None:
-        """Take a list of classes, or options of the last one."""
+        """Take a list of classes, such a list for each student, or options of the last class."""
         if isinstance(value, list):
+            self.of_each = {}
             if len(value) != len(self.items):
                 self.items = [Given() for _ in value]
             for item, content in zip(self.items, value, strict=True):
                 item.take(content)
+        elif isinstance(value, Mapping) and value and all(isinstance(own, list) for own in value.values()):
+            self.items = []
+            self.of_each = {name: self.of_each.get(name, GivenLosses()) for name in value}
+            for name, own in value.items():
+                self.of_each[name].take(own)
         elif isinstance(value, Mapping) and self.items:
             self.items[-1].take(value)
-        self.is_renamed = any(item.is_renamed for item in self.items)
+        every = (*self.items, *self.of_each.values())
+        self.is_renamed = any(item.is_renamed for item in every)
 
     def append(self, value: Any) -> None:
-        """Take a class, or a list of them, after those that there are."""
+        """Take a class, or a list of them, after those that there are.
+
+        Raises:
+            ValueError: If each student has its own losses.
+        """
+        if self.of_each:
+            names = list(self.of_each)
+            raise ValueError(
+                f"model.losses+: each of the students {names} has its own losses; say whose they are: "
+                f"--model.losses.{names[0]}+=..., or give all of them by model.losses."
+            )
         for content in value if isinstance(value, list) else [value]:
             self.items.append(Given())
             self.items[-1].take(content)
+
+    def beside(self, losses: Any) -> Iterator[tuple[dict[str, Any], Given]]:
+        """Yield each loss, as parsed, with what was given for it."""
+        if isinstance(losses, Mapping):
+            for name, own in losses.items():
+                yield from self.of_each.get(name, GivenLosses()).beside(own)
+        else:
+            yield from zip(losses or [], self.items, strict=False)
 
 
 def given(words: Sequence[str]) -> dict[str, Given]:
@@ -95,8 +123,13 @@ def given(words: Sequence[str]) -> dict[str, Given]:
         elif option == "--model":
             content, folder = _content(value, "")
             _take_all(found, {"model": content}, folder)
+        elif option == f"--{_STUDENTS}":
+            content, folder = _content(value, "")
+            _take_all(found, {"model": {"students": content}}, folder)
         elif option == "--model.losses+":
             losses.append(_content(value, "")[0])
+        elif option.startswith(f"--{_STUDENTS}."):
+            _know_students(found, [option.removeprefix(f"--{_STUDENTS}.").partition(".")[0]])
         for name in found:
             key = option.removeprefix(f"--{name}").removeprefix(".init_args")
             if option == f"--{name}":
@@ -106,6 +139,26 @@ def given(words: Sequence[str]) -> dict[str, Given]:
             elif option.startswith(f"--{name}.") and not key.endswith(".help"):
                 found[name].take({key.split(".")[1]: value})
     return found
+
+
+def students_named(words: Sequence[str]) -> list[str]:
+    """Return the names of several students that the words of a command, and the files that they name, tell.
+
+    Args:
+        words: The words.
+
+    Example:
+        >>> students_named(["fit", "--model.students.tiny=CifarResNet", "--model.students.tiny.depth", "8"])
+        ['tiny']
+    """
+    begin = f"{_STUDENTS}."
+    return [name.removeprefix(begin) for name in given(words) if name.startswith(begin)]
+
+
+def _know_students(found: dict[str, Given], names: Iterable[object]) -> None:
+    for name in names:
+        if isinstance(name, str):
+            found.setdefault(f"{_STUDENTS}.{name}", Given())
 
 
 def own_defaults(spec: Mapping[str, Any] | str, given: Given, place: str) -> dict[str, Any]:
@@ -162,17 +215,23 @@ def _content(value: str, folder: str) -> tuple[Any, str]:
     return None, folder
 
 
-def _take_all(found: Mapping[str, Given], content: Any, folder: str) -> None:
+def _under(content: Any, name: str, folder: str) -> Any:
+    """Return what stands under a dotted name, ``None`` for nothing; a text on the way there is a file or YAML."""
+    for key in name.split("."):
+        if isinstance(content, str):
+            content = _content(content, folder)[0]
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return content
+
+
+def _take_all(found: dict[str, Given], content: Any, folder: str) -> None:
     if not isinstance(content, Mapping):
         return
     for command in ("fit", "validate", "test", "predict"):
         _take_all(found, content.get(command), folder)
+    _know_students(found, _under(content, _STUDENTS, folder) or ())
     for name, option in found.items():
-        value: Any = content
-        for key in name.split("."):
-            if isinstance(value, str):
-                value = _content(value, folder)[0]
-            value = value.get(key) if isinstance(value, Mapping) else None
+        value = _under(content, name, folder)
         option.take(_content(value, folder)[0] if isinstance(value, str) else value)
     losses, module = found["model.losses"], content.get("model")
     if isinstance(losses, GivenLosses) and isinstance(module, Mapping) and "losses+" in module:

@@ -322,7 +322,11 @@ def _check_names(students: Mapping[str, nn.Module]) -> None:
         raise ValueError("students={}: give at least one, students={name: network}.")
     for name, student in students.items():
         if not (isinstance(name, str) and name.isidentifier()) or name.startswith("_"):
-            raise ValueError(f"A student is called {name!r}; give a name of letters, digits and '_', such as 'small'.")
+            quotes = "" if isinstance(name, str) else " In YAML, quotes make text of a name such as 'no' or 'on'."
+            raise ValueError(
+                f"A student is called {name!r}; give a name of letters, digits and '_' that begins with a letter, such "
+                f"as 'small'.{quotes}"
+            )
         if hasattr(SeveralStudents, name) or name in ("lr", "training"):
             raise ValueError(f"A student cannot be called {name!r}, which means something else in a LightningModule.")
         if not isinstance(student, nn.Module):
