@@ -92,14 +92,15 @@ def write_store(
 
 
 def _built(config: str | Sequence[str], split: Split) -> tuple[DistillationModule, LightningDataModule]:
-    fit = build(config, why="a store is written for one student's losses, and with the losses of all of them")
-    if not isinstance(fit.module.run.teacher, FrozenTeacher):
+    fit = build(config)
+    module = fit.only("a store is written for one student's losses, and with the losses of all of them")
+    if not isinstance(module.run.teacher, FrozenTeacher):
         kind = "no teacher"
-        if fit.module.run.teacher is not None:
-            kind = f"a {type(fit.module.run.teacher).__name__} as teacher"
+        if module.run.teacher is not None:
+            kind = f"a {type(module.run.teacher).__name__} as teacher"
         raise ValueError(
             f"The configuration has {kind}; the answers of a network are stored, so give the configuration with the "
             "teacher itself under model.teacher."
         )
     prepare_data(fit, split)
-    return fit.module, fit.data
+    return module, fit.data

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 from lightning_kd.commands.building.fit import build
+from lightning_kd.commands.building.students import of_student
 from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.doctor.parts import shares
 from lightning_kd.doctor.visit import Report, visit
@@ -24,7 +25,9 @@ def check(words: list[str]) -> None:
     call_with_fit(words, look, "check")
 
 
-def look(config: str | Sequence[str], batches: int = 16, fit_steps: int = 100, strict: bool = False) -> None:
+def look(
+    config: str | Sequence[str], batches: int = 16, fit_steps: int = 100, strict: bool = False, student: str = ""
+) -> None:
     """Set a fit up, compute its first steps without training, and say what is wrong and what to do.
 
     It shows the teacher's accuracy on the student's own batches, its entropy at the temperature of the losses, the
@@ -35,18 +38,20 @@ def look(config: str | Sequence[str], batches: int = 16, fit_steps: int = 100, s
         batches: How many batches of the training data to look at.
         fit_steps: How many steps a copy of the student may learn one batch by heart; 0 leaves that out.
         strict: Whether the exit code is 1 if there is a warning.
+        student: Which of several students to look at; by default each of them.
 
     Raises:
         FileNotFoundError: If there is no such configuration.
-        ValueError: If the fit is refused at set-up, or the configuration has several students.
+        ValueError: If the fit is refused at set-up, or there is no such student.
     """
     if batches < 1 or fit_steps < 0:
         raise ValueError(f"expected --batches >= 1 and --fit_steps >= 0, got {batches} and {fit_steps}.")
     more = [*(f"--trainer.{option}" for option in _QUIET), "--summary.enabled=false"]
-    fit = build(config, why="one is looked at", more=more)
-    report = visit(fit.module.run, fit.module, fit.data, fit.trainer, batches=batches, fit_steps=fit_steps)
-    print(_text(report))
-    if strict and any(finding.is_sure for finding in report.findings):
+    fit = build(config, more=more)
+    runs = {name: member.run for name, member in fit.chosen(student).items()}
+    reports = visit(runs, fit.module, fit.data, fit.trainer, batches=batches, fit_steps=fit_steps)
+    print("\n\n".join(of_student(name, _text(report)) for name, report in reports.items()))
+    if strict and any(finding.is_sure for report in reports.values() for finding in report.findings):
         sys.exit(1)
 
 

@@ -11,10 +11,13 @@ from lightning_kd.capture.networks import isolated_random_state, num_parameters,
 from lightning_kd.capture.trace import Ran
 from lightning_kd.commands.building.data import loader_of, prepare_data, transferred
 from lightning_kd.commands.building.fit import build
+from lightning_kd.commands.building.students import of_student
+from lightning_kd.commands.parsing import yaml_text
 from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.doctor.layers import Cost, counting, rows_of
 from lightning_kd.doctor.pairs import Pair, suggest
 from lightning_kd.engine.first_call import FirstCall
+from lightning_kd.module import DistillationModule
 
 
 def layers(words: list[str]) -> None:
@@ -26,7 +29,7 @@ def layers(words: list[str]) -> None:
     call_with_fit(words, show, "layers")
 
 
-def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32) -> None:
+def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32, student: str = "") -> None:
     """Show the layers of a fit's student and teacher on a batch of its data, and suggest pairs to compare.
 
     The losses of the configuration need not be right yet. A cost is in floating point operations a sample.
@@ -35,32 +38,41 @@ def show(config: str | Sequence[str], depth: int | None = 2, rows: int = 32) -> 
         config: YAML file of the fit, or the words that follow ``lightning-kd fit``.
         depth: How deep in a network a layer may lie to be shown; null for all.
         rows: How many samples the networks are called with; CKA needs a few dozen to mean much.
+        student: Which of several students to show; by default each of them.
 
     Raises:
         FileNotFoundError: If there is no such configuration.
-        ValueError: If the configuration has several students.
+        ValueError: If there is no such student.
     """
-    fit = build(config, why="the layers of one are shown", with_losses=False)
+    fit = build(config, with_losses=False)
+    chosen = fit.chosen(student)
     prepare_data(fit, "train")
-    module, data = fit.module, fit.data
+    with isolated_random_state():
+        batch = transferred(next(iter(_small(loader_of(fit.data, "train"), rows))), fit.data, fit.module)
+        texts = {name: _of_one(name, member, batch, depth) for name, member in chosen.items()}
+    print("\n\n".join(of_student(name, text) for name, text in texts.items()))
+
+
+def _of_one(name: str, module: DistillationModule, batch: Any, depth: int | None) -> str:
+    """Return the tables of a student and its teacher, with the suggested pairs."""
     run = module.run
     teacher = None if run.teacher is None else run.teacher.layered
-    with isolated_random_state():
-        batch = transferred(next(iter(_small(loader_of(data, "train"), rows))), data, module)
 
-        def call(given: Any) -> object:
-            read = module.unpack_batch(given)
-            return run.step.capture.call(*read.args, **read.kwargs)
+    def call(given: Any) -> object:
+        read = module.unpack_batch(given)
+        return run.step.capture.call(*read.args, **read.kwargs)
 
-        networks = [original(network) for network in (run.student, teacher) if network is not None]
-        with counting(*networks) as cost:
-            ran = FirstCall(run.step, batch, lambda given: call_in_words(call, given), module).trace()
+    networks = [original(network) for network in (run.student, teacher) if network is not None]
+    with isolated_random_state(), counting(*networks) as cost:
+        ran = FirstCall(run.step, batch, lambda given: call_in_words(call, given), module).trace()
     pairs = [] if teacher is None else suggest(*ran)
-    print(_table("student", ran[0], cost, depth, {pair.student for pair in pairs}))
+    own = _table("student", ran[0], cost, depth, {pair.student for pair in pairs})
     if teacher is None:
-        print(f"\nteacher: {'none' if run.teacher is None else type(run.teacher).__name__}, which has no layers.")
-        return
-    print(f"\n{_table('teacher', ran[1], cost, depth, {pair.teacher for pair in pairs})}\n\n{_suggested(pairs)}")
+        return (
+            f"{own}\n\nteacher: {'none' if run.teacher is None else type(run.teacher).__name__}, which has no layers."
+        )
+    its = _table("teacher", ran[1], cost, depth, {pair.teacher for pair in pairs})
+    return f"{own}\n\n{its}\n\n{_suggested(pairs, name)}"
 
 
 def _small(loader: DataLoader[Any], rows: int) -> DataLoader[Any]:
@@ -98,7 +110,7 @@ def _short(number: float) -> str:
     return f"{number:.3g} T"
 
 
-def _suggested(pairs: list[Pair]) -> str:
+def _suggested(pairs: list[Pair], student: str) -> str:
     """Return the pairs as YAML to paste, each with its reason."""
     if not pairs:
         return "No pair of layers is suggested: the networks have no stages in common."
@@ -106,7 +118,10 @@ def _suggested(pairs: list[Pair]) -> str:
         "# Suggested pairs, each as a loss of its own. Take one or more; `lightning-kd losses` lists other losses."
     ]
     lines += ["model:", "  losses:"]
+    if student:
+        lines.append(f"    {yaml_text.dump(student)}:")
+    indent = "      " if student else "    "
     for pair in pairs:
-        lines += [f"    # {pair.reason}", f"    - class_path: {pair.loss.__name__}", "      init_args:"]
-        lines += [f"        student: {pair.student}", f"        teacher: {pair.teacher}"]
+        lines += [f"{indent}# {pair.reason}", f"{indent}- class_path: {pair.loss.__name__}", f"{indent}  init_args:"]
+        lines += [f"{indent}    student: {pair.student}", f"{indent}    teacher: {pair.teacher}"]
     return "\n".join(lines)

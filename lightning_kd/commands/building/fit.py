@@ -9,6 +9,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from lightning_kd.commands.fit import DistillationCLI
+from lightning_kd.commands.parsing.messages import close
 from lightning_kd.commands.parsing.presets import with_presets
 from lightning_kd.commands.parsing.words import pairs
 from lightning_kd.fit.students.several import SeveralStudents
@@ -19,9 +20,48 @@ from lightning_kd.module import DistillationModule
 class Built:
     """What a configuration describes."""
 
-    module: DistillationModule
+    module: DistillationModule | SeveralStudents
     data: LightningDataModule
     trainer: Trainer
+
+    @property
+    def students(self) -> dict[str, DistillationModule]:
+        """The module of each student by its name, which is empty where there is one student."""
+        return self.module.members if isinstance(self.module, SeveralStudents) else {"": self.module}
+
+    def only(self, why: str) -> DistillationModule:
+        """Return the module of the only student.
+
+        Args:
+            why: Why one student is needed, for the error.
+
+        Raises:
+            ValueError: If there are several students.
+        """
+        if isinstance(self.module, SeveralStudents):
+            raise ValueError(
+                f"The configuration has several students; {why}: give one by model.student in place of model.students."
+            )
+        return self.module
+
+    def chosen(self, student: str) -> dict[str, DistillationModule]:
+        """Return the module of one student by its name, or of all.
+
+        Args:
+            student: The name; empty for all.
+
+        Raises:
+            ValueError: If there is no such student; names the nearest.
+        """
+        if not student:
+            return self.students
+        if not isinstance(self.module, SeveralStudents):
+            raise ValueError(f"--student {student}: the configuration has one student, without a name; leave this out.")
+        if student not in self.students:
+            nearest = close(student, self.students, 1)
+            hint = f" Did you mean {nearest[0]!r}?" if nearest else ""
+            raise ValueError(f"there is no student {student!r}.{hint} There are {', '.join(self.students)}.")
+        return {student: self.students[student]}
 
 
 class Building(DistillationCLI):
@@ -42,24 +82,20 @@ class _BuildingNetworks(Building):
         ]
 
 
-def build(config: str | Sequence[str], *, why: str, with_losses: bool = True, more: Sequence[str] = ()) -> Built:
-    """Build what a configuration of a fit with one student describes.
+def build(config: str | Sequence[str], *, with_losses: bool = True, more: Sequence[str] = ()) -> Built:
+    """Build what a configuration of a fit describes.
 
     Args:
         config: YAML file of the fit, or the words that follow ``lightning-kd fit``.
-        why: Why one student is needed, for the error.
         with_losses: Whether the losses matter; if not, they need not be right yet.
         more: Options that change those of the fit.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there are several students.
     """
     words = ["--config", config] if isinstance(config, str) else list(config)
     for file in [value for option, value in pairs(with_presets(words)) if option in ("-c", "--config")]:
         if not os.path.isfile(file):
             raise FileNotFoundError(f"There is no file {file!r} (looked from {os.getcwd()!r}).")
     cli = (Building if with_losses else _BuildingNetworks)(args=["fit", *words, *more])
-    if isinstance(cli.model, SeveralStudents):
-        raise ValueError(f"The configuration has several students; {why}: give one with model.student.")
     return Built(cli.model, cli.datamodule, cli.trainer)
