@@ -26,6 +26,7 @@ from lightning_kd.cache.items import (
     rows_of,
     values_of,
 )
+from lightning_kd.cache.rounding import check_rounding
 from lightning_kd.cache.whole_batch import check_options, names_in, options_read, what_it_takes
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
@@ -33,7 +34,6 @@ from lightning_kd.capture.contents import contents, same
 from lightning_kd.capture.decoder_mask import Side, masks_of
 from lightning_kd.capture.heads import Head
 from lightning_kd.capture.networks import device_of
-from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.data.indexed import Indexed, has_rows, with_row
 from lightning_kd.data.replayed import Replayed
 from lightning_kd.files.atomic import atomic_write
@@ -197,12 +197,9 @@ class Writer:
                 "layers, so there is nothing to store. Of several outputs those are stored that the losses name, such "
                 "as KDLoss(head='main'), and the one of teacher_logits='main'."
             )
-        if self.form.dtype == torch.bfloat16 and LOGITS in values and kind_of_probabilities(values[LOGITS]):
-            raise ValueError(
-                "The teacher returns probabilities, which bfloat16 rounds by up to 0.4 %, so that they no longer add "
-                "up to 1; store them in float16 or float32, or store logits."
-            )
         items = describe_items(values, read, self.form, self.asker.frozen.module)
+        masks = masks_of(read.kwargs, read.target)
+        check_rounding(values, items, masks, self.form, reads_logits=self.needs_logits)
         stored = rows_of(values, read, items, self.form, rows)
         self._check_same_alone(rows, read, stored, items)
         size = bytes_per_row(stored, len(rows))
