@@ -264,19 +264,36 @@ def _check_same_kind(teacher: nn.Module, student: nn.Module, places: Mapping[str
         assert isinstance(its, nn.ModuleList), "a stack"
         for i, layer in enumerate(mine):
             for one, other in zip(layer.modules(), its[kept[i]].modules(), strict=False):
-                unlike = [name for name in _plain(one) if _plain(one)[name] != _plain(other).get(name)]
+                unlike = _unlike(_plain(one), _plain(other), kept[i] - i)
                 if type(one) is not type(other) or unlike:
                     raise ValueError(
                         f"student_from_teacher: layer {kept[i]} of {prefix!r} would compute otherwise as layer {i} of "
                         f"the student ({type(one).__name__}: {unlike or type(other).__name__}); keep layers whose "
-                        "kinds come in the order of the teacher's."
+                        "kinds come in the order of the teacher's, or build the student of a configuration, with "
+                        "lightning_kd.hf.from_config."
                     )
+
+
+def _unlike(one: Mapping[str, Any], other: Mapping[str, Any], later: int) -> list[str]:
+    """Return which attributes differ, but for numbers of the layer itself, which count up by one a layer.
+
+    Args:
+        one: The attributes of a part of the student's layer.
+        other: Those of the teacher's.
+        later: How much later the layer stands in the teacher.
+    """
+    unlike = [name for name in one if one[name] != other.get(name)]
+    return [
+        name
+        for name in unlike
+        if not ("idx" in name or "layer_id" in name) or name not in other or other[name] - one[name] != later
+    ]
 
 
 def _plain(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if isinstance(value, bool | int | float | str) and "idx" not in name and "layer_id" not in name
+        if isinstance(value, bool | int | float | str)
         if name not in ("training", "is_causal") and not isinstance(value, Tensor)
     }

@@ -177,3 +177,15 @@ def test_a_layer_that_would_compute_otherwise_is_refused():
     config = hf.GPT2Config(**GPT, scale_attn_by_inverse_layer_idx=True)
     with pytest.raises(ValueError, match="scales attention by a layer's number"):
         student_from_teacher(hf.GPT2LMHeadModel(config), layers=[1, 3])
+
+
+def test_a_layer_that_keeps_what_follows_of_its_number_is_refused():
+    class Numbered(hf.LlamaForCausalLM):
+        def __init__(self, config):
+            super().__init__(config)
+            for number, layer in enumerate(self.model.layers):
+                layer.residual_add_idx = 2 * (number + 1)  # as Beam scales its residual branches
+
+    with pytest.raises(ValueError, match=r"layer 3 .* as layer 1 .*residual_add_idx.*from_config"):
+        student_from_teacher(Numbered(hf.LlamaConfig(**GROUPED)), layers=[0, 3])
+    student_from_teacher(Numbered(hf.LlamaConfig(**GROUPED)), layers=[0, 1])  # the same numbers
