@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_kd.capture.private import version_of
+
 
 class HeadInput:
     """Records the hidden states that an output layer is given, and lets the layer compute one position alone.
@@ -31,39 +33,46 @@ class HeadInput:
         self.layer = layer
         self.records = self.thin = False
         self.value: Tensor | None = None
+        self.output: Tensor | None = None
+        """What the layer has returned, of one position alone if it was told so."""
+        self.version = 0
+        """How often that had been changed in place as the layer returned it."""
         self.calls = 0
-        self.handle: RemovableHandle | None = layer.register_forward_pre_hook(self._hook)
+        self.handles: tuple[RemovableHandle, ...] = (
+            layer.register_forward_pre_hook(self._hook),
+            layer.register_forward_hook(self._after),
+        )
 
     def detach(self) -> None:
-        """Take the hook off."""
-        if self.handle is not None:
-            self.handle.remove()
-        self.handle = self.value = None
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+        self.handles, self.value, self.output = (), None, None
 
     def start(self, *, thin: bool) -> None:
         """Begin to record."""
-        self.records, self.thin, self.calls, self.value = True, thin, 0, None
+        self.records, self.thin, self.calls, self.value, self.output = True, thin, 0, None, None
 
     def stop(self) -> None:
         """End, and drop what was recorded."""
         self.records = self.thin = False
-        self.value = None
+        self.value = self.output = None
 
     @contextmanager
     def pausing(self) -> Iterator[None]:
         """Leave calls in a block as they are, and what was recorded before them."""
-        before = self.records, self.thin, self.calls, self.value
+        before = self.records, self.thin, self.calls, self.value, self.output
         self.records = self.thin = False
         try:
             yield
         finally:
-            self.records, self.thin, self.calls, self.value = before
+            self.records, self.thin, self.calls, self.value, self.output = before
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "HeadInput":
         """Give a copy of the network a hook that does nothing."""
         copied = object.__new__(HeadInput)
-        copied.layer, copied.records, copied.thin, copied.value, copied.calls = self.layer, False, False, None, 0
-        copied.handle = None
+        copied.layer, copied.records, copied.thin, copied.calls, copied.version = self.layer, False, False, 0, 0
+        copied.handles, copied.value, copied.output = (), None, None
         return copied
 
     def __reduce__(self) -> Any:
@@ -76,6 +85,14 @@ class HeadInput:
         self.value = args[0]
         self.calls += 1
         return (args[0][..., :1, :], *args[1:]) if self.thin and args[0].ndim == 3 else None
+
+    def _after(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.records and isinstance(output, Tensor):
+            self.output, self.version = output, version_of(output)
+
+    def returned(self, logits: Tensor) -> bool:
+        """Whether logits are what the layer has returned, and nobody has changed them since."""
+        return logits is self.output and version_of(logits) == self.version
 
 
 def _silent() -> HeadInput:

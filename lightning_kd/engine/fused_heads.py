@@ -27,7 +27,8 @@ BothLogits: TypeAlias = tuple[Tensor | None, Tensor | SparseLogits | None]
 
 _SMALL = 4096
 """Vocabularies below are not worth it, unless the user asks for it."""
-_TOLERANCE = 1e-4
+_TOLERANCE, _COARSE = 1e-4, 3e-2
+"""By how much logits may differ from those of the output layer, in formats of 32 bits and of 16."""
 
 
 class CannotFuseError(Exception):
@@ -81,6 +82,34 @@ class FusedHeads:
                 yield
         finally:
             self._without_labels(before)
+
+    def check_returned(self, student: Tensor | None, teacher: Tensor | None) -> None:
+        """Check in a step that both networks have returned what their output layers give, of the one position.
+
+        Set-up has checked it on a small batch in eval mode. A network may do more in training, or with other batches.
+
+        Args:
+            student: The student's logits of the step.
+            teacher: The teacher's.
+
+        Raises:
+            ValueError: If one has done more; names the remedy.
+        """
+        for role, recorded, head, logits in (
+            ("student", self.student, self.heads[0], student),
+            ("teacher", self.teacher, self.heads[1], teacher),
+        ):
+            if recorded is None or head is None or logits is None or recorded.output is None:
+                continue
+            with torch.no_grad():
+                once = recorded.calls == 1
+                if once and (recorded.returned(logits) or _are_of(head, recorded, logits)):
+                    continue
+            did = "changed its logits after its output layer" if once else "called its output layer several times"
+            raise ValueError(
+                f"The {role} has {did} in this step, which it had not at set-up, in eval mode. TokenKDLoss works on "
+                "what the output layer is given, and would leave that out. Write TokenKDLoss(fused=False)."
+            )
 
     def _without_labels(self, active: bool) -> None:
         for one in self.decoders:
@@ -215,6 +244,18 @@ def check_heads(found: FusedHeads, call: Callable[[], BothLogits]) -> None:
     finally:
         for _, recorded, _ in sides:
             recorded.stop()
+
+
+def _are_of(head: Head, recorded: HeadInput, logits: Tensor) -> bool:
+    """Whether logits are those of an output layer, but for rounding."""
+    output = recorded.output
+    if output is None or not recorded.returned(output):  # changed in place: what it was is computed again
+        with recorded.pausing():
+            output = head.module(recorded.value[..., :1, :]) if recorded.value is not None else logits
+    expected, _ = head.tail(output)
+    bound = _TOLERANCE if torch.finfo(output.dtype).bits >= 32 else _COARSE
+    wide = torch.promote_types(expected.dtype, logits.dtype)
+    return expected.shape == logits.shape and torch.allclose(expected.to(wide), logits.to(wide), bound, bound)
 
 
 def _alike(one: Tensor | None, other: Tensor | None) -> bool:

@@ -335,9 +335,12 @@ class TrainingStep:
         reading, training = self.reading, self.student.training
         sparse = sparse_in(lesson)
         student_logits = reading.student_logits(call, training=training)
+        teacher_logits = reading.teacher_logits(lesson)
+        if self.heads is not None:
+            self.heads.check_returned(student_logits, teacher_logits)
         tensors = StepTensors(
             student_logits=student_logits,
-            teacher_logits=reading.teacher_logits(lesson),
+            teacher_logits=teacher_logits,
             student_features=reading.features("student", call),
             teacher_features=reading.features("teacher", lesson),
             target=as_class_ids(batch.target, student_logits),

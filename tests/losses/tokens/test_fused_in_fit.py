@@ -54,8 +54,7 @@ class Whole(NamedHead):
 
 
 def networks(kind: type[TinyForCausalLM] = NamedHead) -> list[TinyForCausalLM]:
-    for cls in (NamedHead, Capped, Bent, Whole):
-        cls.__name__ = "NamedForCausalLM"
+    kind.__name__ = "NamedForCausalLM"
     return [support.seeded(lambda width=width: kind(width), width).double() for width in (4, 8)]
 
 
@@ -107,6 +106,59 @@ def test_it_trains_as_whole_logits_do(
 def test_a_plain_layer_is_multiplied_and_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("lightning_kd.losses.tokens.fused.CalledChunks")
     fitted([TokenKDLoss(fused=True)])
+
+
+class InTraining(NamedHead):
+    """A language model that does more with its logits in training: none of it shows in eval mode."""
+
+    how = "dropout"
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> object:
+        output = super().forward(*args, **kwargs)
+        if self.training and self.how == "dropout":
+            output.logits = nn.functional.dropout(output.logits, 0.5)
+        if self.training and self.how == "in place":
+            output.logits.mul_(2.0)
+        if self.training and self.how == "several calls":
+            output.logits = (output.logits + super().forward(*args, **kwargs).logits) / 2
+        return output
+
+
+@pytest.mark.parametrize("fused", [None, True])
+@pytest.mark.parametrize("how", ["dropout", "in place", "several calls"])
+def test_what_a_network_does_with_its_logits_in_training_alone_is_refused(
+    how: str, fused: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_kd.engine.fused_heads._SMALL", 1)
+    monkeypatch.setattr(InTraining, "how", how)
+    with pytest.raises(ValueError, match=r"The student has .* in this step.*TokenKDLoss\(fused=False\)"):
+        fitted([TokenKDLoss(fused=fused)], InTraining)
+    fitted([TokenKDLoss(fused=False)], InTraining)
+
+
+class Banning(NamedHead):
+    """A language model that may not say some words, from the second batch on."""
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> object:
+        banned = kwargs.pop("banned", None)
+        output = super().forward(*args, **kwargs)
+        if banned is not None:
+            output.logits = output.logits.masked_fill(banned.bool(), -1e4)
+        return output
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_what_a_network_does_with_its_logits_in_later_batches_is_refused(role: str) -> None:
+    nets = {"student": networks()[0], "teacher": networks()[1]}
+    place = ["student", "teacher"].index(role)
+    nets[role] = networks(Banning)[place]
+    with torch.no_grad():
+        vocabulary = nets["student"].head.weight.shape[0]
+    banned = torch.arange(vocabulary) % 2 == 0
+    module = DistillationModule(*nets.values(), [TokenKDLoss(fused=True)])
+    loader = support.batches(BATCH, BATCH | {"banned": banned})
+    with pytest.raises(ValueError, match=f"The {role} has changed its logits after its output layer"):
+        support.fit(module, train=loader, max_epochs=1, limit_val_batches=0)
 
 
 def test_two_losses_share_the_hidden_states(chunks: list[int]) -> None:
