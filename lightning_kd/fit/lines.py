@@ -110,16 +110,36 @@ class Lines:
         return {self.names.shown(name): value for name, value in named.items() if self.names.ours(module, name)}
 
     def _epoch_means(self, module: LightningModule) -> dict[str, float]:
-        """Return the means of the epoch so far, over what the steps of all processes count."""
-        means, weights = self.log.epoch_means, self.log.epoch_weights
+        """Return the means of the epoch so far, over what the steps of all processes count.
+
+        Where parts are means over labels or tokens, and others over rows, no count is that of the whole loss. Its mean
+        is then the sum of the weighted means of its parts, which is the same for any number of processes.
+        """
+        means, weights, uneven = self.log.epoch_means, self.log.epoch_weights, self.log.epoch_is_uneven
+        parts = self._weighted(means)
         trainer = module.trainer
-        if not means or trainer.barebones or trainer.world_size == 1:
+        if not means or trainer.barebones:
             return means
-        sums = [mean * weight for mean, weight in zip(means.values(), weights, strict=True)]
-        added = torch.tensor([*sums, *weights], dtype=torch.float64, device=module.device)
-        added = trainer.strategy.reduce(added, reduce_op="sum")
-        total, weight = added.double().chunk(2)
-        return dict(zip(means, (total / torch.where(weight > 0, weight, 1.0)).tolist(), strict=True))
+        counts = dict(zip(means, weights, strict=True))
+        if trainer.world_size > 1:
+            sums = [value * counts[name] for name, value in (*means.items(), *parts.items())]
+            added = torch.tensor([*sums, *weights, float(uneven)], dtype=torch.float64, device=module.device)
+            *values, some_uneven = trainer.strategy.reduce(added, reduce_op="sum").double().tolist()
+            first = len(means) + len(parts)
+            counts = {name: value if value > 0 else 1.0 for name, value in zip(means, values[first:], strict=True)}
+            means = {name: value / counts[name] for name, value in zip(means, values, strict=False)}
+            parts = {n: value / counts[n] for n, value in zip(parts, values[len(means) : first], strict=True)}
+            uneven = some_uneven > 0
+        return {**means, "loss": sum(parts.values())} if uneven and parts else means
+
+    def _weighted(self, means: Mapping[str, float]) -> dict[str, float]:
+        """Return the weighted means of the parts that the loss is the sum of, nothing if a weight is not known."""
+        weights, weighted = self.objective.weights(), self.log.epoch_shares
+        names = [name for name in means if name != "loss" and "/" not in name]
+        known = weighted if self.objective.changes_over_time else weights
+        if not all(name in known for name in names):
+            return {}
+        return {name: weighted.get(name, weights[name] * means[name]) for name in names}
 
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch.

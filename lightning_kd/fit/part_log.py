@@ -127,6 +127,13 @@ class PartLog:
         self._add_up()
         return self._epoch.weighted_means()
 
+    @property
+    def epoch_is_uneven(self) -> bool:
+        """Whether a part of this epoch is a mean over something else than the loss, in each of the steps."""
+        self._add_up()
+        steps = set(self._epoch.steps.values())
+        return self._epoch.uneven and len(steps) == 1
+
     def state(self) -> dict[str, Any]:
         """Return what :meth:`restore` needs to go on with the same sums, as plain data; nothing is added up by it.
 
@@ -143,8 +150,8 @@ class PartLog:
             "weights": [[float(weight) for weight in weights] for weights in self._weights],
             "factors": [dict(factors) for factors in self._factors],
             "sums": [
-                [dict(total.values), dict(total.counts), dict(total.units), dict(total.weighted)]
-                for total in (self._window, self._epoch)
+                [dict(one.values), dict(one.counts), dict(one.units), dict(one.weighted), dict(one.steps), one.uneven]
+                for one in (self._window, self._epoch)
             ],
         }
 
@@ -197,12 +204,18 @@ class _Sum:
         counts: Mapping[str, float] | None = None,
         units: Mapping[str, float] | None = None,
         weighted: Mapping[str, Sequence[float]] | None = None,
+        steps: Mapping[str, int] | None = None,
+        uneven: bool = False,
     ) -> None:
         self.values: dict[str, float] = dict(values or {})
         self.counts: dict[str, float] = dict(counts or {})
         self.units: dict[str, float] = dict(units or {})
         self.weighted: dict[str, list[float]] = {name: list(both) for name, both in (weighted or {}).items()}
         """Of each part the sum with the weights that it had, and how much that is over."""
+        self.steps: dict[str, int] = dict(steps or {})
+        """How many steps each is over."""
+        self.uneven = uneven
+        """Whether the parts of a step counted otherwise than the loss."""
 
     def add(
         self,
@@ -211,6 +224,7 @@ class _Sum:
         weights: list[list[float]],
         factors: Sequence[Mapping[str, float]] = (),
     ) -> None:
+        self.uneven = self.uneven or any(len(set(one)) > 1 for one in weights)
         columns = zip(zip(*table, strict=True), zip(*weights, strict=True), strict=True)
         for name, (column, weight) in zip(names, columns, strict=True):
             unit = self.units.get(name) or next((one for one in weight if one), 0.0)
@@ -219,6 +233,7 @@ class _Sum:
             added = sum(value * share for value, share in zip(column, shares, strict=True))
             self.values[name] = self.values.get(name, 0.0) + added
             self.counts[name] = self.counts.get(name, 0) + sum(shares)
+            self.steps[name] = self.steps.get(name, 0) + len(column)
             if factors and all(name in one for one in factors):
                 both = self.weighted.setdefault(name, [0.0, 0.0])
                 both[0] += sum(v * s * f[name] for v, s, f in zip(column, shares, factors, strict=True))
