@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightning_kd.capture.decoder_inputs import DecoderInputs
 from lightning_kd.capture.head_input import HeadInput
@@ -262,11 +263,21 @@ def _alike(one: Tensor | None, other: Tensor | None) -> bool:
     return one is not None and other is not None and torch.allclose(one, other, _TOLERANCE, _TOLERANCE)
 
 
+def _computes_weight(module: nn.Module) -> bool:
+    """Whether a module computes its weight in each call, such as by ``spectral_norm``, which may move its state."""
+    # reading the weight of a parametrization would compute it; older ways keep a computed one as a plain attribute
+    return is_parametrized(module) or isinstance(vars(module).get("weight"), Tensor)
+
+
 def _head_of(network: nn.Module) -> Head:
     """Return the output layer that a network names, with what comes after it in the models of Hugging Face."""
     layer: Any = getattr(network, "get_output_embeddings", lambda: None)()
     if not isinstance(layer, nn.Module):
         raise CannotFuseError(f"{type(network).__name__} has no get_output_embeddings() that names its output layer")
+    if any(map(_computes_weight, layer.modules())):
+        raise CannotFuseError(
+            f"the weight of {type(network).__name__}'s output layer is computed anew in each call (a parametrization)"
+        )
     config = getattr(network, "config", None)
     scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
     cap = getattr(config, "final_logit_softcapping", None)

@@ -44,6 +44,14 @@ class Bent(NamedHead):
         return output
 
 
+class Normalised(NamedHead):
+    """A language model whose output layer computes its weight anew in each call, and moves a state by it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        nn.utils.parametrizations.spectral_norm(self.head)
+
+
 class Whole(NamedHead):
     """A language model that needs all of its logits."""
 
@@ -197,6 +205,7 @@ def test_small_vocabularies_stay_whole_by_default(chunks: list[int], monkeypatch
         ([TokenKDLoss], TinyForCausalLM, "no get_output_embeddings"),
         ([TokenKDLoss], Bent, "the student's output is another than that of its output layer"),
         ([TokenKDLoss], Whole, "does more with its logits"),
+        ([TokenKDLoss], Normalised, "is computed anew in each call"),
         ([TokenKDLoss, partial(TokenKDLoss, fused=False)], NamedHead, "fused=False"),
     ],
 )
@@ -217,6 +226,13 @@ def test_what_cannot_be_is_refused_or_left_out_with_the_reason(
     assert not chunks
     (line,) = said
     assert words in line
+
+
+def test_set_up_does_not_move_the_state_of_an_output_layer() -> None:
+    student, teacher = networks(Normalised)[0], networks()[1]
+    before = copy.deepcopy(student.state_dict())
+    DistillationModule(student, teacher, [TokenKDLoss()]).prepare(BATCH)
+    torch.testing.assert_close(student.state_dict(), before, rtol=0, atol=0)
 
 
 class OverTokens(nn.Module):
