@@ -20,7 +20,8 @@ class SparseLogits:
 
     Args:
         ids: Token ids (B, T, K), each once at a position.
-        log_probs: Their log-probabilities (B, T, K) at temperature 1, normalised over the whole vocabulary.
+        log_probs: Their log-probabilities (B, T, K) at temperature 1, normalised over the whole vocabulary; ``-inf``
+            where fewer than K are stored, whatever the id there is.
         sampled: Whether they are shares of draws out of the teacher's distribution, see :meth:`from_draws`.
 
     Raises:
@@ -138,10 +139,13 @@ class _Sparse(torch.autograd.Function):
         with torch.autocast(student.device.type, enabled=False):
             whole = ids.shape[-1] == student.shape[-1] and not sampled  # nothing is missing
             log_q = log_probabilities(student, temperature)
+            absent = log_probs == float("-inf")
+            if not whole:  # the id of an absent token may be any: let it be one that is stored there
+                ids = torch.where(absent, ids.gather(-1, log_probs.argmax(-1, keepdim=True)), ids)
             of_ids = log_q.gather(-1, ids)
             teacher = _of_teacher(log_probs.to(student.dtype), "renormalize" if whole else missing, temperature)
-            if sampled:  # a repeated draw counts at its first place alone
-                of_ids = torch.where(log_probs == float("-inf"), torch.finfo(of_ids.dtype).min / 4, of_ids)
+            if not whole:  # a repeated draw counts at its first place alone, and an absent token nowhere
+                of_ids = torch.where(absent, torch.finfo(of_ids.dtype).min / 4, of_ids)
             if missing == "renormalize_both" or whole:
                 of_ids = floor(torch.log_softmax(of_ids, -1))
                 values = form(of_ids, teacher)
