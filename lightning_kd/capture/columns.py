@@ -324,6 +324,32 @@ def several_targets(batch: Any, networks: Iterable[nn.Module]) -> str | None:
     )
 
 
+def target_that_is_input(args: Iterable[Any], kwargs: Mapping[str, Any], target: Any, index: Any) -> str | None:
+    """Return a sentence if a step of the user's own gives the student what is read as the target of three entries.
+
+    Of two entries the target may be an input too: a decoder that is told the right tokens, a network of each class.
+
+    Args:
+        args: The positional inputs that the student was called with.
+        kwargs: The named ones.
+        target: What is read as the target.
+        index: What is read as the rows, ``None`` without a third entry.
+
+    Example:
+        >>> domain = object()
+        >>> target_that_is_input([1, domain], {}, domain, 3)
+        'The second entry of the batch is read as the target, and the third as the row of each sample. But the ...'
+    """
+    inputs = (*args, *(value for name, value in kwargs.items() if name not in TARGET_KEYS))
+    if target is None or index is None or not any(one is target for one in inputs):
+        return None
+    return (
+        "The second entry of the batch is read as the target, and the third as the row of each sample. But the student "
+        "is called with the second. If the target is the third, override unpack_batch to return "
+        "lightning_kd.Batch(args=..., target=...)."
+    )
+
+
 def is_own(method: Any) -> bool:
     """Whether a method of a door is the one that comes with it, not one that a user has written."""
     return str(getattr(inspect.unwrap(method), "__module__", "")).startswith("lightning_kd.")

@@ -5,13 +5,14 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.call_mask import mask_given
+from lightning_kd.capture.columns import is_own, target_that_is_input
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
@@ -321,6 +322,10 @@ class SetUp:
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
                 read = self.step.with_masks(read_if_known(self.step.hooks, first.batch), call)
+                if self.step.calls is not None and is_own(self.step.hooks.unpack_batch):
+                    told = target_that_is_input(call.args, call.kwargs, read.target, read.index)
+                    if told is not None:
+                        rank_zero_warn(told)
                 followed = {"student": student_runs, "teacher": teacher_runs}
                 tensors = self._check_first(call, lesson, watch, read, followed)
             check_mask_values(self.step, read, mask_given(call, self.step.student))

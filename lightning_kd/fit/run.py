@@ -388,9 +388,10 @@ class DistillationRun:
         of_store = () if teacher is None else teacher.stored_columns
         own_step = self.step.calls is not None
         unused = unused_columns(batch, networks, (*self.taken_columns, *of_store), own_step=own_step)
-        for told in (several_targets(batch, networks), unused):
+        matters = not own_step or self.objective.needs_target
+        for told, warns in ((several_targets(batch, networks), matters), (unused, not own_step)):
             if told is not None:
-                (rank_zero_info if own_step else rank_zero_warn)(told)
+                (rank_zero_warn if warns else rank_zero_info)(told)
 
     def _counts(self, terms: Terms, of_task: Tensor | None) -> dict[str, Tensor] | None:
         """Return over how many labels or tokens those parts are means that are means over such."""

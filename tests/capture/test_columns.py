@@ -13,7 +13,7 @@ from torch import nn
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.capture.batch import unpack_batch
 from lightning_kd.capture.columns import of_teacher, takes, unused_columns
-from lightning_kd.losses import KDLoss
+from lightning_kd.losses import DKDLoss, KDLoss
 from lightning_kd.teachers import Ensemble
 from tests import support
 
@@ -258,3 +258,51 @@ def test_a_named_tuple_in_another_order_is_refused(names):
     values = [torch.zeros(2, dtype=torch.long)] * len(names.split())
     with pytest.raises(ValueError, match=r"named tuple of .* stands elsewhere"):
         unpack_batch(namedtuple("Sample", names)(*values))
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.x, self.domain = nn.Linear(4, 3), nn.Embedding(3, 3)
+
+    def forward(self, x, domain):
+        return self.x(x) + self.domain(domain)
+
+
+class OwnStep(LightningModule):
+    def __init__(self, net, columns):
+        super().__init__()
+        self.net, self.columns = net, columns
+
+    def training_step(self, batch, batch_idx):
+        if self.columns:
+            return nn.functional.cross_entropy(self.net(batch["x"]), batch["label"])
+        x, domain, y = batch
+        return nn.functional.cross_entropy(self.net(x, domain), y)
+
+    def validation_step(self, batch, batch_idx):
+        pass
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("columns", "net", "words"),
+    [
+        (False, TwoInputs, "the student is called with the second. If the target is the third, override unpack_batch"),
+        (True, partial(nn.Linear, 4, 3), "labels under 'labels' and 'label', of which 'labels' is read"),
+    ],
+)
+def test_a_callback_says_which_labels_it_reads_where_others_may_be_meant(columns, net, words):
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    batch = {"x": x, "labels": y, "label": y.flip(0)} if columns else (x, y, y.flip(0))
+    callback = DistillationCallback(support.seeded(net, 2), [DKDLoss()])
+    with pytest.warns(UserWarning, match=words):
+        support.fit(
+            OwnStep(support.seeded(net, 1), columns),
+            train=support.batches(batch),
+            callbacks=[callback],
+            max_epochs=1,
+            limit_val_batches=0,
+        )
