@@ -221,7 +221,7 @@ class Comparison:
         given = self._alike(student, target, name)
         counted = None
         if given is not None:
-            counted = torch.ones_like(predicted)
+            counted = ~given.isnan()  # a label that is not known
             for mark in {IGNORE_INDEX, IGNORE_INDEX if self.task.ignore_index is None else self.task.ignore_index}:
                 counted &= given != mark
             if name not in self._metrics and ((given < 0) & counted).any() and ((given == 0) & counted).any():

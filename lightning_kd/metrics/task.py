@@ -88,7 +88,9 @@ class Task:
         if not isinstance(loss, nn.Module):  # none, or a function, whose calls tell
             return cls()
         found = [(kind, part) for part in loss.modules() for kind, types in _KINDS if isinstance(part, types)]
-        kinds = {kind for kind, _ in found}
+        # with weights of its own it may make scores of embeddings, as ArcFace does; what it calls tells
+        scores = any(parameter.requires_grad for parameter in loss.parameters())
+        kinds = set() if scores else {kind for kind, _ in found}
         marks = {mark for _, part in found if (mark := _mark(part)) is not None}
         own = _mark(loss)
         mark = own if own is not None else marks.pop() if len(marks) == 1 else None
@@ -136,6 +138,8 @@ class LossWatch(TorchFunctionMode):
             logits: The student's logits.
         """
         calls = [call for call in self.calls if logits is not None and _is_made_of(call[2], logits)] or self.calls
+        if calls and logits is not None and not any(_may_score(call, logits) for call in calls):
+            return Task("other")  # scores that the loss makes of the outputs, as ArcFace makes them of embeddings
         kinds = {kind for kind, _, _ in calls}
         marks = {mark for _, mark, _ in calls if mark is not None}
         if len(kinds) != 1:
@@ -154,6 +158,14 @@ def first_known(tasks: Iterable[Task]) -> Task:
 def _mark(loss: nn.Module) -> int | None:
     mark = getattr(loss, "ignore_index", None)
     return mark if isinstance(mark, int) else None
+
+
+def _may_score(call: tuple[Kind, int | None, Tensor | None], logits: Tensor) -> bool:
+    """Whether what a loss of classes was called with may be outputs, or some of their rows: it has as many classes."""
+    kind, _, given = call
+    if kind != "classes" or not isinstance(given, Tensor) or not given.ndim:
+        return True
+    return given.shape[1 if given.ndim > 1 else 0] in logits.shape
 
 
 def _is_made_of(tensor: Any, logits: Tensor) -> bool:

@@ -156,6 +156,40 @@ def test_labels_of_several_a_sample_give_f1(door, labels):
 
 
 @pytest.mark.parametrize("door", DOORS)
+def test_labels_that_are_not_known_do_not_count(door):
+    y = (random(17, 5, seed=3) > 0).float()
+    known = random(17, 5, seed=4) > 0
+    found, _, its = logged(
+        door,
+        (5,),
+        torch.where(known, y, float("nan")),
+        lambda z, t: F.binary_cross_entropy_with_logits(z[~t.isnan()], t[~t.isnan()]),
+    )
+    ours, theirs = (its > 0)[known], y[known] > 0
+    assert found["teacher_f1"] == pytest.approx(2 * float((ours & theirs).sum()) / float(ours.sum() + theirs.sum()))
+
+
+class Centres(nn.Module):
+    """Cross entropy of cosines to centres of the classes, as ArcFace without its margin."""
+
+    def __init__(self, inner=None):
+        super().__init__()
+        self.centres, self.inner = nn.Parameter(random(4, 6)), inner
+
+    def forward(self, embeddings, target):
+        cosines = F.normalize(embeddings) @ F.normalize(self.centres).T
+        return F.cross_entropy(cosines, target) if self.inner is None else self.inner(cosines, target)
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("inner", [None, nn.CrossEntropyLoss()], ids=["function", "module"])
+def test_embeddings_of_which_a_loss_makes_scores_have_no_accuracy(door, inner):
+    with pytest.warns(UserWarning, match="val/agreement is left out: the task's loss reads the outputs otherwise"):
+        found, _, _ = logged(door, (6,), ids(17, classes=4), Centres(inner))
+    assert not {"accuracy", "teacher_accuracy", "agreement"} & set(found)
+
+
+@pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), F.smooth_l1_loss], ids=named)
 @pytest.mark.parametrize("size", [(), (1,), (3,)])
 def test_values_give_errors_and_correlations(door, loss, size):
