@@ -15,6 +15,7 @@ from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.capture.rows import leaves_of
 from lightning_kd.capture.watch import OperationWatch
 from lightning_kd.engine.checks import check_has_logits
+from lightning_kd.engine.numbers import note_axis
 from lightning_kd.engine.reading import has_heads
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.base import COMPARED, LOGITS, DistillationLoss, Shape, StepTensors
@@ -101,6 +102,7 @@ def look_at_outputs(
             raw = _raw(step, role, outputs[role], head)
             if raw is not None:
                 _check_axis(name, loss, role, raw, runs[role])
+                note_axis(loss, raw, runs[role])
                 rows = _rows_that_count(raw, step.mask_of_output(read), read.target) if _of_tokens(loss) else raw
                 outputs_of = f"the {role}'s outputs {tuple(raw.shape)}"
                 if role == "teacher" and said is not None:

@@ -46,6 +46,7 @@ from lightning_kd.engine.masks import (
     tell_unread_masks,
 )
 from lightning_kd.engine.model_loss import tell_of_router
+from lightning_kd.engine.numbers import settle_numbers
 from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
 from lightning_kd.engine.sparse_teacher import check_sparse_answer
@@ -135,6 +136,7 @@ class SetUp:
             self._settle_views(known, masks)
         check_mask(self.step.objective.leaves, masks, shapes)
         tell_rows_of_tokens(self.step.objective.leaves, masks, shapes)
+        settle_numbers(self.step.objective.leaves, masks, shapes)
         if self.shapes is None:
             self.build(shapes)
         else:

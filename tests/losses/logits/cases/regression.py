@@ -9,7 +9,8 @@ from tests.losses.case import Case, Inputs, Mutant, Reference, random, rows
 
 def by_function(component: DistillationLoss, inputs: Inputs) -> Tensor:
     assert isinstance(component, RegressionKDLoss)
-    options = {"kind": component.kind, "delta": component.delta, "margin": component.margin}
+    axis = component.layout.index("C") if isinstance(component.layout, str) else 1
+    options = {"kind": component.kind, "delta": component.delta, "margin": component.margin, "axis": axis}
     return regression_kd_loss(*inputs.args, **inputs.extra, **options)  # type: ignore[arg-type]
 
 
@@ -70,13 +71,24 @@ BOUNDED = Case(
             ),
             11.0 / 3,
         ),
+        # The same three as tokens of one text.
+        Reference(
+            {"kind": "bounded", "layout": "NLC"},
+            Inputs(
+                rows([1.0, 1.0], [2.0, 2.0], [1.0, 0.0]).unsqueeze(0),
+                rows([2.0, 0.0], [0.0, 2.0], [0.0, 1.0]).unsqueeze(0),
+                {"target": rows([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]).unsqueeze(0)},
+            ),
+            8.0 / 3,
+        ),
     ),
     (
         Mutant("forget the margin", "error + margin >", "error >"),
         Mutant("margin on the teacher's side", "error + margin > teacher_error", "error > teacher_error + margin"),
         Mutant("the other way round", "> teacher_error, error", "< teacher_error, error"),
         Mutant("learn the teacher's error", "> teacher_error, error", "> teacher_error, teacher_error"),
-        Mutant("average the numbers of a sample", "values.sum(dim=1)", "values.mean(dim=1)"),
+        Mutant("average the numbers of a sample", "values.sum(dim=axis)", "values.mean(dim=axis)"),
+        Mutant("always take axis 1", "values.sum(dim=axis)", "values.sum(dim=1)"),
     ),
     zero_at_match=False,
     slope=True,
