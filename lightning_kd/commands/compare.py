@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_kd.commands.building.fit import Built
 from lightning_kd.commands.parsing.fit_words import call_with_fit
 from lightning_kd.commands.programs.arm import build
 from lightning_kd.comparison.arms import STUDENT_ALONE, Configuration, arms_named
@@ -22,7 +23,6 @@ from lightning_kd.comparison.study import Study
 from lightning_kd.comparison.tables import Table
 from lightning_kd.comparison.trial import Starter
 from lightning_kd.comparison.worker import Worker, state
-from lightning_kd.fit.students.several import SeveralStudents
 
 _MOST_JOBS = 4
 _INTERRUPTED = 130
@@ -59,6 +59,7 @@ def compare(
     jobs: int | None = None,
     threads: int | None = None,
     retry_failed: bool = False,
+    student: str = "",
 ) -> Table:
     """Train the student of a fit with each strategy and without a teacher, over seeds, and rank them.
 
@@ -81,6 +82,7 @@ def compare(
         jobs: How many runs at a time; by default one a core up to 4, and one on a GPU.
         threads: Threads of a run; by default 1 on the CPU. Another number gives other last digits.
         retry_failed: Whether runs that failed are done again.
+        student: Which of several students to compare strategies for.
 
     Returns:
         The table, which was also written to ``results.csv``, ``results.md`` and ``report.html``.
@@ -106,6 +108,7 @@ def compare(
             None if jobs is None else _checked(jobs, "--jobs"),
             None if threads is None else _checked(threads, "--threads"),
             retry_failed=retry_failed,
+            student=student,
         )
     except Exception as error:  # whatever goes wrong, its text may hold the URL, and the URL a password
         hidden = without_passwords(str(error))
@@ -128,6 +131,7 @@ def _compared(
     threads: int | None,
     *,
     retry_failed: bool,
+    student: str,
 ) -> Table:
     if output is None:
         raise ValueError("Give --output DIR, the folder of all that is written.")
@@ -136,7 +140,7 @@ def _compared(
     strategies = f"{len(arms) - 1} strateg{'y' if len(arms) == 2 else 'ies'}"
     each = f"{seeds} seed{'' if seeds == 1 else 's'} each"
     progress.line(f"Compares {strategies} and {STUDENT_ALONE}, {each}, in {folder}.")
-    base, on_cpu = _read(words, split)
+    base, on_cpu = _read(words, split, student)
     threads = 1 if threads is None and on_cpu else threads
     jobs = jobs or (min(_MOST_JOBS, _cores() // (threads or 1) or 1) if on_cpu else 1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -164,13 +168,12 @@ def _compared(
     return table
 
 
-def _read(words: list[str], split: str) -> tuple[Configuration, bool]:
+def _read(words: list[str], split: str, student: str = "") -> tuple[Configuration, bool]:
     """Return the configuration of a fit in full, and whether it trains on the CPU; refuse what cannot be compared."""
     with _quiet():
         cli = build(["fit", *words])
-    if isinstance(cli.model, SeveralStudents):
-        raise ValueError("The configuration has several students; compare strategies for one, by model.student.")
-    if cli.model.task_loss is None:
+    name, module = Built(cli.model, cli.datamodule, cli.trainer).one(student)
+    if module.task_loss is None:
         raise ValueError(
             "The configuration has no model.task_loss, so no student can be trained alone to compare with; give one, "
             "such as torch.nn.CrossEntropyLoss."
@@ -181,8 +184,18 @@ def _read(words: list[str], split: str) -> tuple[Configuration, bool]:
             f"{type(cli.datamodule).__name__} has no {loader}, so there is nothing held out to score on; add one."
         )
     base: Any = cli.configuration()
+    if name:
+        base["model"] = _alone(base["model"], name)
     base["trainer"] = {key: value for key, value in base["trainer"].items() if value is not None}
     return base, isinstance(cli.trainer.accelerator, CPUAccelerator) and cli.trainer.world_size == 1
+
+
+def _alone(model: Mapping[str, Any], student: str) -> dict[str, Any]:
+    """Return the options of a module for one of its students."""
+    losses = model.get("losses")
+    own = losses[student] if isinstance(losses, Mapping) else losses
+    others = {name: value for name, value in model.items() if name != "students"}
+    return {**others, "student": model["students"][student], "losses": own}
 
 
 @contextmanager

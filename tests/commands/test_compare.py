@@ -74,3 +74,50 @@ def test_data_without_anything_held_out_is_refused(config):
 
 class TrainingAlone(LightningDataModule):
     pass
+
+
+SEVERAL = """\
+  students:
+    small: {class_path: DigitsConvNet, init_args: {width: 4}}
+    tiny: {class_path: DigitsConvNet, init_args: {width: 2}}
+"""
+OF_EACH = "{small: [kd], tiny: [{kd: {temperature: 7}}, HintLoss]}"
+
+
+@pytest.fixture
+def several(config, tmp_path):
+    one = "  student: {class_path: DigitsConvNet, init_args: {width: 2}}\n"
+    assert one in WITH_TASK
+    (tmp_path / "fit.yaml").write_text(WITH_TASK.replace(one, SEVERAL))
+    return config
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "The configuration has the students small, tiny; say which one: --student small."),
+        (["--student=tinny"], "there is no student 'tinny'. Did you mean 'tiny'? There are small, tiny."),
+        (["--student", "1"], "there is no student '1'. There are small, tiny."),
+    ],
+)
+def test_of_several_students_one_must_be_named(words, said, call, several, tmp_path):
+    code, _, err = call("compare", "--config", several, "--output", "o", *words)
+    assert (code, err) == (2, f"lightning-kd compare: error: {said}\n")
+    assert not (tmp_path / "o").exists()
+
+
+def test_the_only_student_has_no_name(call, config):
+    code, _, err = call("compare", "--config", config, "--output", "o", "--student", "tiny")
+    assert code == 2
+    assert "the configuration has one student, without a name; leave this out." in err
+
+
+@pytest.mark.parametrize("losses", [OF_EACH, "[{kd: {temperature: 7}}, HintLoss]"])
+def test_the_one_of_several_is_compared_as_if_it_were_alone(losses, several, tmp_path):
+    found, _ = command._read(["-c", several, f"--model.losses={losses}"], "val", "tiny")
+    (tmp_path / "one.yaml").write_text(WITH_TASK)
+    alone, _ = command._read(["-c", f"{tmp_path}/one.yaml"], "val")
+    kd, hint = found["model"].pop("losses")
+    assert alone["model"].pop("losses")[1] == hint
+    assert (kd["class_path"], kd["init_args"]["temperature"]) == ("lightning_kd.losses.KDLoss", 7)
+    assert found == alone

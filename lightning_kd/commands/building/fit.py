@@ -63,6 +63,22 @@ class Built:
             raise ValueError(f"there is no student {student!r}.{hint} There are {', '.join(self.students)}.")
         return {student: self.students[student]}
 
+    def one(self, student: str) -> tuple[str, DistillationModule]:
+        """Return the name and the module of one student; the name of the only one is empty.
+
+        Args:
+            student: The name; empty for the only one.
+
+        Raises:
+            ValueError: If there is no such student, or several and none is named.
+        """
+        found = self.chosen(student)
+        if len(found) > 1:
+            raise ValueError(
+                f"The configuration has the students {', '.join(found)}; say which one: --student {next(iter(found))}."
+            )
+        return next(iter(found.items()))
+
 
 class Building(DistillationCLI):
     """The command line of a fit that builds everything, and does not fit."""
