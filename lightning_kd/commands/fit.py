@@ -29,6 +29,7 @@ from lightning_kd.commands.parsing.losses import (
     options_of_one,
     overview,
     set_option,
+    students_known,
     with_losses_by_class,
 )
 from lightning_kd.commands.parsing.parser import Parser
@@ -75,14 +76,15 @@ class DistillationCLI(LightningCLI):
             try:
                 words = with_presets(words)
                 students = [] if _asks_for_help(words) else students_named(words)
-                words = named_by_class(words, students)
+                with students_known(students):
+                    words = named_by_class(words)
             except ValueError as error:
                 parser.args = words
                 parser.error(str(error), error)
             if _asks_for_losses(words):
                 print(overview())
                 parser.exit()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), students_known(students):
             warnings.filterwarnings("ignore", message="LightningCLI's args parameter", category=UserWarning)
             try:
                 words = self._completed(parser, words, students) if isinstance(words, list) else words

@@ -122,6 +122,11 @@ def test_a_later_file_gives_other_losses_and_what_is_printed_gives_the_same_agai
     assert call("fit", "--config", f"{tmp_path}/printed.yaml", "--print_config")[1] == out
 
 
+def test_a_file_of_losses_need_not_name_the_students(losses_of, tmp_path):
+    (tmp_path / "more.yaml").write_text("model: {losses: {small: {hint: {weight: 7}}, tiny: hint}}")
+    assert losses_of("--config", f"{tmp_path}/more.yaml") == {"small": [hint(7.0)], "tiny": [hint()]}
+
+
 def test_a_list_of_each_over_one_for_all_and_back(losses_of):
     assert losses_of(f"--model.losses={OWN.strip()}", losses=" [HintLoss]") == {
         "small": [kd(2.0, 0.5)],

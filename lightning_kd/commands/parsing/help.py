@@ -46,6 +46,7 @@ More, each after `{command}`:
   --config preset:NAME              losses of a paper: {presets}
   --config FILE --print_config      what would run, with every default; this is YAML for --config
 Losses in YAML: [RESPONSE_BASED, {{HintLoss: {{weight: 100}}}}]. See also `lightning-kd losses`.
+Several students: `students: {{small: ..., tiny: ...}}`, `losses: {{small: [...], tiny: [...]}}`.
 A class that is named anew starts from its own defaults.
 """
 

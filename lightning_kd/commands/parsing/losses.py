@@ -4,6 +4,8 @@ import inspect
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import yaml
@@ -16,6 +18,7 @@ from lightning_kd.losses.strategies import DistillationStrategyType
 OPTION = "--model.losses"
 _NAMING = {OPTION, f"{OPTION}+", f"{OPTION}.help"}
 _OF_A_CLASS = {"class_path", "init_args", "dict_kwargs"}
+_STUDENTS: ContextVar[Collection[str]] = ContextVar("students", default=())
 
 
 def classes() -> dict[str, type[DistillationLoss]]:
@@ -91,6 +94,20 @@ def with_losses_by_class(configuration: Mapping[str, Any]) -> Mapping[str, Any]:
     return changed
 
 
+@contextmanager
+def students_known(names: Collection[str]) -> Iterator[None]:
+    """Read losses by student inside the block: a file of losses need not be the one that names the students.
+
+    Args:
+        names: Names of the students, none if there is one.
+    """
+    token = _STUDENTS.set(names)
+    try:
+        yield
+    finally:
+        _STUDENTS.reset(token)
+
+
 def by_class_of_each(losses: Any, students: object = ()) -> Any:
     """Return losses as :func:`by_class` does, or such a list for each student where they stand by student.
 
@@ -98,7 +115,7 @@ def by_class_of_each(losses: Any, students: object = ()) -> Any:
 
     Args:
         losses: As for :func:`by_class`, or a mapping of students to such.
-        students: Names of the students, as far as they are known.
+        students: Names of the students in the same text, beside those of :func:`students_known`.
 
     Raises:
         ValueError: If a student has no list, or the options of a name are no mapping.
@@ -111,7 +128,7 @@ def by_class_of_each(losses: Any, students: object = ()) -> Any:
     """
     if not isinstance(losses, Mapping) or not losses or _OF_A_CLASS & set(losses):
         return by_class(losses)
-    known = set(students) if isinstance(students, Collection) else set()
+    known = {*_STUDENTS.get(), *(students if isinstance(students, Collection) else ())}
     are_named = set(losses) <= known or any(name in known and class_named(str(name)) is None for name in losses)
     are_lists = {name: isinstance(own, list) or _is_class(own) for name, own in losses.items()}
     others = [name for name, is_list in are_lists.items() if not is_list]
@@ -193,12 +210,11 @@ def _path(name: str) -> str:
     return f"lightning_kd.losses.{loss.__name__}" if loss and loss.__module__.startswith("lightning_kd.") else name
 
 
-def named_by_class(words: Sequence[str], students: Collection[str] = ()) -> list[str]:
+def named_by_class(words: Sequence[str]) -> list[str]:
     """Return the words of a command with classes for the names of losses, also where their help is asked for.
 
     Args:
         words: The words, each option with its value in one word or in two.
-        students: Names of the students, if there are several.
 
     Example:
         >>> named_by_class(["--model.losses=response_based", "--model.losses.help", "RELATION_BASED"])
@@ -209,21 +225,21 @@ def named_by_class(words: Sequence[str], students: Collection[str] = ()) -> list
     for word in words:
         name, equals, value = word.partition("=")
         if name in _NAMING and equals:
-            changed.append(f"{name}={_value_by_class(name, value, students)}")
+            changed.append(f"{name}={_value_by_class(name, value)}")
         else:
-            changed.append(_value_by_class(option, word, students) if option in _NAMING else word)
+            changed.append(_value_by_class(option, word) if option in _NAMING else word)
         option = word
     return changed
 
 
-def _value_by_class(option: str, value: str, students: Collection[str]) -> str:
+def _value_by_class(option: str, value: str) -> str:
     if option == f"{OPTION}.help":
         return _path(value)
     try:
         losses = yaml.safe_load(value)
     except yaml.YAMLError:  # the parser will say so
         return value
-    named = by_class_of_each(losses, students) if option == OPTION else by_class(losses)
+    named = by_class_of_each(losses) if option == OPTION else by_class(losses)
     return value if named == losses else yaml.safe_dump(named, default_flow_style=True, width=sys.maxsize).strip()
 
 
