@@ -34,6 +34,7 @@ FORMS = {
     "options below the name": " [{RESPONSE_BASED: {temperature: 4.0}}, {HintLoss: }]",
     "a mapping": " {kd: {temperature: 4.0}, FEATURE_BASED: }",
     "a mapping of classes": " {KDLoss: {init_args: {temperature: 4.0}}, HintLoss: {}}",
+    "a mapping to classes": " {kd: {class_path: KDLoss, init_args: {temperature: 4.0}}, hint: {class_path: HintLoss}}",
 }
 
 

@@ -111,7 +111,8 @@ def students_known(names: Collection[str]) -> Iterator[None]:
 def by_class_of_each(losses: Any, students: object = ()) -> Any:
     """Return losses as :func:`by_class` does, or such a list for each student where they stand by student.
 
-    A mapping is by student if a value is a list or has a ``class_path``, or if a key is a student and no loss.
+    A mapping is by student if its keys are students, if one of them is a student and names no loss, or if a value is a
+    list, or has a ``class_path`` below a key that names no loss.
 
     Args:
         losses: As for :func:`by_class`, or a mapping of students to such.
@@ -128,11 +129,11 @@ def by_class_of_each(losses: Any, students: object = ()) -> Any:
     """
     if not isinstance(losses, Mapping) or not losses or _OF_A_CLASS & set(losses):
         return by_class(losses)
-    known = {*_STUDENTS.get(), *(students if isinstance(students, Collection) else ())}
-    are_named = set(losses) <= known or any(name in known and class_named(str(name)) is None for name in losses)
-    are_lists = {name: isinstance(own, list) or _is_class(own) for name, own in losses.items()}
-    others = [name for name, is_list in are_lists.items() if not is_list]
-    if not are_named and (len(others) == len(losses) or any(class_named(str(name)) for name in others)):
+    known = {*_STUDENTS.get(), *(students if isinstance(students, Mapping | list) else ())}
+    of_loss = {name for name in losses if class_named(str(name)) is not None}
+    others = [n for n, own in losses.items() if not isinstance(own, list) and not (_is_class(own) and n not in of_loss)]
+    are_named = known >= set(losses) or bool(known & set(losses) - of_loss)
+    if not are_named and (len(others) == len(losses) or of_loss & set(others)):
         return by_class(losses)
     return {name: _list_of(own, str(name)) for name, own in losses.items()}
 
