@@ -14,7 +14,6 @@ from lightning_kd import DistillationModule
 from lightning_kd.losses import KDLoss
 from tests import support
 
-
 # the outputs are embeddings, of which the task's loss makes scores
 pytestmark = pytest.mark.filterwarnings("ignore:val/agreement is left out")
 
