@@ -5,12 +5,12 @@ from typing import Any, Protocol
 
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.followed import Followed
-from lightning_kd.capture.heads import Head, heads_of
+from lightning_kd.capture.heads import OUTPUT, Head, heads_of
 from lightning_kd.capture.outputs import kind_of_probabilities
 from lightning_kd.capture.rows import leaves_of
 from lightning_kd.capture.watch import OperationWatch
@@ -24,6 +24,7 @@ from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.metrics.task import Task
 from lightning_kd.teachers.base import NO_LESSON, Lesson
+from lightning_kd.teachers.ensemble import Ensemble
 
 _SIGMOIDS = {torch.sigmoid, torch.sigmoid_, Tensor.sigmoid, Tensor.sigmoid_, torch.special.expit}
 _FEW = 16
@@ -98,6 +99,7 @@ def look_at_outputs(
     _check_classes(step, tensors)
     said = step.hooks.output_options.teacher_outputs
     for name, loss in leaves:
+        _check_average(name, loss, None if step.teacher is None else step.teacher.module)
         for role, head in _heads_read(loss).items():
             raw = _raw(step, role, outputs[role], head)
             if raw is not None:
@@ -207,6 +209,18 @@ def _check_axis(part: str, loss: DistillationLoss, role: str, raw: Tensor, runs:
         f"{tuple(raw.shape)} have them last, as the layer that makes them shows. Override logits_of(output) to return "
         "output.movedim(-1, 1), or have the network return (B, C, H, W)."
     )
+
+
+def _check_average(part: str, loss: DistillationLoss, teacher: nn.Module | None) -> None:
+    """Raise a ``ValueError`` if a loss reads numbers of an ensemble that takes those of its members for scores."""
+    of_embedding = OUTPUT in loss.teacher_layers and (loss.output_kind == "embeddings" or loss.reads == "embedding")
+    reads_numbers = loss.output_kind == "regression" or of_embedding
+    if isinstance(teacher, Ensemble) and teacher.average != "logits" and reads_numbers:
+        raise ValueError(
+            f"Part {part!r}: {type(loss).__name__} reads the teacher's outputs as numbers, but "
+            f"Ensemble(average={teacher.average!r}) takes those of its members for class scores. Write "
+            "Ensemble(..., average='logits'), which is the mean of the outputs as they are."
+        )
 
 
 def _of_tokens(loss: DistillationLoss) -> bool:

@@ -1,5 +1,6 @@
 """Several teachers as one: the mean of their answers, whatever form these have."""
 
+import copy
 from functools import partial
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule
-from lightning_kd.losses import KDLoss
+from lightning_kd.losses import EmbeddingLoss, KDLoss, RegressionKDLoss
 from lightning_kd.teachers import Ensemble
 from tests import support
 
@@ -164,3 +165,25 @@ def test_a_segmentation_learns_from_the_mean_of_its_teachers():
         accuracy = (target.argmax(1) == y).double().mean()
     assert found["train/kd"].item() == pytest.approx(kl.item(), rel=1e-4)
     assert found["val/teacher_accuracy"].item() == pytest.approx(accuracy.item())
+
+
+@pytest.mark.parametrize(
+    "loss", [RegressionKDLoss(), EmbeddingLoss("<output>", "<output>")], ids=lambda o: type(o).__name__
+)
+def test_numbers_are_not_taken_for_class_scores(loss):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(8, 4, generator=generator), torch.randn(8, 3, generator=generator)
+    members = [support.seeded(partial(nn.Linear, 4, 3), seed) for seed in (1, 2)]
+    student = support.seeded(partial(nn.Linear, 4, 3), 3)
+
+    def fit(teacher):
+        module = DistillationModule(student, teacher, [copy.deepcopy(loss)], task_loss=nn.MSELoss())
+        loader = DataLoader(TensorDataset(x, y), batch_size=4)
+        return support.fit(module, train=loader, val=loader, max_epochs=1).callback_metrics
+
+    with pytest.raises(ValueError, match=r"reads the teacher's outputs as numbers.*average='logits'"):
+        fit(Ensemble(members))
+    found = fit(Ensemble(members, average="logits"))
+    with torch.no_grad():
+        mean = sum(member(x) for member in members) / 2
+    assert float(found["val/teacher_mse"]) == pytest.approx(float(F.mse_loss(mean, y)), rel=1e-5)
