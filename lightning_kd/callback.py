@@ -402,10 +402,12 @@ class DistillationCallback(ReadsOutputs, FitHooks):
             read = Batch()
         with trainer.precision_plugin.forward_context():
             for one in self.run.step.capture.counting_calls():
-                given = read if self._reads_as_given(batch, one) else Batch()
+                known = self._reads_as_given(batch, one)
                 self.run.evaluation.compare(
-                    pl_module, batch, one, given, prefix=prefix, loader=loader, with_student=False
+                    pl_module, batch, one, read if known else Batch(), prefix=prefix, loader=loader, with_student=False
                 )
+                if not known and read.target is not None:
+                    self.run.evaluation.comparisons[loader].lose_target()
         self.run.step.capture.stop()
 
     def _reads_as_given(self, batch: Any, call: Call, held: Sequence[tuple[Tensor, int]] = ()) -> bool:

@@ -282,12 +282,15 @@ class Evaluation:
         trainer, first = module.trainer, self.comparisons.get(0)
         self.results = {} if first is None else first.compute()
         unread = [name for name in self.results if first is not None and first.unread(name)]
-        if unread and not trainer.sanity_checking:
-            rank_zero_warn(
-                f"{', '.join(unread)}: not a number, since the target holds ids that are no class of the outputs. Name "
-                "the id of what has no label by task_loss=CrossEntropyLoss(ignore_index=...), or give metrics=... of "
-                "your own."
+        if unread and first is not None and not trainer.sanity_checking:
+            why = (
+                "the step calls the student with other samples than some batches hold, whose targets are not known. "
+                "Override unpack_batch of the callback to return those that count."
+                if first.lost_target
+                else "the target holds ids that are no class of the outputs. Name the id of what has no label by "
+                "task_loss=CrossEntropyLoss(ignore_index=...), or give metrics=... of your own."
             )
+            rank_zero_warn(f"{', '.join(unread)}: not a number, since {why}")
         changes = self.step.teacher is not None and self.step.teacher.changes_over_time
         # new loaders may hold other data, of which the teacher's accuracy is another
         changes = changes or getattr(trainer, "reload_dataloaders_every_n_epochs", 0) > 0

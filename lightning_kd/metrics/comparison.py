@@ -49,6 +49,8 @@ class Comparison:
         self.task = task or Task()
         self.left_out: dict[str, str] = {}
         """Why a value is left out, by name."""
+        self.lost_target = False
+        """Whether a batch had outputs whose target is not known."""
         self._metrics: dict[str, Metric] = {}
         self._kinds: dict[bool, tuple[Kind | None, str]] = {}
         self._refused: set[str] = set()
@@ -86,6 +88,23 @@ class Comparison:
             "embeddings": self._count_vectors,
         }
         count[kind](student, teacher, labels)
+
+    def lose_target(self) -> None:
+        """Leave out what is compared with the target, of a batch whose target is not that of the outputs.
+
+        What earlier batches gave is not a number from now on: it would be of some of the samples alone.
+        """
+        self.lost_target = True
+        why = "the step calls the student with other samples than the batch holds, whose targets are not known"
+        for name in ("teacher_accuracy", "teacher_f1", "teacher_mse", "teacher_pearson", "teacher_cosine"):
+            metric = self._metrics.get(name)
+            if isinstance(metric, Share):
+                metric.strange += 1
+            elif metric is None and name == "teacher_accuracy":
+                self._refused.add(name)
+                self.left_out.setdefault(name, why)
+            elif metric is None:
+                self._refused.add(name)
 
     def updated(self) -> dict[str, Metric]:
         """Return the metrics that have data, by name."""
