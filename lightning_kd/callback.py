@@ -401,13 +401,15 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         except ValueError:  # a batch of the user's own form: no target, no teacher accuracy
             read = Batch()
         with trainer.precision_plugin.forward_context():
-            for one in self.run.step.capture.counting_calls():
-                known = self._reads_as_given(batch, one)
+            calls = self.run.step.capture.counting_calls()
+            known = [self._reads_as_given(batch, one) for one in calls]
+            for one, is_known in zip(calls, known, strict=True):
+                given = read if is_known else Batch()
                 self.run.evaluation.compare(
-                    pl_module, batch, one, read if known else Batch(), prefix=prefix, loader=loader, with_student=False
+                    pl_module, batch, one, given, prefix=prefix, loader=loader, with_student=False
                 )
-                if not known and read.target is not None:
-                    self.run.evaluation.comparisons[loader].lose_target()
+            if not any(known) and read.target is not None and loader in self.run.evaluation.comparisons:
+                self.run.evaluation.comparisons[loader].lose_target()
         self.run.step.capture.stop()
 
     def _reads_as_given(self, batch: Any, call: Call, held: Sequence[tuple[Tensor, int]] = ()) -> bool:

@@ -7,13 +7,18 @@ from typing import Any, final
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_kd.capture.networks import copied
+from lightning_kd.capture.contents import TINY
+from lightning_kd.capture.networks import copied, isolated_random_state
+from lightning_kd.distributed.whole_state import is_sharded
 from lightning_kd.schedules import Moment
 from lightning_kd.teachers.ensemble import Ensemble
 from lightning_kd.teachers.source import TeacherSource, same_everywhere
+
+_MANY, _APART = 1000, 1.3
+"""How many weights tell their spread, and by which factor two spreads are no chance."""
 
 
 @final
@@ -84,6 +89,8 @@ class BornAgain(TeacherSource):
         student, teacher = self.pair()
         if self.make_student is None:
             _check_resettable(student)
+            if trainer.ckpt_path is None and not is_sharded(student):
+                _tell_of_another_start(student, losses)
         self.generation, self.origin, self._kept, teacher.ready = 0, Moment(), [], False
         self._length = self.epochs or _share(trainer.max_epochs, self.generations)
         if trainer.max_epochs not in (None, -1, self._length * self.generations):
@@ -195,6 +202,27 @@ def _check_resettable(network: nn.Module, left: Collection[nn.Module] = ()) -> N
             f"BornAgain cannot draw fresh weights for {own[:5]}: their layers have no reset_parameters. Pass "
             "make_student=..., which makes a new network."
         )
+
+
+def _tell_of_another_start(student: nn.Module, losses: nn.Module) -> None:
+    """Warn if later generations would begin with weights of another size than the first.
+
+    Transformers, timm and torchvision draw the weights of a whole network otherwise than its layers would.
+    """
+    fresh = copied(student)
+    with isolated_random_state():
+        reset_weights(fresh, but=losses.modules())
+    for (name, first), later in zip(student.named_parameters(), fresh.parameters(), strict=True):
+        if first.numel() < _MANY or not first.is_floating_point():
+            continue
+        sizes = [float(weights.detach().float().std()) for weights in (first, later)]
+        if not 1 / _APART <= (sizes[1] + TINY) / (sizes[0] + TINY) <= _APART:
+            rank_zero_warn(
+                f"BornAgain draws fresh weights by each layer's reset_parameters, so {name!r} begins with a standard "
+                f"deviation of {sizes[1]:.3g} in later generations, and of {sizes[0]:.3g} in the first. Pass "
+                "make_student=..., which makes a new network as the first was made."
+            )
+            return
 
 
 def _share(max_epochs: int | None, generations: int) -> int:

@@ -355,3 +355,26 @@ def test_the_copies_are_in_no_optimizer_and_not_among_the_modules_own_weights(do
 def test_a_moment_counts_from_the_beginning():
     assert Moment(3, 1).count("step") == 3
     assert Moment(3, 1).count("epoch") == 1
+
+
+class Wide(nn.Module):
+    """Draws its weights otherwise than its layers would, as transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(400, 4)
+        nn.init.normal_(self.head.weight, std=0.5)
+
+    def forward(self, x):
+        return self.head(x.flatten(1).repeat(1, 400)[:, :400])
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_generations_that_would_begin_otherwise_are_told(own, recwarn):
+    made = support.module(support.seeded(Wide, 1), teacher=None, losses=[KDLoss()])
+    options = {"make_student": Wide} if own else {}
+    support.fit(made, callbacks=[BornAgain(generations=2, **options)], max_epochs=2)
+    told = [str(one.message) for one in recwarn if "Pass make_student=" in str(one.message)]
+    assert bool(told) != own
+    # uniform within 1 / sqrt(400) has a standard deviation of 0.0289
+    assert own or "begins with a standard deviation of 0.02" in told[0]
