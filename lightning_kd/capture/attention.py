@@ -8,9 +8,9 @@ The model's own configuration, by which its masks are made, is not touched.
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,6 @@ _PREFIX = "lightning_kd_"
 _TAP = "lightning_kd_tap"
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 _EAGER = "eager_attention_forward"
-_OTHERS = ("MultiheadAttention", "Attention", "SelfAttention")
 
 
 @dataclass(slots=True)
@@ -40,6 +39,8 @@ class Attended:
         mask: What the model's own backend gets: added to the scores, or where they count; ``None`` for all.
         causal: Whether a missing mask means that no query sees a later key, as for ``sdpa``.
         options: The other arguments, by name.
+        refusal: Why it cannot be read, and what to do instead; ``""`` if it can.
+        of_samples: Whether each row must be a sample of the network's input, so that windows are refused.
     """
 
     query: Tensor
@@ -49,6 +50,8 @@ class Attended:
     causal: bool
     options: dict[str, Any] = field(default_factory=dict)
     versions: tuple[int, ...] = ()
+    refusal: str = ""
+    of_samples: bool = False
 
     def __post_init__(self) -> None:
         if not torch.compiler.is_compiling():  # a compiled graph counts no changes
@@ -63,7 +66,47 @@ class Attended:
         return tuple(version_of(one) for one in (self.query, self.key, self.value))
 
 
-Take = Callable[[nn.Module, Attended], None]
+class AttentionCall(Protocol):
+    """What an attention was called with, as it is read: an :class:`Attended`, or what computes the same when asked."""
+
+    @property
+    def query(self) -> Tensor:
+        """Queries (B, H, T, D)."""
+
+    @property
+    def key(self) -> Tensor:
+        """Keys (B, G, T, D)."""
+
+    @property
+    def value(self) -> Tensor:
+        """Values (B, G, T, D)."""
+
+    @property
+    def mask(self) -> Tensor | None:
+        """What is added to the scores, or where they count."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether a missing mask means that no query sees a later key."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The other arguments, by name."""
+
+    @property
+    def refusal(self) -> str:
+        """Why it cannot be read, ``""`` if it can."""
+
+    @property
+    def of_samples(self) -> bool:
+        """Whether each row must be a sample of the network's input."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether what it is made of was changed in place since."""
+
+
+Take = Callable[[nn.Module, AttentionCall], None]
 
 
 def place_of(part: Part, block: str) -> str:
@@ -100,28 +143,14 @@ def attentions_in(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def find_attention(module: nn.Module, block: str, role: str) -> nn.Module | None:
-    """Return the module that computes the attention of a block, ``None`` if it has none that can be watched.
+def check_backend(attention: nn.Module, block: str, role: str) -> None:
+    """Raise a ``ValueError`` if an attention module computes its attention in a way that shows nothing of it.
 
     Args:
-        module: The block, or the attention module itself.
-        block: Its dotted name, for messages.
+        attention: The attention module.
+        block: The dotted name of its block, for messages.
         role: ``"student"`` or ``"teacher"``, for messages.
-
-    Raises:
-        ValueError: If it has several, or computes attention in a way that shows nothing of it.
     """
-    found = dict(attentions_in(module))
-    if not found:
-        return None
-    if len(found) > 1:
-        names = ", ".join(f"{block}.{name}" if name else block for name in list(found)[:4])
-        more = f" and {len(found) - 4} more" if len(found) > 4 else ""
-        raise ValueError(
-            f"The {role}'s {block!r} has {len(found)} attentions, so which is meant is not known. Name one: "
-            f"{names}{more}."
-        )
-    (attention,) = found.values()
     backend = _backend(attention)
     if backend not in _SERVED:
         raise ValueError(
@@ -134,20 +163,13 @@ def find_attention(module: nn.Module, block: str, role: str) -> nn.Module | None
             f"The {role}'s {block!r} has reorder_and_upcast_attn=True, with which it computes its attention past "
             "transformers' interface. Load the model without it, or with attn_implementation='sdpa'."
         )
-    return attention
-
-
-def kinds_of_attention(block: nn.Module) -> list[str]:
-    """Return the classes in a block that compute attention by their names, for the words of a refusal."""
-    kinds = (type(module).__name__ for module in block.modules())
-    return list(dict.fromkeys(kind for kind in kinds if kind.endswith(_OTHERS)))
 
 
 class Watch:
     """Shows a function what an attention module's attention is called with, until it is removed.
 
     Args:
-        module: The attention module, which :func:`find_attention` has found.
+        module: The attention module.
         take: The function, which is given the module and what it attends to.
     """
 
@@ -242,7 +264,7 @@ def _registered(backend: str) -> str:
 
 def _called_by(kind: type) -> tuple[Any, Callable[..., Any] | None] | None:
     """Return the interface that a class calls attention by, and the function that stands for ``"eager"`` there."""
-    for function in _functions(kind):
+    for function in functions_of(kind):
         names = function.__code__.co_names
         if _INTERFACE in names and "get_interface" in names:
             table = function.__globals__
@@ -251,7 +273,8 @@ def _called_by(kind: type) -> tuple[Any, Callable[..., Any] | None] | None:
     return None
 
 
-def _functions(kind: type) -> Iterable[Any]:
+def functions_of(kind: type) -> Iterator[Any]:
+    """Yield the functions that the classes of a module define, without those of ``nn.Module`` itself."""
     for one in kind.__mro__:
         if one in (nn.Module, object):
             continue

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lightning_kd.capture.attention import Attended
+from lightning_kd.capture.attention import AttentionCall
 
 MASKED = -1e30
 """The score of a key that a query does not attend to."""
@@ -11,7 +11,7 @@ _SHOWS_NOTHING = ("indices", "block_indices")
 _SINKS = ("s_aux", "sinks")
 
 
-def read_part(part: str, attended: Attended) -> Tensor:
+def read_part(part: str, attended: AttentionCall) -> Tensor:
     """Compute what a loss reads of an attention, in at least float32.
 
     Probabilities are those before the dropout, as the papers compare them.
@@ -25,6 +25,7 @@ def read_part(part: str, attended: Attended) -> Tensor:
         ValueError: If the attention has something that what it was called with does not show.
 
     Example:
+        >>> from lightning_kd.capture.attention import Attended
         >>> one = torch.ones(1, 1, 2, 4)
         >>> read_part("scores", Attended(one, one, one, None, True))  # 4 / sqrt(4), and no later key
         tensor([[[[ 2.0000e+00, -1.0000e+30],
@@ -32,8 +33,10 @@ def read_part(part: str, attended: Attended) -> Tensor:
         >>> read_part("queries", Attended(one, one, one, None, True)).shape
         torch.Size([1, 2, 4])
     """
+    if attended.refusal:
+        raise ValueError(attended.refusal)
     if part in ("queries", "keys", "values"):
-        value = {"queries": attended.query, "keys": attended.key, "values": attended.value}[part]
+        value = attended.query if part == "queries" else attended.key if part == "keys" else attended.value
         return value.transpose(1, 2).flatten(2)
     _check_shows_all(part, attended)
     with torch.autocast(attended.query.device.type, enabled=False):
@@ -41,7 +44,7 @@ def read_part(part: str, attended: Attended) -> Tensor:
         return torch.softmax(scores, -1) if part == "probabilities" else scores
 
 
-def _scores(attended: Attended) -> Tensor:
+def _scores(attended: AttentionCall) -> Tensor:
     query, key, options = _wide(attended.query), _wide(attended.key), attended.options
     if key.shape[1] != query.shape[1]:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -67,7 +70,7 @@ def _scores(attended: Attended) -> Tensor:
     return (scores + mask).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, MASKED)
 
 
-def _check_shows_all(part: str, attended: Attended) -> None:
+def _check_shows_all(part: str, attended: AttentionCall) -> None:
     """Raise a ``ValueError`` if scores or probabilities cannot be known of what an attention was called with."""
     options = attended.options
     hidden = [name for name in _SHOWS_NOTHING if options.get(name) is not None]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_kd.capture.attention import Attended
+from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.private import UNKNOWN, version_of
 
 
@@ -23,7 +23,7 @@ class Call:
     kwargs: dict[str, Any] = field(default_factory=dict)
     output: Any = None
     features: dict[str, Tensor] = field(default_factory=dict)
-    attended: dict[str, Attended] = field(default_factory=dict)
+    attended: dict[str, AttentionCall] = field(default_factory=dict)
     """What the attention of watched blocks was called with, by the names of the blocks."""
     versions: list[int] = field(default_factory=list)
     """The versions of the features, in the order of the features."""

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from lightning_kd.capture.attention import Watch, find_attention, leave_all, module_of, part_and_block
+from lightning_kd.capture.attention import module_of, part_and_block
+from lightning_kd.capture.attention_kinds import Handle, find_attention, leave_all, watch
 from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.multihead import is_of_watch
 from lightning_kd.capture.networks import is_compiled, original, plain_name
 from lightning_kd.capture.private import has_forward_hook, is_compiled_in_place, remove_forward_hooks, version_of
 from lightning_kd.capture.store import NO_CALL, Calls, Store, put_attention, put_call, put_input, put_layer
@@ -68,7 +69,7 @@ class Capture:
         self.layers = tuple(dict.fromkeys(layers))
         self.role = role
         self._store = Store(calls)
-        self._handles: list[RemovableHandle | Watch] = []
+        self._handles: list[Handle] = []
         self._places: list[nn.Module] = []
         self.attached = False
         self.completed: Callable[[tuple[Any, ...], dict[str, Any]], dict[str, Any]] | None = None
@@ -106,7 +107,7 @@ class Capture:
             else:
                 blocks[found[1]] = place
         for block, place in blocks.items():
-            self._handles.append(Watch(place, partial(put_attention, self._store, block)))
+            self._handles.append(watch(place, partial(put_attention, self._store, block)))
         if self._handles and is_compiled(self.module):
             torch.compiler.reset()
 
@@ -340,7 +341,8 @@ def is_hooked_by_others(module: nn.Module) -> bool:
 
 
 def _is_ours(hook: object) -> bool:
-    return isinstance(hook, partial) and bool(hook.args) and isinstance(hook.args[0], Store)
+    ours = isinstance(hook, partial) and bool(hook.args) and isinstance(hook.args[0], Store)
+    return ours or is_of_watch(hook, _is_ours)
 
 
 def _unknown_layer(layer: str, names: list[str], role: str, model: str) -> str:

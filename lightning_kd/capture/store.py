@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.attention import Attended
+from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor
 from lightning_kd.capture.private import version_of
@@ -97,7 +97,7 @@ def put_layer(store: Store, layer: str, module: nn.Module, args: tuple[Any, ...]
         raise EnoughError
 
 
-def put_attention(store: Store, block: str, module: nn.Module, attended: Attended) -> None:
+def put_attention(store: Store, block: str, module: nn.Module, attended: AttentionCall) -> None:
     """Note what a block attended to."""
     call = store.call
     if not store.active or call.called:

@@ -6,7 +6,8 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_kd.capture.attention import attentions_in, find_attention
+from lightning_kd.capture.attention import attentions_in
+from lightning_kd.capture.attention_kinds import find_attention
 from lightning_kd.capture.networks import original, plain_name
 from lightning_kd.engine.layer_maps import blocks_of, pairs_of_blocks
 from lightning_kd.engine.objective import Objective

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
-from lightning_kd.capture.attention import attentions_in, kinds_of_attention
+from lightning_kd.capture.attention_kinds import every_attention_in, kinds_of_attention
 from lightning_kd.capture.networks import original, plain_name
 from lightning_kd.losses.base import DistillationLoss
 
@@ -100,4 +100,4 @@ def _are_alike(blocks: nn.Module) -> bool:
 
 def _attends(blocks: nn.Module) -> bool:
     first = next(iter(blocks.children()))
-    return any(True for _ in attentions_in(first)) or bool(kinds_of_attention(first))
+    return any(True for _ in every_attention_in(first)) or bool(kinds_of_attention(first))

@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.attention import Part, find_attention, place_of
+from lightning_kd.capture.attention import Part, place_of
+from lightning_kd.capture.attention_kinds import find_attention
 from lightning_kd.capture.decoder_mask import is_encoder_decoder
 from lightning_kd.capture.networks import plain_name
 from lightning_kd.losses.base import DistillationLoss, Layers, StepTensors, as_names
@@ -128,7 +129,8 @@ def _check_tokens(network: nn.Module, name: str, attention: nn.Module, role: str
 def no_attention(name: str) -> str:
     """Return what a module lacks whose attention was to be read, and the remedy."""
     return (
-        f"{name!r} has no attention that goes through transformers' attention interface, as those of plain torch, timm "
-        "and some older models do not. Name a block of a model of transformers whose attention does, or modules that "
-        "return what is compared; HiddenStateLoss reads any module."
+        f"{name!r} has no attention that goes through transformers' attention interface, is torch's "
+        "nn.MultiheadAttention or calls torch.nn.functional.scaled_dot_product_attention, as models do not that make "
+        "the matrix by hand. Name a block that has, or modules that return what is compared; HiddenStateLoss reads any "
+        "module."
     )
