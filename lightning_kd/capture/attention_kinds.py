@@ -10,7 +10,7 @@ from lightning_kd.capture.attention import Take, attentions_in, check_backend
 from lightning_kd.capture.attention_calls import CallWatch, callers_in, check_is_fused, leave_calls
 from lightning_kd.capture.multihead import check_adds_no_key, is_multihead, watch_multihead
 
-_OTHERS = ("MultiheadAttention", "Attention", "SelfAttention")
+_OTHERS = ("Attention", "Attn")
 
 
 class Handle(Protocol):

@@ -2,10 +2,13 @@
 
 import copy
 import logging
+import re
 from functools import partial
 
 import pytest
+import timm
 import torch
+import torchvision
 from lightning.pytorch import LightningModule
 from torch.utils.data import DataLoader
 from transformers import (
@@ -103,6 +106,83 @@ def test_the_weight_is_kept_and_is_that_of_whichever_is_chosen():
     module = module_of(bert(2), bert(4), loss)
     trainer = fitted(module)
     assert trainer.callback_metrics["train/loss"] == pytest.approx(3.0 * module.run.log.epoch_means["at"])
+
+
+def of_timm(depth, kind=timm.models.VisionTransformer, **sizes):
+    torch.manual_seed(depth)
+    return kind(**{"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": depth, "num_heads": 4} | sizes)
+
+
+def of_torchvision(depth):
+    torch.manual_seed(depth)
+    sizes = {"num_heads": 4, "hidden_dim": 16, "mlp_dim": 8}
+    return torchvision.models.VisionTransformer(image_size=16, patch_size=4, num_layers=depth, **sizes)
+
+
+distilled = partial(of_timm, kind=timm.models.deit.VisionTransformerDistilled)
+PICTURES = (IMAGES["pixel_values"], torch.zeros(3, dtype=torch.long))
+BEIT = partial(of_timm, kind=timm.models.Beit, use_rel_pos_bias=True, init_values=0.1)
+ROPE = partial(of_timm, kind=timm.models.Eva, use_rot_pos_emb=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (of_timm, of_timm),
+        (distilled, distilled),
+        (BEIT, of_timm),
+        (ROPE, ROPE),
+        (of_torchvision, of_torchvision),
+        (of_timm, of_torchvision),
+    ],
+    ids=["vit", "deit", "beit", "rope", "torchvision", "both"],
+)
+def test_vision_transformers_of_others_are_compared_so_too(make, other, caplog):
+    caplog.set_level(logging.INFO)
+    chosen, _ = value_of(make(2), other(4), Strategy.ATTENTION_BASED.create(), PICTURES)
+    assert [TOLD in record.message for record in caplog.records].count(True) == 1
+    named, _ = value_of(make(2), other(4), AttentionMatrixLoss("uniform"), PICTURES)
+    assert chosen == named > 0
+
+
+def test_unequal_heads_of_others_are_compared_by_their_mean():
+    chosen, _ = value_of(of_timm(2, num_heads=2), of_timm(4), Strategy.ATTENTION_BASED.create(), PICTURES)
+    named, _ = value_of(of_timm(2, num_heads=2), of_timm(4), AttentionMatrixLoss("uniform", heads="mean"), PICTURES)
+    assert chosen == named > 0
+
+
+def by_hand(depth):
+    network = of_timm(depth)
+    for block in network.blocks:
+        block.attn.fused_attn = False
+    return network
+
+
+def windows(depth):
+    torch.manual_seed(depth)
+    sizes = {"img_size": 16, "patch_size": 2, "window_size": 4, "embed_dim": 8, "depths": (2, depth)}
+    return timm.models.SwinTransformer(**sizes, num_heads=(2, 2), drop_path_rate=0.0)
+
+
+OTHERS = {
+    "another token": lambda: (distilled(2), of_timm(4), "number of tokens before the patches is 2, the teacher's 1"),
+    "patches": lambda: (of_timm(2), of_timm(4, patch_size=8), r"grid of patches is \(4, 4\), the teacher's \(2, 2\)"),
+    "by hand": lambda: (of_timm(2), by_hand(4), "fused_attn is False"),
+    "windows": lambda: (windows(2), windows(2), "has 2 attentions"),
+    "of transformers": lambda: (of_timm(2), vit(4), "Only one of both is of transformers"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_tokens_are_compared_by_maps_and_told(name, caplog):
+    caplog.set_level(logging.INFO)
+    student, teacher, words = OTHERS[name]()
+    plain, _ = value_of(copy.deepcopy(student), copy.deepcopy(teacher), ATLoss(), PICTURES)
+    caplog.clear()
+    chosen, _ = value_of(student, teacher, Strategy.ATTENTION_BASED.create(), PICTURES)
+    assert chosen == plain
+    assert TOLD not in caplog.text
+    assert re.search(f"compares the maps of both networks, by ATLoss.*{words}", caplog.text)
 
 
 PAIRS = {
