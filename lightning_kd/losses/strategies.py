@@ -32,7 +32,7 @@ class DistillationStrategyType(IntEnum):
       of layers and a projector where their widths differ.
     - ``ATTENTION_BASED``: where the teacher looks. Attention maps (AT), for convolutional networks of one family. With
       no option but the weight, set-up chooses attention matrices (``AttentionMatrixLoss("uniform")``) for transformers
-      that show theirs. Has no parameters of its own.
+      that show theirs, of Hugging Face, timm and torchvision. Has no parameters of its own.
     - ``RELATION_BASED``: distances and angles between the samples of a batch (RKD). For embeddings and retrieval. The
       widths may differ; the cost grows with the square of the batch.
     - ``CONTRASTIVE_BASED``: which sample a representation belongs to (CRD). Strong, and needs no labels; needs many

@@ -102,10 +102,13 @@ def attention_matrix_loss(
 class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     """Make the student's attention matrices those of the teacher (TinyBERT, MiniLM).
 
-    Name blocks of models of transformers, such as ``"model.layers.3"`` or ``"bert.encoder.layer.1"``. Their scores or
-    probabilities are computed beside the model's own attention, whose numbers stay as they are, and before its dropout.
-    Or name modules whose output is the attention of each head, (B, H, T, T), such as the dropout on the probabilities.
-    Padded tokens do not count, as queries or as keys. The losses of several pairs are added.
+    Name blocks of transformers, such as ``"model.layers.3"`` of a model of Hugging Face or ``"blocks.11"`` of timm. Of
+    these is read what goes through Hugging Face's interface, ``nn.MultiheadAttention``, or a module whose code calls
+    ``torch.nn.functional.scaled_dot_product_attention``. Scores or probabilities are computed beside the model's own
+    attention, whose numbers stay as they are, and before its dropout. Only ``nn.TransformerEncoderLayer`` leaves its
+    fast path in eval mode, as torch does for any hook, which changes last bits. Windows, attention to other tokens and
+    matrices made by hand are refused. Or name modules whose output is the attention of each head, (B, H, T, T). Padded
+    tokens do not count, as queries or as keys. The losses of several pairs are added.
 
     Args:
         student: Dotted name of the student's block, or of a module that returns attention, or a list of them; or

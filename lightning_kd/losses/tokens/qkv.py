@@ -98,12 +98,13 @@ class QKVRelationLoss(ReadsAttention):
     Best for transformers of other widths and numbers of heads than the teacher's: nothing is projected. One pair of
     blocks is enough, the last of each; for a large teacher one before its last. Padded tokens do not count.
 
-    Of a block of a model of transformers its queries, keys and values are those that its attention gets. So fused
-    projections and groups of heads need nothing more, and queries and keys of rotary models are those after the
-    rotation.
+    Of a block its queries, keys and values are those that its attention gets: through Hugging Face's interface, in
+    ``nn.MultiheadAttention``, or where its own code calls ``torch.nn.functional.scaled_dot_product_attention``, as
+    models of timm do. So fused projections and groups of heads need nothing more, and queries and keys of rotary models
+    are those after the rotation.
 
     Args:
-        student: Dotted name of the student's block, such as ``"model.layers.3"``; or the names of the three modules
+        student: Dotted name of the student's block, such as ``"blocks.11"``; or the names of the three modules
             that return its queries, keys and values (B, T, C), in this order, such as
             ``["encoder.layer.5.attention.self.query", ...]``; or ``"last"`` alone, the last block of both networks.
         teacher: The same of the teacher.
