@@ -17,14 +17,14 @@ def check_rows(role: str, call: object, target: Any) -> None:
         target: The target of the batch, which tells the axis of the samples.
 
     Raises:
-        ValueError: If it has more rows or fewer.
+        ValueError: If it has several rows for each.
     """
     if not isinstance(call, Call) or not call.attended:
         return
     found = batch_of(call.args, call.kwargs, target)
     rows = {block: shape[0] for block, shape in _shapes(call.features).items() if call.attended[block].of_samples}
     for block, count in rows.items():
-        if found is not None and count != found[0]:
+        if found is not None and found[0] and count != found[0] and count % found[0] == 0:
             raise ValueError(
                 f"The {role}'s {block!r} has attention of {count} rows for {found[0]} samples, as in windows that are "
                 "put into the batch, so its tokens are not those of a sample. Name a block that attends over the whole "

@@ -142,6 +142,35 @@ def test_other_projections_of_a_layer_are_its_own(options):
     torch.testing.assert_close(layer.out_proj(made_of), told[0])
 
 
+def test_weights_that_are_merged_for_the_call_alone_are_those_that_are_read():
+    """As adapters of peft do."""
+
+    class Merged(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(width, HEADS, batch_first=True)
+            self.more = nn.Parameter(torch.randn(3 * width, width))
+
+        def forward(self, x):
+            own = self.attn.in_proj_weight
+            del self.attn.in_proj_weight
+            self.attn.in_proj_weight = own + self.more
+            made = self.attn(x, x, x)[0]
+            del self.attn.in_proj_weight
+            self.attn.register_parameter("in_proj_weight", own)
+            return made
+
+    network, x = made(Net, attention=Merged), given()
+    values, _ = read(network, "blocks.1", x, grad=True)
+    mix = network.blocks[1].mix
+    inner = entering(network, "blocks.1.mix", x)
+    weight = (mix.attn.in_proj_weight + mix.more)[:WIDTH]
+    expected = F.linear(inner, weight, mix.attn.in_proj_bias[:WIDTH])
+    torch.testing.assert_close(values["queries"], expected)
+    values["queries"].sum().backward()
+    assert bool(mix.more.grad[:WIDTH].any())
+
+
 @pytest.mark.parametrize("norm_first", [False, True])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_encoder_of_torch_is_read_with_its_fast_path_left_out(mode, norm_first):
@@ -377,6 +406,26 @@ def test_attention_to_another_sequence_is_refused(others, layer):
     words = "two" if others == LENGTH else "6 queries attend to 4 keys"
     with pytest.raises(ValueError, match=rf"student's 'blocks.1' cannot be read: .*{words}.*HiddenStateLoss"):
         read(network, "blocks.1", given(), parts=("values",))
+
+
+def test_queries_keys_and_values_that_were_made_elsewhere_are_read():
+    class Core(nn.Module):
+        def forward(self, q, k, v):
+            return F.scaled_dot_product_attention(*(heads_of(one) for one in (q, k, v))).transpose(1, 2).flatten(2)
+
+    class Around(Called):
+        def __init__(self, width):
+            super().__init__(width)
+            self.core = Core()
+
+        def forward(self, x):
+            return self.out(self.core(self.query(x), self.key(x), self.value(x)))
+
+    network, x = made(Net, attention=Around), given()
+    values, _ = read(network, "blocks.1.mix.core", x)
+    inner = entering(network, "blocks.1.mix", x)
+    scores = network.blocks[1].mix.by_hand(inner)[0].detach()
+    torch.testing.assert_close(values["scores"], scores, rtol=1e-12, atol=1e-12)
 
 
 def test_queries_with_positions_and_values_without_are_of_one_sequence():

@@ -4,6 +4,7 @@ import copy
 import json
 from functools import partial
 
+import peft
 import pytest
 import timm
 import torch
@@ -213,6 +214,29 @@ def test_checkpointed_blocks_learn_the_same():
     assert values[0] == values[1]
     for one, other in zip(student.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("target", ["qkv", "attn"])
+def test_adapters_are_a_part_of_what_is_read(target):
+    if target == "qkv":
+        network, block = made("vit"), "blocks.1"
+    else:
+        sizes = {"num_layers": 2, "num_heads": 4, "hidden_dim": 16, "mlp_dim": 8}
+        network = torchvision.models.VisionTransformer(image_size=16, patch_size=4, **sizes)
+        target, block = "self_attention", "encoder.layers.encoder_layer_1"
+    config = peft.LoraConfig(target_modules=[target], r=2, init_lora_weights=False)
+    adapted = peft.get_peft_model(network, config).eval()
+    values = []
+    for one, name in ((adapted, f"base_model.model.{block}"), (copy.deepcopy(adapted).merge_and_unload(), block)):
+        capture = Capture(one, [place_of("scores", name)], "student")
+        capture.attach()
+        with torch.no_grad(), capture.recording() as call:
+            one(IMAGES)
+            capture.check_ran(call)
+        capture.detach()
+        values += call.features.values()
+    torch.testing.assert_close(*values, atol=1e-4, rtol=1e-4)
+    assert values[0].std() > 0.01
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

@@ -214,7 +214,9 @@ def _check_shapes(function: str, student: Shape, teacher: Shape, heads: str) -> 
         )
     if student[0] != teacher[0] or student[2:] != teacher[2:]:
         raise ValueError(
-            f"{function}: expected attention between the same tokens, got student {student} and teacher {teacher}."
+            f"{function}: expected attention between the same tokens, got student {student} and teacher {teacher}. "
+            "Take networks that cut their input into the same tokens, with as many class tokens, or compare maps by "
+            "ATLoss."
         )
     if heads == "same" and student[1] != teacher[1]:
         raise ValueError(

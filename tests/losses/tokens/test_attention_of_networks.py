@@ -272,6 +272,17 @@ def test_unequal_heads_are_refused_with_the_remedy_and_meet_as_means():
     assert value > 0
 
 
+def test_other_tokens_are_refused_with_the_remedy():
+    class Longer(Text):
+        def forward(self, input_ids, attention_mask=None):
+            return super().forward(nn.functional.pad(input_ids, (1, 0)))
+
+    student, teacher = pair("called")
+    teacher.__class__ = Longer
+    with pytest.raises(ValueError, match=r"\(3, 4, 6, 6\) and teacher \(3, 4, 7, 7\). Take networks .* by ATLoss"):
+        fitted(student, teacher, loss_of("called", "scores"), {"input_ids": texts()["input_ids"]})
+
+
 def test_attention_by_hand_is_refused_at_set_up():
     class ByHand(Called):
         def forward(self, x, mask=None):
