@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import warnings
 from functools import partial
@@ -13,11 +14,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd import DistillationCallback, DistillationModule, DistillationStrategyType
 from lightning_kd.cache import write
 from lightning_kd.commands.fit import DistillationCLI
 from lightning_kd.functional import attention_matrix_loss, qkv_relation_loss
-from lightning_kd.losses import AttentionMatrixLoss, QKVRelationLoss
+from lightning_kd.losses import ATLoss, AttentionMatrixLoss, QKVRelationLoss
 from tests import support
 from tests.capture.attending import HEADS, LENGTH, WIDTH, Called, Encoder, Layered, Net, heads_of
 
@@ -281,6 +282,30 @@ def test_other_tokens_are_refused_with_the_remedy():
     teacher.__class__ = Longer
     with pytest.raises(ValueError, match=r"\(3, 4, 6, 6\) and teacher \(3, 4, 7, 7\). Take networks .* by ATLoss"):
         fitted(student, teacher, loss_of("called", "scores"), {"input_ids": texts()["input_ids"]})
+
+
+def test_padding_that_the_teacher_leaves_out_is_refused_and_the_remedy_helps():
+    student, teacher = pair("encoder", nested=True)
+    loss = partial(loss_of, "encoder", "scores")
+    named = r"teacher's 'net.encoder.layers.1' .*nn.TransformerEncoder 'net.encoder'.*use_nested_tensor = False"
+    with pytest.raises(ValueError, match=named):
+        fitted(copy.deepcopy(student), teacher, loss(), texts())
+    whole = {"input_ids": texts()["input_ids"]}
+    assert fitted(copy.deepcopy(student), teacher, loss(), whole) > 0
+    teacher.net.encoder.use_nested_tensor = False
+    value = by_hand(student, teacher, texts()).item()
+    student.net.encoder.use_nested_tensor = True  # which is of no effect in training
+    assert fitted(student, teacher, loss(), texts()) == pytest.approx(value, rel=1e-6)
+
+
+def test_networks_whose_tokens_are_not_known_are_compared_by_maps_as_ever(caplog):
+    caplog.set_level(logging.INFO)
+    student, teacher = pair("encoder")
+    batch = {"input_ids": texts()["input_ids"]}
+    plain = fitted(copy.deepcopy(student), teacher, ATLoss(), batch)
+    assert "AttentionMatrixLoss" not in caplog.text
+    assert fitted(student, teacher, DistillationStrategyType.ATTENTION_BASED.create(), batch) == plain
+    assert caplog.text.count("Name AttentionMatrixLoss('uniform') if they are those of the other network") == 1
 
 
 def test_attention_by_hand_is_refused_at_set_up():
