@@ -12,22 +12,31 @@ from lightning_kd.capture.networks import original, plain_name
 from lightning_kd.capture.seen import batch_of
 
 
-def check_rows(role: str, call: object, target: Any) -> None:
-    """Check that the attention of every block has a row for each sample, where nothing else tells what its rows are.
+def check_attention(student: Call, teacher: object, network: nn.Module | None, target: Any) -> None:
+    """Check that what was read of attention at set-up is that of samples, and can be read in every step.
 
     Args:
-        role: ``"student"`` or ``"teacher"``, for the message.
-        call: What a network was called with, and what was read of it; anything else has nothing to check.
+        student: What the student was called with, and what was read of it.
+        teacher: The same of the teacher, or an answer of another kind, which has nothing to check.
+        network: The teacher's network, ``None`` if there is none to call.
         target: The target of the batch, which tells the axis of the samples.
 
     Raises:
-        ValueError: If it has several rows for each.
+        ValueError: If its rows are windows of samples, or the teacher will leave out padding by nested tensors.
     """
-    if not isinstance(call, Call) or not call.attended:
-        return
+    _check_rows("student", student, target)
+    if isinstance(teacher, Call):
+        _check_rows("teacher", teacher, target)
+        if network is not None:
+            _check_packs_no_tokens(network, teacher)
+
+
+def _check_rows(role: str, call: Call, target: Any) -> None:
+    """Raise a ``ValueError`` if the attention of a block has several rows for each sample."""
     found = batch_of(call.args, call.kwargs, target)
-    rows = {block: shape[0] for block, shape in _shapes(call.features).items() if call.attended[block].of_samples}
-    for block, count in rows.items():
+    for block, count in _rows(call.features).items():
+        if block not in call.attended or not call.attended[block].of_samples:
+            continue
         if found is not None and found[0] and count != found[0] and count % found[0] == 0:
             raise ValueError(
                 f"The {role}'s {block!r} has attention of {count} rows for {found[0]} samples, as in windows that are "
@@ -36,21 +45,12 @@ def check_rows(role: str, call: object, target: Any) -> None:
             )
 
 
-def check_packs_no_tokens(network: nn.Module | None, call: object) -> None:
-    """Check that a teacher's encoder of torch will not leave padding out by nested tensors, which cannot be read.
+def _check_packs_no_tokens(network: nn.Module, call: Call) -> None:
+    """Raise a ``ValueError`` if a teacher's encoder of torch will leave out padding, which hides its attention.
 
-    It does so in eval mode where it is given a mask of padding alone. At set-up, where its operations are looked at, it
-    does not.
-
-    Args:
-        network: The teacher, ``None`` if there is none to call.
-        call: What it was called with, and what was read of it; anything else has nothing to check.
-
-    Raises:
-        ValueError: If it will.
+    It makes nested tensors in eval mode where it is given a mask of padding alone. At set-up, where its operations are
+    looked at, it does not.
     """
-    if network is None or not isinstance(call, Call):
-        return
     padded = [
         block
         for block, attended in call.attended.items()
@@ -68,7 +68,7 @@ def check_packs_no_tokens(network: nn.Module | None, call: object) -> None:
                 )
 
 
-def _shapes(features: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of what is read of each block's attention."""
+def _rows(features: Mapping[str, Any]) -> dict[str, int]:
+    """Return how many rows has what is read of each block's attention."""
     named = ((part_and_block(name), value) for name, value in features.items())
-    return {place[1]: tuple(value.shape) for place, value in named if place is not None}
+    return {place[1]: len(value) for place, value in named if place is not None}
