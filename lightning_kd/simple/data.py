@@ -2,13 +2,13 @@
 
 import copy
 import os
-from collections.abc import Iterable, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 from lightning_kd.capture.networks import isolated_random_state
 
@@ -58,8 +58,34 @@ def load(train: Data, val: Data | None, batch_size: int) -> Loaded:
         return Loaded(None, None, train, _sample_of(loader), "", getattr(loader, "dataset", None))
     made = loader_of(train, batch_size, shuffle=True, name="train")
     held_out = None if val is None else loader_of(val, batch_size, shuffle=False, name="val")
+    _check_numbering(made, held_out)
     told = f"batches of {batch_size}" if made is not train else ""
     return Loaded(made, held_out, None, _sample_of(made), told, getattr(made, "dataset", None))
+
+
+def _check_numbering(train: object, val: object) -> None:
+    """Raise a ``ValueError`` if two data sets that name their classes give one name two numbers."""
+    numbers, others = _numbers_of(train), _numbers_of(val)
+    differ = [name for name, number in numbers.items() if others.get(name, number) != number]
+    if differ:
+        name = differ[0]
+        raise ValueError(
+            f"distill: the class {name!r} has the number {numbers[name]} in train and {others[name]} in val, since one "
+            "of them lacks a class. Give the folders as paths, which are numbered alike, or the held-out data with the "
+            "classes of the training data."
+        )
+
+
+def _numbers_of(loader: object) -> dict[str, int]:
+    dataset = getattr(loader, "dataset", None)
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    found = getattr(dataset, "class_to_idx", None)
+    if isinstance(found, Mapping):
+        return dict(found)
+    classes = getattr(dataset, "classes", None)
+    named = isinstance(classes, list | tuple) and all(isinstance(one, str) for one in classes)
+    return {name: number for number, name in enumerate(classes)} if named and classes else {}
 
 
 def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Iterable[Any]:
@@ -79,6 +105,11 @@ def loader_of(data: Data, batch_size: int, *, shuffle: bool, name: str) -> Itera
             "the path of a folder of images."
         )
     if not isinstance(data, Dataset) and not (hasattr(data, "__getitem__") and isinstance(data, Sized)):
+        if isinstance(data, Iterator):
+            raise TypeError(
+                f"distill: {name} is a {type(data).__name__}, which can be passed over once, and every epoch passes "
+                "over the data. Give a DataLoader, or an object whose __iter__ begins anew."
+            )
         if isinstance(data, Iterable):
             return data
         raise TypeError(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
 
 from lightning_kd import DistillationModule, DistillationResult, Doctor, distill
 from lightning_kd.data import DigitsConvNet, DigitsDataModule
@@ -246,3 +246,26 @@ def test_a_teacher_that_has_nothing_to_teach_is_warned_of():
         warnings.simplefilter("always")
         quick(DigitsConvNet(width=2), DigitsConvNet(width=3), (x, y), callbacks=Doctor(batches=0))
     assert not [one for one in caught if "has seen a batch" in str(one.message)]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_data_that_can_be_passed_over_once_is_refused(held_out):
+    x, y = support.data(8).tensors
+    once = ((x[i : i + 4], y[i : i + 4]) for i in (0, 4))
+    train, val = ((x, y), once) if held_out else (once, None)
+    name = "val" if held_out else "train"
+    with pytest.raises(TypeError, match=f"{name} is a generator, which can be passed over once"):
+        distill(support.student(), support.teacher(), train, val, max_epochs=2)
+
+
+def named_classes(*names):
+    dataset = support.data(8)
+    dataset.classes = list(names)
+    return dataset
+
+
+def test_two_data_sets_that_number_a_class_otherwise_are_refused():
+    train, val = named_classes("ant", "bee", "cat", "dog"), named_classes("bee", "cat", "dog")
+    words = "the class 'bee' has the number 1 in train and 0 in val"
+    with pytest.raises(ValueError, match=words):
+        distill(support.student(), support.teacher(), train, Subset(val, [0, 1]), max_epochs=1)
