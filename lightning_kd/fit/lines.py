@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning_utilities.core.rank_zero import rank_zero_warn
 
 from lightning_kd.engine.objective import Objective
 from lightning_kd.fit.names import Names
@@ -27,6 +28,7 @@ class Lines:
         self.objective = objective
         self.names = names
         self.log = PartLog()
+        self._told_unequal = False
         self.steps = 0
         """Optimizer steps done; the Trainer's own count is slow to ask for."""
         self.readers: list[Callable[[Terms, int], None]] = []
@@ -123,14 +125,26 @@ class Lines:
         counts = dict(zip(means, weights, strict=True))
         if trainer.world_size > 1:
             sums = [value * counts[name] for name, value in (*means.items(), *parts.items())]
-            added = torch.tensor([*sums, *weights, float(uneven)], dtype=torch.float64, device=module.device)
-            *values, some_uneven = trainer.strategy.reduce(added, reduce_op="sum").double().tolist()
+            mine = [*sums, *weights, float(uneven), weights[0] ** 2]
+            added = torch.tensor(mine, dtype=torch.float64, device=module.device)
+            *values, some_uneven, squares = trainer.strategy.reduce(added, reduce_op="sum").double().tolist()
             first = len(means) + len(parts)
             counts = {name: value if value > 0 else 1.0 for name, value in zip(means, values[first:], strict=True)}
             means = {name: value / counts[name] for name, value in zip(means, values, strict=False)}
             parts = {n: value / counts[n] for n, value in zip(parts, values[len(means) : first], strict=True)}
             uneven = some_uneven > 0
+            if squares * trainer.world_size > (1.0 + 1e-9) * values[first] ** 2:
+                self._tell_unequal()
         return {**means, "loss": sum(parts.values())} if uneven and parts else means
+
+    def _tell_unequal(self) -> None:
+        if not self._told_unequal:
+            self._told_unequal = True
+            rank_zero_warn(
+                "The processes have trained on unequal numbers of rows. The gradient is the mean of the processes' "
+                "gradients, so losses that are means over rows, such as KDLoss and HintLoss, weigh the rows of a "
+                "process with few of them more. Give each process as many rows in each batch."
+            )
 
     def _weighted(self, means: Mapping[str, float]) -> dict[str, float]:
         """Return the weighted means of the parts that the loss is the sum of, nothing if a weight is not known."""

@@ -1,6 +1,7 @@
 """Losses of two processes are means over all labels and rows, also where they are spread unevenly."""
 
 import os
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -68,7 +69,8 @@ def fitted(**options):
 
 def fit_apart(rank, folder):
     os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=(folder / "port").read_text())
-    found = fitted(strategy=DDPStrategy(process_group_backend="gloo"), devices=2)
+    with pytest.warns(UserWarning, match="unequal numbers of rows") if rank == 0 else nullcontext():
+        found = fitted(strategy=DDPStrategy(process_group_backend="gloo"), devices=2)
     torch.save(found, folder / str(rank))
     processes.leave_group()
 
