@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
-from lightning_kd.capture.rows import is_of_batch
+from lightning_kd.capture.rows import is_of_batch, leaves_of
 
 TARGET_KEYS = ("target", "labels", "label", "y")
 INDEX_KEYS = ("index", "idx")
@@ -348,6 +348,22 @@ def target_that_is_input(args: Iterable[Any], kwargs: Mapping[str, Any], target:
         "is called with the second. If the target is the third, override unpack_batch to return "
         "lightning_kd.Batch(args=..., target=...)."
     )
+
+
+def check_embeddings(call: Call, batch: Any) -> None:
+    """Raise a ``ValueError`` if a step of the user's own embeds the tokens itself, which the teacher would get too.
+
+    Args:
+        call: The student's recorded call.
+        batch: The batch, which may hold embeddings that both networks are meant to read.
+    """
+    given = call.kwargs.get("inputs_embeds")
+    if isinstance(given, Tensor) and not any(one is given for one in leaves_of(batch)):
+        raise ValueError(
+            "The step calls the student with inputs_embeds, which it makes itself, and the teacher would be called "
+            "with the same: with what the student's embedding has made. Override teacher_inputs(batch, args, kwargs) "
+            "of the callback to return what the teacher is called with, such as ((), {'input_ids': ...})."
+        )
 
 
 def is_own(method: Any) -> bool:

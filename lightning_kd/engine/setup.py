@@ -12,7 +12,7 @@ from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.call_mask import mask_given
-from lightning_kd.capture.columns import is_own, target_that_is_input
+from lightning_kd.capture.columns import check_embeddings, gives_as_is, is_own, target_that_is_input
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.heads import is_module
@@ -320,6 +320,8 @@ class SetUp:
                 capture.check_ran(call)
                 capture.copy_changed(call)
                 capture.copy_before_dropout()
+                if self.step.calls is not None and gives_as_is(self.step.hooks) and network is not None:
+                    check_embeddings(call, first.batch)
                 with following(network) if network is not None else nullcontext() as teacher_runs:
                     lesson = first.lesson(call)
                 if teacher is not None:

@@ -13,6 +13,7 @@ from torch import nn
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.capture.batch import unpack_batch
 from lightning_kd.capture.columns import of_teacher, takes, unused_columns
+from lightning_kd.functional import kd_loss
 from lightning_kd.losses import DKDLoss, KDLoss
 from lightning_kd.teachers import Ensemble
 from tests import support
@@ -306,3 +307,35 @@ def test_a_callback_says_which_labels_it_reads_where_others_may_be_meant(columns
             max_epochs=1,
             limit_val_batches=0,
         )
+
+
+class Embeds(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+    def forward(self, input_ids=None, inputs_embeds=None):
+        return self.head((self.embed(input_ids) if inputs_embeds is None else inputs_embeds).mean(1))
+
+
+class SoftPrompts(OwnStep):
+    def training_step(self, batch, batch_idx):
+        embeds = self.net.embed(batch["input_ids"])
+        return nn.functional.cross_entropy(self.net(inputs_embeds=embeds), batch["labels"])
+
+
+class OfIds(DistillationCallback):
+    def teacher_inputs(self, batch, args, kwargs):
+        return (), {"input_ids": batch["input_ids"]}
+
+
+def test_a_teacher_is_not_called_with_what_the_students_embedding_has_made():
+    student, teacher = (support.seeded(Embeds, seed) for seed in (1, 2))
+    ids, labels = torch.arange(12).view(3, 4) % 9, torch.arange(3)
+    options = {"train": support.batches({"input_ids": ids, "labels": labels}), "max_epochs": 1, "limit_val_batches": 0}
+    with pytest.raises(ValueError, match=r"inputs_embeds, which it makes itself.*Override teacher_inputs"):
+        support.fit(SoftPrompts(student, True), callbacks=[DistillationCallback(teacher, [KDLoss()])], **options)
+    with torch.no_grad():
+        expected = kd_loss(student(ids), teacher(ids))
+    fitted = support.fit(SoftPrompts(student, True), callbacks=[OfIds(teacher, [KDLoss()])], **options)
+    assert float(fitted.callback_metrics["train/kd"]) == pytest.approx(float(expected), rel=1e-5)
