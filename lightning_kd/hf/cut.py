@@ -137,8 +137,12 @@ def find_stacks(network: nn.Module, config: Any) -> list[Stack]:
     stacks = []
     for name, part in outer:
         side = next((s for s in ("encoder", "decoder") if both and s in name.split(".")), "")
+        # the decoder of a model with two sides, alone: the same configuration counts both
+        alone = not both and "decoder" in name.split(".")
         own = tuple(
-            count for count, value in counts.items() if value == len(part) and _counts_side(count, side, counts)
+            count
+            for count, value in counts.items()
+            if value == len(part) and _counts_side(count, "decoder" if alone else side, counts)
         )
         if own and len({type(layer) for layer in part}) == 1:
             stacks.append(Stack(name, side, part, own))

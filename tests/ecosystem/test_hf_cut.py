@@ -189,3 +189,16 @@ def test_a_layer_that_keeps_what_follows_of_its_number_is_refused():
     with pytest.raises(ValueError, match=r"layer 3 .* as layer 1 .*residual_add_idx.*from_config"):
         student_from_teacher(Numbered(hf.LlamaConfig(**GROUPED)), layers=[0, 3])
     student_from_teacher(Numbered(hf.LlamaConfig(**GROUPED)), layers=[0, 1])  # the same numbers
+
+
+def test_a_decoder_alone_is_counted_by_its_own_entry():
+    teacher = hf.BartForCausalLM(hf.BartConfig(**SIDES | STARTS | {"decoder_layers": 5})).eval()
+    student = student_from_teacher(teacher, layers=[0, 4]).eval()
+    assert student.config.decoder_layers == 2
+    for number in (1, 2, 3):
+        teacher.model.decoder.layers[number].register_forward_hook(
+            lambda module, args, output: (args[0], *output[1:]) if isinstance(output, tuple) else args[0]
+        )
+    options = {"input_ids": IDS["input_ids"], "use_cache": False}
+    with torch.no_grad():
+        torch.testing.assert_close(student(**options).logits, teacher(**options).logits)
