@@ -390,7 +390,8 @@ class DistillationCallback(ReadsOutputs, FitHooks):
         self.run.place_teacher()
         teacher = self.run.teacher
         if isinstance(teacher, FrozenTeacher) and teacher.dtype is None and not teacher.stays:
-            teacher.module = trainer.precision_plugin.convert_module(teacher.module)
+            with teacher.telling_of_rounding():
+                teacher.module = trainer.precision_plugin.convert_module(teacher.module)
 
     def _evaluate(self, trainer: Trainer, pl_module: LightningModule, batch: Any, prefix: str, loader: int) -> None:
         call, self._call = self._call, None

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import nn
 
+from lightning_kd.capture.networks import copied
 from lightning_kd.doctor.callback import Doctor
 from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.module import DistillationModule
@@ -124,7 +125,7 @@ def distill(
         own = optimizer is not None
         module = DistillationModule(
             pair.student,
-            pair.teacher,
+            _to_round(pair.teacher, trainer_options.get("precision")),
             choice.losses,
             task_loss=choice.task_loss,
             task_weight=choice.task_weight,
@@ -159,6 +160,12 @@ def _check_kinds(student: object, teacher: object) -> None:
             "distill: expected networks (torch.nn.Module) or their names, such as 'timm:resnet18', got a "
             f"{type(wrong[0]).__name__}: {wrong[0]!r:.80}."
         )
+
+
+def _to_round(teacher: nn.Module | Teacher, precision: object) -> nn.Module | Teacher:
+    """Return a copy of a teacher whose weights the Trainer would round to 16 bits for good, else the teacher."""
+    rounds = str(precision) in ("16-true", "bf16-true")
+    return copied(teacher) if rounds and isinstance(teacher, nn.Module) else teacher
 
 
 def _fit(module: DistillationModule, data: Loaded, options: dict[str, Any]) -> dict[str, float]:

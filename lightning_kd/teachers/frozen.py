@@ -2,13 +2,13 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -212,7 +212,21 @@ class FrozenTeacher(Teacher):
         """Follow the owner's move to a device or format, but keep the teacher's own format if it has one."""
         if self.on_meta or self.stays:  # there is nothing to move before the weights are read
             return
-        replace_tensors(self.module, fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
+        with self.telling_of_rounding():
+            replace_tensors(self.module, fn if self.dtype is None else lambda t: fn(t).to(t.dtype))
+
+    @contextmanager
+    def telling_of_rounding(self) -> Iterator[None]:
+        """Say if the block rounds the teacher's weights to a smaller format, in which they stay."""
+        before = _floats(self.module)
+        yield
+        after = _floats(self.module)
+        if before is not None and after is not None and after.itemsize < before.itemsize:
+            rank_zero_info(
+                f"The teacher's weights are rounded from {before} to {after}, as the student's are, and stay so after "
+                "the fit. A copy of the network, copy.deepcopy(teacher), keeps yours (distill takes one itself). "
+                "teacher_dtype='float32' teaches with them as they are."
+            )
 
     @property
     def on_meta(self) -> bool:
@@ -256,3 +270,7 @@ class FrozenTeacher(Teacher):
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+
+def _floats(network: nn.Module) -> torch.dtype | None:
+    return next((one.dtype for one in network.parameters() if one.is_floating_point()), None)

@@ -119,3 +119,12 @@ def test_an_exit_that_is_no_interrupt_goes_on():
 def test_a_student_without_frozen_parts_says_only_its_mode():
     result = distill(nn.Linear(4, 3).eval(), nn.Linear(4, 3), torch.randn(16, 4), **QUIET)
     assert result.choices[0] == "The student was in eval mode, and trains in training mode."
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # CPUs compute 16 bits slowly, which Lightning says
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_a_precision_of_the_trainer_rounds_no_weight_of_the_teacher(precision):
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(support.data().tensors[0][0].numel(), support.CLASSES))
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    distill(support.student(), teacher, support.data().tensors, precision=precision, **QUIET)
+    torch.testing.assert_close(teacher.state_dict(), before, rtol=0, atol=0)
