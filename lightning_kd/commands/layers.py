@@ -123,5 +123,6 @@ def _suggested(pairs: list[Pair], student: str) -> str:
     indent = "      " if student else "    "
     for pair in pairs:
         lines += [f"{indent}# {pair.reason}", f"{indent}- class_path: {pair.loss.__name__}", f"{indent}  init_args:"]
-        lines += [f"{indent}    student: {pair.student}", f"{indent}    teacher: {pair.teacher}"]
+        names = {"student": pair.student, "teacher": pair.teacher}  # those of a Sequential are numbers, read as text
+        lines += [f"{indent}    {role}: {yaml_text.dump(name)}" for role, name in names.items()]
     return "\n".join(lines)

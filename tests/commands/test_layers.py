@@ -6,6 +6,10 @@ import pytest
 import yaml
 from torch import nn
 
+from lightning_kd.commands.layers import _suggested
+from lightning_kd.doctor.pairs import Pair
+from lightning_kd.losses import HintLoss
+
 from .conftest import FIT
 
 QUIET = "trainer: {logger: false"
@@ -104,3 +108,9 @@ def test_a_missing_file_is_told_in_a_line(call):
     code, out, err = call("layers", "--config", "nowhere.yaml")
     assert (code, out) == (2, "")
     assert "There is no file 'nowhere.yaml'" in err
+
+
+def test_layers_of_a_sequential_are_suggested_as_text():
+    pair = Pair("1", "2", HintLoss, "the same place", 0.5)
+    (part,) = yaml.safe_load(_suggested([pair], ""))["model"]["losses"]
+    assert part["init_args"] == {"student": "1", "teacher": "2"}
