@@ -150,6 +150,10 @@ def settle_heads(step: "TrainingStep", logits: Shape, call: Callable[[], BothLog
         found = find_heads(step.student, step.teacher)
         if asked or found.is_large:
             check_heads(found, call)
+            rank_zero_info(
+                "TokenKDLoss is fused with the output layers, so logits of all tokens never stand whole; fused=False "
+                "computes them."
+            )
             return found
     except CannotFuseError as error:
         if asked:

@@ -192,11 +192,16 @@ def test_nothing_is_left_in_the_networks(tmp_path: Path) -> None:
 
 
 def test_small_vocabularies_stay_whole_by_default(chunks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("lightning_kd.engine.fused_heads.rank_zero_info", said.append)
     fitted([TokenKDLoss()])
     assert not chunks
+    assert not said
     monkeypatch.setattr("lightning_kd.engine.fused_heads._SMALL", 11)
     fitted([TokenKDLoss()])
     assert chunks == [8, 8]
+    assert said == [line for line in said if "is fused with the output layers" in line]
+    assert said
 
 
 @pytest.mark.parametrize(
