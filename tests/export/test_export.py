@@ -71,6 +71,8 @@ def assert_same_outputs(path, plain, net, *args, **kwargs):
     for name, value in expected.items():
         if path.suffix == ".onnx":
             torch.testing.assert_close(got[name], value, rtol=1e-5, atol=1e-5)
+        elif path.suffix == ".pt2":  # on some processors a program that was traced rounds otherwise
+            torch.testing.assert_close(got[name], value, rtol=1e-6, atol=1e-6)
         else:
             assert torch.equal(got[name], value)
 
