@@ -6,10 +6,15 @@ from typing import Any
 from torch import nn
 
 from lightning_kd.capture.attention import part_and_block
+from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
+from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.multihead import Multihead
 from lightning_kd.capture.networks import original, plain_name
 from lightning_kd.capture.seen import batch_of
+from lightning_kd.losses.base import DistillationLoss
+from lightning_kd.losses.tokens.attention import AttentionMatrixLoss
+from lightning_kd.losses.tokens.blocks import no_attention
 
 
 def check_attention(student: Call, teacher: object, network: nn.Module | None, target: Any) -> None:
@@ -29,6 +34,28 @@ def check_attention(student: Call, teacher: object, network: nn.Module | None, t
         _check_rows("teacher", teacher, target)
         if network is not None:
             _check_packs_no_tokens(network, teacher)
+
+
+def check_returns_attention(loss: DistillationLoss, known: Mapping[str, Mapping[str, Axes]]) -> None:
+    """Check that modules which are named for the attention that they return do not return features.
+
+    Args:
+        loss: The loss.
+        known: What the axes of the layers of each role mean.
+
+    Raises:
+        ValueError: If a convolution, a linear layer or a norm has made the channels of an output of four axes.
+    """
+    if not isinstance(loss, AttentionMatrixLoss):
+        return
+    for role, layers in (("student", loss.student_layers), ("teacher", loss.teacher_layers)):
+        for name in filter(is_module, layers):
+            axes = known[role].get(name)
+            if axes is not None and len(axes.shape) == 4 and axes.channels is not None:
+                raise ValueError(
+                    f"AttentionMatrixLoss: expected attention (B, H, T, T), got features {axes.shape} of the {role}, "
+                    f"with the channels on axis {axes.channels}. Its {no_attention(name)}"
+                )
 
 
 def _check_rows(role: str, call: Call, target: Any) -> None:

@@ -19,7 +19,7 @@ from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import isolated_random_state, original
 from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
-from lightning_kd.engine.attention_rows import check_attention
+from lightning_kd.engine.attention_rows import check_attention, check_returns_attention
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
     check_first_values,
@@ -359,6 +359,7 @@ class SetUp:
         for name, loss in self.step.objective.leaves:
             try:
                 check_one_size(loss, self.step.student)
+                check_returns_attention(loss, known)
                 views = settle_views(loss, known, masked=masks.of_tokens(loss) is not None)
             except ValueError as error:
                 raise ValueError(f"Part {name!r}: {error}") from None

@@ -333,3 +333,26 @@ def test_a_stored_teacher_has_no_attention(tmp_path):
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match=r"reads scores of net.blocks.1, but attention is not stored"):
             write(teacher, rows, tmp_path / "answers", losses=[loss_of("called", "scores")])
+
+
+class Returning(nn.Module):
+    """Has a module that returns attention, and others that return maps of four axes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.softmax = nn.Conv2d(3, 4, 4, stride=4), nn.LayerNorm(4), nn.Softmax(-1)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x):
+        maps = self.norm(self.stem(x).movedim(1, -1))
+        rows = maps.flatten(1, 2)
+        return self.head((self.softmax(rows.unsqueeze(1) @ rows.unsqueeze(1).mT) @ rows.unsqueeze(1)).mean((1, 2)))
+
+
+@pytest.mark.parametrize(("layer", "axis"), [("stem", 1), ("norm", 3)])
+def test_maps_are_not_taken_for_attention(layer, axis):
+    networks = [support.seeded(Returning, seed) for seed in (1, 2)]
+    words = rf"Part 'attention_matrix': .*got features .* of the student, with the channels on axis {axis}"
+    with pytest.raises(ValueError, match=words):
+        DistillationModule(*networks, [AttentionMatrixLoss(layer, layer)]).prepare((torch.randn(2, 3, 16, 16),))
+    DistillationModule(*networks, [AttentionMatrixLoss("softmax", "softmax")]).prepare((torch.randn(2, 3, 16, 16),))
