@@ -112,6 +112,8 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         self, student: Layers = None, teacher: Layers = None, *, layout: Layout = None, weight: Scalar = 1.0
     ) -> None:
         super().__init__()
+        if isinstance(weight, str) or weight is None:
+            raise TypeError(f"{type(self).__name__}: expected weight as a number or a schedule, got {weight!r}.")
         if not all(0.0 <= value < float("inf") for value in extremes(weight)):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
         self.weight = weight

@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Mapping
+from numbers import Real
 
 from torch import Tensor
 
 from lightning_kd.losses.base import DistillationLoss, Shape
-from lightning_kd.schedules import Scalar, extremes
+from lightning_kd.schedules import Scalar, Schedule, extremes
 
 
 def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -36,11 +37,18 @@ def check_maps(function: str, student: Shape, teacher: Shape) -> None:
         )
 
 
+def check_number(function: str, name: str, value: object) -> None:
+    """Raise a ``TypeError`` that names an argument which is neither a number nor a schedule, such as a layer's name."""
+    if isinstance(value, str) or not isinstance(value, Real | Tensor | Schedule):
+        raise TypeError(f"{function}: expected {name} as a number or a schedule, got {value!r}.")
+
+
 def check_positive(function: str, **values: Scalar) -> None:
     """Raise a ``ValueError`` that names the first argument that is not a positive, finite number at all times."""
     for name, value in values.items():
         if type(value) is float and 0.0 < value < math.inf:  # as in most steps
             continue
+        check_number(function, name, value)
         if not all(0.0 < extreme < float("inf") for extreme in extremes(value)):
             raise ValueError(f"{function}: expected {name} > 0, got {value}.")
 
@@ -48,6 +56,7 @@ def check_positive(function: str, **values: Scalar) -> None:
 def check_not_negative(function: str, **values: Scalar) -> None:
     """Raise a ``ValueError`` that names the first argument that is negative or not finite at some time."""
     for name, value in values.items():
+        check_number(function, name, value)
         if not all(0.0 <= extreme < float("inf") for extreme in extremes(value)):
             raise ValueError(f"{function}: expected a finite {name} >= 0, got {value}.")
 

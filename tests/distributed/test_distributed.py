@@ -39,9 +39,11 @@ def test_two_processes_equal_one(door, scenario, weights):
     assert one["state"].keys() == first["state"].keys()
     # each process draws its own negatives or masks, or normalises its own half: the two are equal, but not to one
     own = scenario in OWN_DRAWS or one["normalises"]
+    # quotients of the norms of gradients round otherwise on some processors
+    bound = 5e-6 if scenario == "balanced" else 1e-6
     for name, expected in one["state"].items():
         if not own:
-            torch.testing.assert_close(first["state"][name], expected, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(first["state"][name], expected, rtol=bound, atol=bound)
         assert torch.equal(first["state"][name], second["state"][name])
     assert all(torch.equal(value, second["teacher"][name]) for name, value in first["teacher"].items())
     assert first["tracked"] == one["own"]  # the teacher is not among what DDP synchronizes

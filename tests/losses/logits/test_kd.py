@@ -172,3 +172,12 @@ def test_gradient_of_the_plain_formula() -> None:
     kd_loss(student, teacher, temperature=3.0).backward()
     expected: Tensor = 3.0 * ((student / 3).softmax(1) - (teacher / 3).softmax(1)) / 4
     torch.testing.assert_close(student.grad, expected.detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: KDLoss("layer3", ""), lambda: KDLoss(None), lambda: KDLoss(weight="1"), lambda: KDLoss(weight=None)],
+)
+def test_what_is_no_number_is_named(make):
+    with pytest.raises(TypeError, match="KDLoss: expected (temperature|weight) as a number or a schedule, got "):
+        make()
