@@ -137,7 +137,8 @@ def check_class_axis(function: str, student: Shape, teacher: Shape | None = None
             )
         raise ValueError(
             f"{function}: expected logits (B, C) or (B, C, H, W), classes on axis 1, got {got}; "
-            "for logits of tokens (B, N, C) use TokenKDLoss, or turn them into (B * N, C)."
+            "for logits of tokens (B, N, C) use TokenKDLoss, or turn those that are no padding into "
+            "(M, C)."
         )
 
 
