@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_kd.capture.attention import part_and_block
+from lightning_kd.capture.attention_matrix import MASKED
 from lightning_kd.capture.axes import Axes
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.heads import is_module
@@ -56,6 +58,40 @@ def check_returns_attention(loss: DistillationLoss, known: Mapping[str, Mapping[
                     f"AttentionMatrixLoss: expected attention (B, H, T, T), got features {axes.shape} of the {role}, "
                     f"with the channels on axis {axes.channels}. Its {no_attention(name)}"
                 )
+
+
+def check_same_order(loss: DistillationLoss, student: Mapping[str, Any], teacher: Mapping[str, Any]) -> None:
+    """Check that both attentions of a pair see later tokens, or that neither does.
+
+    Args:
+        loss: The loss.
+        student: What was read of the student's layers.
+        teacher: What was read of the teacher's.
+
+    Raises:
+        ValueError: If one is causal and the other is not, so that what one attends to has no score in the other.
+    """
+    if not isinstance(loss, AttentionMatrixLoss) or "scores" not in loss.parts:
+        return
+    for ours, theirs in zip(loss.student_layers, loss.teacher_layers, strict=True):
+        causal = [_is_causal(student.get(ours)), _is_causal(teacher.get(theirs))]
+        if None not in causal and causal[0] != causal[1]:
+            one, other = ("student", "teacher") if causal[0] else ("teacher", "student")
+            raise ValueError(
+                f"AttentionMatrixLoss: the {one}'s attention is causal, and the {other}'s is not ({ours!r} and "
+                f"{theirs!r}), so the {other}'s scores of later tokens have nothing to be compared with. Compare "
+                "hidden states by HiddenStateLoss."
+            )
+
+
+def _is_causal(scores: Any) -> bool | None:
+    """Return whether no query has a score for a later key, ``None`` if there are none to tell."""
+    if not isinstance(scores, Tensor) or scores.ndim != 4 or scores.shape[2] != scores.shape[3] or scores.is_meta:
+        return None
+    if scores.shape[2] < 2 or not scores.numel():
+        return None
+    later = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).triu(1)
+    return bool((scores[..., later] <= MASKED / 2).all())
 
 
 def _check_rows(role: str, call: Call, target: Any) -> None:

@@ -19,7 +19,7 @@ from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import isolated_random_state, original
 from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
-from lightning_kd.engine.attention_rows import check_attention, check_returns_attention
+from lightning_kd.engine.attention_rows import check_attention, check_returns_attention, check_same_order
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
     check_first_values,
@@ -335,6 +335,8 @@ class SetUp:
                 tensors = self._check_first(call, lesson, watch, read, followed)
             check_mask_values(self.step, read, mask_given(call, self.step.student))
             check_attention(call, lesson, network, read.target)
+            for loss in self.step.objective.components:
+                check_same_order(loss, tensors.student_features, tensors.teacher_features)
             self.step.settle_positions(first.batch, call)
             known = {
                 "student": self._axes(self.step.student, call, student_runs, "student", read),

@@ -356,3 +356,14 @@ def test_maps_are_not_taken_for_attention(layer, axis):
     with pytest.raises(ValueError, match=words):
         DistillationModule(*networks, [AttentionMatrixLoss(layer, layer)]).prepare((torch.randn(2, 3, 16, 16),))
     DistillationModule(*networks, [AttentionMatrixLoss("softmax", "softmax")]).prepare((torch.randn(2, 3, 16, 16),))
+
+
+@pytest.mark.parametrize("kind", ["scores", "scores_kl"])
+def test_causal_attention_is_not_compared_with_one_that_sees_all(kind):
+    whole, causal = (support.seeded(partial(Net, is_causal=causal), 1) for causal in (False, True))
+    x = torch.randn(2, LENGTH, 5)
+    loss = partial(AttentionMatrixLoss, "blocks.1", "blocks.1", kind=kind)
+    for student, teacher, one in ((whole, causal, "teacher"), (causal, whole, "student")):
+        with pytest.raises(ValueError, match=f"the {one}'s attention is causal, and .*HiddenStateLoss"):
+            DistillationModule(student, teacher, [loss()]).prepare((x,))
+    DistillationModule(causal, support.seeded(partial(Net, is_causal=True), 2), [loss()]).prepare((x,))
