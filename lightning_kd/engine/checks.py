@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import original
 from lightning_kd.distributed.whole_state import on_meta
-from lightning_kd.engine.reading import reads_logits
+from lightning_kd.engine.reading import named_heads, reads_logits
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.teachers.base import Teacher
 
@@ -182,7 +182,9 @@ def only_frozen(loss: DistillationLoss, step: StepTensors) -> bool:
     """Whether no gradient of a loss reaches the student through what the loss reads of it."""
     read: list[Tensor | None] = [step.student_features[layer] for layer in loss.student_layers]
     if not read or loss.needs_student_logits:
-        read.append(step.student_logits)
+        head = named_heads(loss).get("student")
+        of_head = step.head_of if head is not None else None
+        read.append(step.student_logits if of_head is None else of_head("student", head))
     return not any(one is not None and one.requires_grad for one in read)
 
 

@@ -306,7 +306,9 @@ def test_a_loss_that_names_its_output_needs_no_other_logits(door, aligned):
         student.config = SimpleNamespace(id2label={i: str(i) for i in range(len(order))})
         teacher.config = SimpleNamespace(id2label={i: str(name) for i, name in enumerate(order)})
     task = {"task": lambda output, y: output["loss"]} if door == "callback" else {"task": False}
-    metrics = fit(door, student, teacher, [KDLoss(temperature=2.0, head="scores")], **task)
+    with warnings.catch_warnings(record=True) as said:
+        metrics = fit(door, student, teacher, [KDLoss(temperature=2.0, head="scores")], warned="always", **task)
+    assert not [one for one in said if "frozen" in str(one.message)]
     with torch.no_grad():
         z, t = student(X)["scores"], teacher(X)["scores"][:, order]
     assert metrics["train/kd"] == pytest.approx(kl(z, t, 2.0), rel=1e-5)
