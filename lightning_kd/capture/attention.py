@@ -189,10 +189,27 @@ class Watch:
 
 def leave_all(network: nn.Module, condition: Callable[[object], bool]) -> None:
     """Take what satisfies a condition off every attention of a network, such as the copy of a watched one."""
+    leave_where(network, condition, _tap_of, _leave)
+
+
+def leave_where(
+    network: nn.Module,
+    condition: Callable[[object], bool],
+    tap_of: Callable[[nn.Module], Any],
+    leave: Callable[[nn.Module, Take], None],
+) -> None:
+    """Take what satisfies a condition off every watched module of a network.
+
+    Args:
+        network: The network.
+        condition: Which functions are taken off.
+        tap_of: Returns what stands at a watched module, with its functions as ``takes``.
+        leave: Takes a function off a module.
+    """
     for module in network.modules():
-        tap = _tap_of(module)
+        tap = tap_of(module)
         for take in [one for one in tap.takes if condition(one)] if tap is not None else ():
-            _leave(module, take)
+            leave(module, take)
 
 
 def _leave(module: nn.Module, take: Take) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from lightning_kd.capture.attention import Attended, Take, functions_of
+from lightning_kd.capture.attention import Attended, Take, functions_of, leave_where
 
 _CALLED = "scaled_dot_product_attention"
 _ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
@@ -79,10 +79,7 @@ class CallWatch:
 
 def leave_calls(network: nn.Module, condition: Callable[[object], bool]) -> None:
     """Take what satisfies a condition off every watched module of a network, such as the copy of a watched one."""
-    for module in network.modules():
-        tap = _tap_of(module)
-        for take in [one for one in tap.takes if condition(one)] if tap is not None else ():
-            _leave(module, take)
+    leave_where(network, condition, _tap_of, _leave)
 
 
 class _Tap:

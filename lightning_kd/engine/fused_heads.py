@@ -253,10 +253,12 @@ def check_heads(found: FusedHeads, call: Callable[[], BothLogits]) -> None:
 
 def _are_of(head: Head, recorded: HeadInput, logits: Tensor) -> bool:
     """Whether logits are those of an output layer, but for rounding."""
-    output = recorded.output
-    if output is None or not recorded.returned(output):  # changed in place: what it was is computed again
+    output, given = recorded.output, recorded.value
+    assert output is not None, "the caller has looked"
+    assert given is not None, "the layer ran"
+    if not recorded.returned(output):  # changed in place: what it was is computed again
         with recorded.pausing():
-            output = head.module(recorded.value[..., :1, :]) if recorded.value is not None else logits
+            output = head.module(given[..., :1, :])
     expected, _ = head.tail(output)
     bound = _TOLERANCE if torch.finfo(output.dtype).bits >= 32 else _COARSE
     wide = torch.promote_types(expected.dtype, logits.dtype)

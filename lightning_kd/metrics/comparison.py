@@ -95,16 +95,15 @@ class Comparison:
         What earlier batches gave is not a number from now on: it would be of some of the samples alone.
         """
         self.lost_target = True
-        why = "the step calls the student with other samples than the batch holds, whose targets are not known"
         for name in ("teacher_accuracy", "teacher_f1", "teacher_mse", "teacher_pearson", "teacher_cosine"):
             metric = self._metrics.get(name)
-            if isinstance(metric, Share):
-                metric.strange += 1
-            elif metric is None and name == "teacher_accuracy":
+            if metric is None:
                 self._refused.add(name)
-                self.left_out.setdefault(name, why)
-            elif metric is None:
-                self._refused.add(name)
+            else:
+                _lose(metric)
+        if "teacher_accuracy" in self._refused:  # one line for all of them
+            why = "the step calls the student with other samples than the batch holds, whose targets are not known"
+            self.left_out.setdefault("teacher_accuracy", why)
 
     def updated(self) -> dict[str, Metric]:
         """Return the metrics that have data, by name."""
@@ -115,9 +114,9 @@ class Comparison:
         return {name: float(metric.compute()) for name, metric in self.updated().items()}
 
     def unread(self, name: str) -> bool:
-        """Whether a value is not a number because some ids of the target name no class."""
+        """Whether a value is not a number because some ids name no class, or some targets are not known."""
         metric = self._metrics[name]
-        return isinstance(metric, Share) and bool(metric.strange > 0)
+        return (isinstance(metric, Share) and bool(metric.strange > 0)) or _is_lost(metric)
 
     def _masked(
         self, mask: Tensor, student: Tensor, teacher: Tensor | None, labels: Tensor | None
@@ -332,3 +331,17 @@ def _are_distributions(target: Tensor, axis: int) -> bool:
         return False
     numbers = target.float()
     return bool((numbers >= 0).all()) and bool(((numbers.sum(axis) - 1).abs() < 1e-3).all())
+
+
+def _lose(metric: Metric) -> None:
+    """Make the value of a metric not a number, whatever it counts later."""
+    for name, state in metric.metric_state.items():
+        if isinstance(state, Tensor):
+            wide = torch.promote_types(state.dtype, torch.float32)
+            setattr(metric, name, torch.full_like(state, torch.nan, dtype=wide))
+
+
+def _is_lost(metric: Metric) -> bool:
+    # asked of the states: to compute the value would wait for the other processes
+    states = [state for state in metric.metric_state.values() if isinstance(state, Tensor)]
+    return bool(states) and all(state.is_floating_point() and bool(state.isnan().all()) for state in states)
