@@ -65,9 +65,10 @@ class TaskWatch:
             return step()
         with LossWatch() as watch:
             result = step()
-        if watch.calls:
+        scores = logits(result)
+        if watch.calls or watch.compares(scores):
             self.watching = False
-            self._seen = watch.task(logits(result))
+            self._seen = watch.task(scores)
             self._tell_losses()
         return result
 

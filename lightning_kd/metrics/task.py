@@ -3,7 +3,8 @@
 The rules, in order:
 
 1. a loss of torch, or a loss that holds one, names the kind (``_KINDS``);
-2. of a loss that is written otherwise, the functions of torch that it calls name it (``LossWatch``);
+2. of a loss that is written otherwise, the functions of torch that it calls name it (``LossWatch``): its loss
+   functions, or those that compare outputs with each other, as losses of metric learning do;
 3. what the distillation losses read names it (``DistillationLoss.output_kind``, or a loss of embeddings that reads the
    output);
 4. else the kind is unknown, and ``Comparison`` looks at the types and shapes of output and target.
@@ -53,6 +54,9 @@ _FUNCTIONS: dict[Any, Kind] = {
     F.ctc_loss: "other",
     F.kl_div: "other",
 }
+_COMPARING = {"normalize", "cosine_similarity", "pairwise_distance", "cdist", "pdist"}
+_PRODUCTS = {"matmul", "__matmul__", "__rmatmul__", "mm", "inner", "einsum"}
+_OVER_CLASSES = {"softmax", "log_softmax", "logsumexp"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,10 @@ class LossWatch(TorchFunctionMode):
         super().__init__()
         self.calls: list[tuple[Kind, int | None, Tensor | None]] = []
         """Kind, id of what has no label, and first argument of each call."""
+        self.compared: list[Tensor] = []
+        """What was compared by row: by its directions, its distances, or its products with itself."""
+        self.over_classes: list[Tensor] = []
+        """What a softmax, or its logarithm, was taken of."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -129,7 +137,19 @@ class LossWatch(TorchFunctionMode):
             mark = kwargs.get("ignore_index")
             given = args[0] if args else kwargs.get("input")
             self.calls.append((kind, mark if isinstance(mark, int) else None, given))
+        else:
+            self._note(func, args)
         return func(*args, **kwargs)
+
+    def _note(self, func: Any, args: Any) -> None:
+        """Note what tells losses of metric learning, which call no loss function of torch, from losses of classes."""
+        name = getattr(func, "__name__", None)
+        tensors = [each for each in args if isinstance(each, Tensor)]
+        with_itself = name in _PRODUCTS and len({_address(each) for each in tensors}) < len(tensors)
+        if name in _OVER_CLASSES:
+            self.over_classes += tensors[:1]
+        elif with_itself or name in _COMPARING:
+            self.compared += tensors
 
     def task(self, logits: Tensor | None) -> Task:
         """Return what the calls tell; those that were given the logits, or as many values, count before others.
@@ -137,6 +157,8 @@ class LossWatch(TorchFunctionMode):
         Args:
             logits: The student's logits.
         """
+        if not self.calls and self.compares(logits):
+            return Task("embeddings")
         calls = [call for call in self.calls if logits is not None and _is_made_of(call[2], logits)] or self.calls
         if calls and logits is not None and not any(_may_score(call, logits) for call in calls):
             return Task("other")  # scores that the loss makes of the outputs, as ArcFace makes them of embeddings
@@ -145,6 +167,15 @@ class LossWatch(TorchFunctionMode):
         if len(kinds) != 1:
             return Task()
         return Task(kinds.pop(), marks.pop() if len(marks) == 1 else None)
+
+    def compares(self, logits: Tensor | None) -> bool:
+        """Whether no loss function was called, and rows of the logits were compared instead of their classes."""
+        if logits is None or logits.ndim != 2 or self.calls:
+            return False
+        # a square may hold products of rows with each other as well as class scores
+        square = logits.shape[0] == logits.shape[1]
+        of_classes = not square and any(each.shape[-1:] == logits.shape[-1:] for each in self.over_classes)
+        return not of_classes and any(each.numel() == logits.numel() for each in self.compared)
 
 
 def first_known(tasks: Iterable[Task]) -> Task:
@@ -166,6 +197,14 @@ def _may_score(call: tuple[Kind, int | None, Tensor | None], logits: Tensor) -> 
     if kind != "classes" or not isinstance(given, Tensor) or not given.ndim:
         return True
     return given.shape[1 if given.ndim > 1 else 0] in logits.shape
+
+
+def _address(tensor: Tensor) -> int:
+    """Where a tensor's numbers lie; its identity where it has no memory of its own, as within ``torch.func``."""
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return id(tensor)
 
 
 def _is_made_of(tensor: Any, logits: Tensor) -> bool:

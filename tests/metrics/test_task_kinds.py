@@ -189,6 +189,56 @@ def test_embeddings_of_which_a_loss_makes_scores_have_no_accuracy(door, inner):
     assert not {"accuracy", "teacher_accuracy", "agreement"} & set(found)
 
 
+def supervised_contrast(product, embeddings, target):
+    """Khosla et al. 2020 on one view: each row against the rows of its class; the softmax is over rows."""
+    directions = F.normalize(embeddings)
+    similar = product(directions) / 0.1 - 1e4 * torch.eye(len(directions))
+    same = (target[:, None] == target) & ~torch.eye(len(target), dtype=torch.bool)
+    return -(similar.log_softmax(1) * same).sum() / same.sum().clamp(min=1)
+
+
+def triplets(embeddings, target):
+    apart = torch.cdist(embeddings, embeddings)
+    same = target[:, None] == target
+    return F.relu((apart * same).amax(1) - (apart + 1e4 * same).amin(1) + 0.3).mean()
+
+
+METRIC_LEARNING = {
+    "@": lambda z, y: supervised_contrast(lambda rows: rows @ rows.T, z, y),
+    "einsum": lambda z, y: supervised_contrast(lambda rows: torch.einsum("ik,jk->ij", rows, rows), z, y),
+    "exp": lambda z, y: ((z @ z.t()).exp().sum(1).log() - (z @ z.t() * (y[:, None] == y)).mean(1)).mean(),
+    "triplets": triplets,
+    "cosines": lambda z, y: (F.cosine_similarity(z[None], z[:, None], dim=-1) - (y[:, None] == y).float()).abs().mean(),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("size", [6, 17])
+@pytest.mark.parametrize("name", METRIC_LEARNING)
+def test_outputs_that_a_loss_compares_with_each_other_are_no_class_scores(door, size, name):
+    found, mine, its = logged(door, (size,), ids(17, classes=4), METRIC_LEARNING[name], batch_size=17)
+    assert not {"accuracy", "teacher_accuracy", "agreement"} & set(found)
+    assert found["cosine_to_teacher"] == pytest.approx(mean(F.cosine_similarity(mine, its)), abs=1e-6)
+
+
+CLASS_SCORES = {
+    "log_softmax": lambda z, y: -z.log_softmax(-1).gather(1, y[:, None]).mean(),
+    "softmax": lambda z, y: (1 - z.softmax(-1).gather(1, y[:, None])).square().mean(),
+    "logsumexp": lambda z, y: (z.logsumexp(1) - z.gather(1, y[:, None])[:, 0]).mean(),
+    "vmap": lambda z, y: torch.vmap(lambda row, one: row.logsumexp(0) - row @ one)(z, F.one_hot(y, 4).float()).mean(),
+    "by hand": lambda z, y: (z.exp().sum(1).log() - z.gather(1, y[:, None])[:, 0]).mean(),
+    "normalised": lambda z, y: -(5 * F.normalize(z)).log_softmax(-1).gather(1, y[:, None]).mean(),
+}
+
+
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("name", CLASS_SCORES)
+def test_class_scores_are_known_in_a_loss_that_is_written_out(door, name):
+    target = ids(17, classes=4)
+    found, _, its = logged(door, (4,), target, CLASS_SCORES[name])
+    assert found["teacher_accuracy"] == pytest.approx(mean(its.argmax(1) == target))
+
+
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("loss", [nn.MSELoss(), nn.HuberLoss(), F.smooth_l1_loss], ids=named)
 @pytest.mark.parametrize("size", [(), (1,), (3,)])
