@@ -1,11 +1,12 @@
 """What is left out: benchmarks, and the ecosystem where its libraries are not installed, unless the folder is named.
 
-What needs a GPU is left out where there is none.
+What needs a GPU is left out where there is none. ``--thin K`` takes K cases of each test that has more.
 """
 
 import logging
 import os
 import signal
+from collections import defaultdict
 from importlib.util import find_spec
 
 import pytest
@@ -32,12 +33,23 @@ def pytest_ignore_collect(collection_path, config):
     return True if set(LEFT_OUT).difference(asked) & set(collection_path.parts) else None
 
 
+def pytest_addoption(parser):
+    parser.addoption("--thin", type=int, metavar="K", help="run at most K cases of each parametrised test")
+
+
+@pytest.hookimpl(trylast=True)  # behind the choice by markers
 def pytest_collection_modifyitems(config, items):
-    if torch.cuda.is_available():
-        return
-    left_out = [item for item in items if item.get_closest_marker("gpu")]
+    left_out = set()
+    if not torch.cuda.is_available():
+        left_out = {item for item in items if item.get_closest_marker("gpu")}
+    if (most := config.getoption("thin")) is not None:
+        cases = defaultdict(list)
+        for item in items:
+            cases[item.nodeid.partition("[")[0]].append(item)
+        for of_one in cases.values():
+            left_out |= set(of_one) - {of_one[len(of_one) * case // most] for case in range(most)}
     if left_out:
-        config.hook.pytest_deselected(items=left_out)
+        config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
 
 

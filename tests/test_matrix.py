@@ -1,5 +1,6 @@
 """The compatibility matrix is run: every strategy in every way of training it."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 def test_every_pair_of_ways_to_train_works():
-    assert "wrong" not in processes.program("matrix", "--sample", limit=600).stdout
+    assert "wrong" not in processes.program("matrix", "--sample=2", limit=600).stdout
+
+
+@pytest.mark.slow
+def test_every_three_ways_to_train_work_together():
+    assert "wrong" not in processes.program("matrix", "--sample=3", limit=1500).stdout
 
 
 @pytest.mark.slow
@@ -41,14 +47,14 @@ def test_a_table_is_written_in_the_place_of_the_one_before(tmp_path, monkeypatch
     assert copy.read_text() == f"{before}{table.BEGIN}| new |\n{table.END}{after}"
 
 
-def test_the_sample_has_every_pair_of_values():
+@pytest.mark.parametrize(("together", "share"), [(2, 10), pytest.param(3, 5, marks=pytest.mark.slow)])
+def test_the_sample_has_all_values_that_are_met_together(together, share):
     cells = list(product())
-    chosen = sample(cells)
-    assert len(chosen) < len(cells) / 10
-    for one in ("loss", "mode", "precision", "compiled", "accumulate", "clip"):
-        for other in ("loss", "mode", "precision", "compiled", "accumulate", "clip"):
-            pairs = [{(getattr(cell, one), getattr(cell, other)) for cell in some} for some in (cells, chosen)]
-            assert pairs[0] == pairs[1]
+    chosen = sample(cells, together)
+    assert len(chosen) < len(cells) / share
+    for names in itertools.combinations(("loss", "mode", "precision", "compiled", "accumulate", "clip"), together):
+        met = [{tuple(getattr(cell, name) for name in names) for cell in some} for some in (cells, chosen)]
+        assert met[0] == met[1]
 
 
 def test_float16_without_a_gpu_is_told_and_becomes_bfloat16():

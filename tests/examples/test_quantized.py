@@ -41,6 +41,7 @@ def test_the_extra_is_named_where_torchao_lacks(monkeypatch):
         import examples.digits.quantized  # noqa: F401
 
 
+@pytest.mark.slow
 def test_the_teacher_teaches_what_the_rounded_student_answers(quantized, digits):
     torch.manual_seed(0)
     net, teacher = quantized.DigitsConvNet(width=6), quantized.DigitsConvNet(width=8)

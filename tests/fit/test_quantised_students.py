@@ -53,7 +53,7 @@ def exported():
         return allow_exported_model_train_eval(prepare_qat_pt2e(program.module(), quantizer))
 
 
-FLOWS = [traced_by_torch, exported]
+FLOWS = [traced_by_torch, pytest.param(exported, marks=pytest.mark.slow)]
 STAGE1 = {traced_by_torch: "activation_post_process_1", exported: "activation_post_process_2"}
 """The part that rounds what the first stage returns."""
 
@@ -110,6 +110,7 @@ def normalises_by_its_batch(net):
     return {node.args[5] for node in net.graph.nodes if node.target is torch.ops.aten.batch_norm.default}
 
 
+@pytest.mark.slow
 def test_copies_of_an_exported_student_are_put_in_eval_mode(tmp_path):
     """Torch's own copy of one keeps the graph that it has in training."""
     net = exported()
@@ -139,7 +140,9 @@ def test_a_layer_that_the_traced_network_does_not_call_is_refused_with_the_part_
     distilled(make(), "module", HintLoss(STAGE1[make], "features", layout="NCHW"))
 
 
-@pytest.mark.parametrize(("make", "door"), [(traced_by_torch, "module"), (exported, "callback")])
+@pytest.mark.parametrize(
+    ("make", "door"), [(traced_by_torch, "module"), pytest.param(exported, "callback", marks=pytest.mark.slow)]
+)
 def test_a_validation_leaves_the_student_training(make, door):
     """Torchao's eval() has BatchNorm normalise by its running statistics until train() is called."""
     net = make()
@@ -159,7 +162,12 @@ def test_a_validation_leaves_the_student_training(make, door):
 
 
 @pytest.mark.parametrize(
-    ("make", "door"), [(traced_by_torch, "module"), (traced_by_torch, "callback"), (exported, "module")]
+    ("make", "door"),
+    [
+        (traced_by_torch, "module"),
+        (traced_by_torch, "callback"),
+        pytest.param(exported, "module", marks=pytest.mark.slow),
+    ],
 )
 def test_a_resumed_run_goes_on_with_the_ranges_that_it_had(make, door, tmp_path):
     whole, net = make(), make()

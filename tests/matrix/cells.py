@@ -72,9 +72,14 @@ def product() -> Iterator[Cell]:
         yield Cell(loss, mode="DDP", compiled="inductor")
 
 
-def sample(cells: Iterable[Cell]) -> list[Cell]:
-    """Choose cells so that each pair of values that occurs in one of them is in a chosen one: the most new first."""
-    left = {cell: _pairs(cell) for cell in cells}
+def sample(cells: Iterable[Cell], together: int = 2) -> list[Cell]:
+    """Choose cells so that each pair of values that occurs in one of them is in a chosen one: the most new first.
+
+    Args:
+        cells: Those to choose from.
+        together: How many values are to be met together: 2 for pairs.
+    """
+    left = {cell: _combinations(cell, together) for cell in cells}
     chosen = []
     while left:
         best = max(left, key=lambda cell: len(left[cell]))
@@ -82,7 +87,7 @@ def sample(cells: Iterable[Cell]) -> list[Cell]:
         if not covered:
             break
         chosen.append(best)
-        left = {cell: rest for cell, pairs in left.items() if (rest := pairs - covered)}
+        left = {cell: rest for cell, combined in left.items() if (rest := combined - covered)}
     return chosen
 
 
@@ -91,6 +96,6 @@ def with_references(cells: Iterable[Cell]) -> list[Cell]:
     return list(dict.fromkeys(one for cell in cells for one in (*cell.references.values(), cell)))
 
 
-def _pairs(cell: Cell) -> frozenset[tuple[object, object]]:
+def _combinations(cell: Cell, together: int) -> frozenset[tuple[tuple[str, object], ...]]:
     named = [(field.name, value) for field, value in zip(fields(cell), astuple(cell), strict=True)]
-    return frozenset(itertools.combinations(named, 2))
+    return frozenset(itertools.combinations(named, together))
