@@ -29,8 +29,7 @@ class Examination:
         self.run = run
         self.left = steps
         self.rows = 0
-        self.counts: ClassCounts | None = None
-        self.of_student: ClassCounts | None = None
+        self._counts: dict[str, ClassCounts] = {}
         self._done = done
         self._spreads: dict[str, list[Tensor]] = {"teacher": [], "student": []}
         self._entropies: dict[float, list[Tensor]] = {}
@@ -61,15 +60,33 @@ class Examination:
             self._spreads["student"].append(spread(ours))
         if ours is None or ours.shape != theirs.shape:
             return
-        if self.counts is None:
-            self.counts, self.of_student = counts_for(theirs, target), counts_for(ours, target)
-        if self.counts is not None and self.of_student is not None and isinstance(target, Tensor):
-            self.counts.add(theirs, target)
-            self.of_student.add(ours, target)
+        for role, logits in (("teacher", theirs), ("student", ours)):
+            if role not in self._counts and (made := counts_for(logits, target)) is not None:
+                self._counts[role] = made
+            if role in self._counts and isinstance(target, Tensor):
+                self._counts[role].add(logits, target)
         for temperature in self.temperatures() if theirs.ndim == 2 and theirs.shape[1] > 1 else ():
             p = (theirs.float() / temperature).log_softmax(1)
             share = -(p.exp() * p).sum(1).mean() / math.log(theirs.shape[1])
             self._entropies.setdefault(temperature, []).append(share)
+
+    @property
+    def counts(self) -> ClassCounts | None:
+        """How often the teacher named each class, where the outputs are scores of classes."""
+        return self._counts.get("teacher") if self._is_of_classes else None
+
+    @property
+    def of_student(self) -> ClassCounts | None:
+        """The same of the student."""
+        return self._counts.get("student") if self._is_of_classes else None
+
+    @property
+    def _is_of_classes(self) -> bool:
+        """Whether nothing tells that the outputs are something else than scores of classes.
+
+        The first step may have told, which has been counted by then.
+        """
+        return self.run.task.task.kind in (None, "classes")
 
     def temperatures(self) -> list[float]:
         """Return the temperatures at which losses read the teacher's logits."""
@@ -79,7 +96,8 @@ class Examination:
 
     def entropies(self) -> dict[float, float]:
         """Return the teacher's mean entropy at each temperature, as a share of the largest there is, 0..1."""
-        return {temperature: float(torch.stack(all_).mean()) for temperature, all_ in self._entropies.items()}
+        entropies = self._entropies if self._is_of_classes else {}
+        return {temperature: float(torch.stack(all_).mean()) for temperature, all_ in entropies.items()}
 
     def findings(self) -> list[Finding]:
         """Return what the steps show, the surest first."""

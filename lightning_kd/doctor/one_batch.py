@@ -27,6 +27,8 @@ def learn_one_batch(run: DistillationRun, read: Batch, steps: int) -> tuple[int,
         How many labels it gets right, and how many there are; ``None`` if the task is no classification.
     """
     target = read.target
+    if run.task.task.kind not in (None, "classes"):
+        return None
     if not steps or not isinstance(target, Tensor) or target.ndim != 1 or target.is_floating_point():
         return None
     with isolated_random_state(), torch.enable_grad():

@@ -38,7 +38,10 @@ def student(seed=0):
 
 def fitted(teacher, loader=None, callbacks=(), epochs=1, losses=None, **options):
     module = DistillationModule(
-        student(), teacher, losses or [KDLoss()], task_loss=nn.CrossEntropyLoss(), **{"task_weight": 0.1, **options}
+        student(),
+        teacher,
+        losses or [KDLoss()],
+        **{"task_loss": nn.CrossEntropyLoss(), "task_weight": 0.1, **options},
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "limit_val_batches": 0}
     trainer = Trainer(

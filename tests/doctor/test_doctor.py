@@ -9,7 +9,7 @@ from torch import nn
 from lightning_kd import DistillationModule, Doctor, EMATeacher
 from lightning_kd.doctor.examination import Examination
 from lightning_kd.engine.step import Terms
-from lightning_kd.losses import HintLoss, KDLoss, StepTensors
+from lightning_kd.losses import EmbeddingLoss, HintLoss, KDLoss, StepTensors
 
 from .conftest import CLASSES, Answers, data, fitted
 
@@ -82,6 +82,21 @@ def test_a_teacher_that_was_never_trained_is_known_without_labels(warned):
     assert "has seen a batch" in said
     teacher[1].running_mean += 1
     assert not any("has seen a batch" in said for said in warned(teacher))
+
+
+@pytest.mark.parametrize("batches", [1, 8])
+@pytest.mark.parametrize(
+    ("losses", "task_loss"),
+    [
+        ([EmbeddingLoss()], None),
+        ([KDLoss()], lambda z, y: (torch.cdist(z, z) - (y[:, None] == y).float()).square().mean()),
+    ],
+    ids=["of the losses", "of the task"],
+)
+def test_embeddings_are_no_class_scores(losses, task_loss, batches, warned):
+    assert (
+        warned(Answers(random_answers), data(batch_size=512), losses=losses, task_loss=task_loss, batches=batches) == []
+    )
 
 
 def test_labels_of_minus_100_do_not_count(warned):
