@@ -4,7 +4,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, TypeAlias, final
+
+from torch import Tensor
 
 from lightning_kd.configurable import Configurable
 
@@ -90,8 +93,8 @@ class _Ramp(Schedule):
 
     def __init__(self, start: float, end: float, length: int, unit: Unit = "epoch", delay: int = 0) -> None:
         name = type(self).__name__
-        check_length(name, "length", length, 1)
-        check_length(name, "delay", delay, 0)
+        check_whole(name, "length", length, 1)
+        check_whole(name, "delay", delay, 0)
         check_unit(name, unit)
         self.start, self.end, self.length = start, end, length
         self.unit: Unit = unit
@@ -187,7 +190,7 @@ class StepSchedule(Schedule):
                 f"{len(milestones)} milestones."
             )
         for milestone in milestones:
-            check_length("StepSchedule", "milestone", milestone, 1)
+            check_whole("StepSchedule", "milestone", milestone, 1)
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"StepSchedule: expected ascending milestones, got {list(milestones)}.")
         self.values, self.milestones = list(values), list(milestones)
@@ -220,7 +223,7 @@ class WarmUpSchedule(Schedule):
     """
 
     def __init__(self, value: float, length: int, unit: Unit = "epoch") -> None:
-        check_length("WarmUpSchedule", "length", length, 1)
+        check_whole("WarmUpSchedule", "length", length, 1)
         check_unit("WarmUpSchedule", unit)
         self.value, self.length = value, length
         self.unit: Unit = unit
@@ -234,10 +237,24 @@ class WarmUpSchedule(Schedule):
         return (self.value / self.length, self.value)
 
 
-def check_length(owner: str, name: str, value: int, least: int) -> None:
-    """Raise a ``ValueError`` unless a number of epochs or steps is whole and large enough."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{owner}: expected a whole number {name} >= {least}, got {value!r}.")
+def check_number(function: str, name: str, value: object) -> None:
+    """Raise a ``TypeError`` that names an argument which is neither a number nor a schedule, such as a layer's name."""
+    if isinstance(value, str) or not isinstance(value, Real | Tensor | Schedule):
+        raise TypeError(f"{function}: expected {name} as a number or a schedule, got {value!r}.")
+
+
+def check_constants(function: str, **values: object) -> None:
+    """Raise a ``TypeError`` that names the first argument that is no number which holds for the whole run."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, Real | Tensor):
+            raise TypeError(f"{function}: expected {name} as a number, got {value!r}.")
+
+
+def check_whole(owner: str, name: str, value: object, least: int | None = None) -> None:
+    """Raise a ``ValueError`` unless a value is a whole number, and large enough."""
+    if not isinstance(value, int) or isinstance(value, bool) or (least is not None and value < least):
+        enough = "" if least is None else f" >= {least}"
+        raise ValueError(f"{owner}: expected a whole number {name}{enough}, got {value!r}.")
 
 
 def check_unit(owner: str, unit: str) -> None:

@@ -15,7 +15,7 @@ from lightning_kd.losses.layer_names import checked_names
 from lightning_kd.losses.stage import Stage
 from lightning_kd.losses.step_tensors import StepTensors as StepTensors
 from lightning_kd.losses.tensors import is_empty, leave_out_padding, zero_of
-from lightning_kd.schedules import Moment, Scalar, Schedule, extremes, value_at
+from lightning_kd.schedules import Moment, Scalar, Schedule, check_number, extremes, value_at
 
 Shape = tuple[int, ...]
 Layers = str | Sequence[str] | None
@@ -112,8 +112,7 @@ class DistillationLoss(Configurable, nn.Module, ABC):
         self, student: Layers = None, teacher: Layers = None, *, layout: Layout = None, weight: Scalar = 1.0
     ) -> None:
         super().__init__()
-        if isinstance(weight, str) or weight is None:
-            raise TypeError(f"{type(self).__name__}: expected weight as a number or a schedule, got {weight!r}.")
+        check_number(type(self).__name__, "weight", weight)
         if not all(0.0 <= value < float("inf") for value in extremes(weight)):
             raise ValueError(f"{type(self).__name__}: expected a finite weight >= 0, got {weight}.")
         self.weight = weight

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from numbers import Real
 
 from torch import Tensor
 
 from lightning_kd.losses.base import DistillationLoss, Shape
-from lightning_kd.schedules import Scalar, Schedule, extremes
+from lightning_kd.schedules import Scalar, check_number, extremes
 
 
 def check_same_batch(function: str, student: Tensor, teacher: Tensor) -> None:
@@ -35,12 +34,6 @@ def check_maps(function: str, student: Shape, teacher: Shape) -> None:
             f"{function}: expected feature maps (B, C, H, W), got student {student} and teacher {teacher}; "
             "name convolutional layers."
         )
-
-
-def check_number(function: str, name: str, value: object) -> None:
-    """Raise a ``TypeError`` that names an argument which is neither a number nor a schedule, such as a layer's name."""
-    if isinstance(value, str) or not isinstance(value, Real | Tensor | Schedule):
-        raise TypeError(f"{function}: expected {name} as a number or a schedule, got {value!r}.")
 
 
 def check_positive(function: str, **values: Scalar) -> None:

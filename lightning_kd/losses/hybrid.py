@@ -11,7 +11,7 @@ from lightning_kd.losses.base import DistillationLoss, Shape, StepTensors
 from lightning_kd.losses.features.hint import HintLoss
 from lightning_kd.losses.logits.kd import KDLoss
 from lightning_kd.losses.naming import names_of
-from lightning_kd.schedules import Moment, Scalar
+from lightning_kd.schedules import Moment, Scalar, check_constants
 
 Balance = Literal["none", "magnitude", "uncertainty"]
 
@@ -205,5 +205,6 @@ def _check(losses: Sequence[object], balance: str, momentum: float) -> None:
         raise ValueError("HybridLoss: the same loss object is in the list twice; construct it twice.")
     if balance not in ("none", "magnitude", "uncertainty"):
         raise ValueError(f"HybridLoss: expected balance 'none', 'magnitude' or 'uncertainty', got {balance!r}.")
+    check_constants("HybridLoss", momentum=momentum)
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"HybridLoss: expected momentum in [0, 1), got {momentum}.")

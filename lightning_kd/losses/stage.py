@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lightning_kd.schedules import Moment, Unit, check_length, check_unit
+from lightning_kd.schedules import Moment, Unit, check_constants, check_unit, check_whole
 
 
 @dataclass
@@ -36,8 +36,10 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.length is not None:
-            check_length("Stage", "length", self.length, 0)
+            check_whole("Stage", "length", self.length, 0)
         check_unit("Stage", self.unit)
+        if self.lr is not None:
+            check_constants("Stage", lr=self.lr)
         if self.lr is not None and not 0.0 < self.lr < float("inf"):
             raise ValueError(f"Stage: expected lr > 0, got {self.lr}.")
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from lightning_kd.capture.call import Call
 from lightning_kd.files.precision import Precision
-from lightning_kd.schedules import Moment, Unit, check_length, check_unit
+from lightning_kd.schedules import Moment, Unit, check_unit, check_whole
 from lightning_kd.teachers.several import SeveralTeachers
 
 
@@ -58,7 +58,7 @@ class SwitchingTeacher(SeveralTeachers):
                 f"{len(milestones)} milestones."
             )
         for milestone in milestones:
-            check_length(self.owner, "milestone", milestone, 1)
+            check_whole(self.owner, "milestone", milestone, 1)
         if list(milestones) != sorted(set(milestones)):
             raise ValueError(f"SwitchingTeacher: expected ascending milestones, got {list(milestones)}.")
         self.milestones = list(milestones)

@@ -17,7 +17,7 @@ from lightning_kd.losses.logits.base import (
 )
 from lightning_kd.losses.tensors import add_up, exact_if_small, upcast, wide
 from lightning_kd.metrics.task import without_column
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_constants
 
 
 def byot_loss(
@@ -223,6 +223,7 @@ def _layer(convolution: nn.Conv2d) -> tuple[nn.Module, ...]:
 
 def _check_numbers(function: str, temperature: Scalar, alpha: float, hint_weight: float) -> None:
     check_positive(function, temperature=temperature)
+    check_constants(function, alpha=alpha, hint_weight=hint_weight)
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"{function}: expected alpha in 0..1, got {alpha}.")
     if not 0.0 <= hint_weight < float("inf"):

@@ -22,7 +22,7 @@ from lightning_kd.losses.tensors import (
     upcast_alike,
     zero_of,
 )
-from lightning_kd.schedules import Scalar, Unit
+from lightning_kd.schedules import Scalar, Unit, check_constants
 
 Variant = Literal["authors", "repdistiller"]
 _LONGEST = 2.0**40  # a longer factor is scaled, lest its squares overflow
@@ -287,6 +287,7 @@ def _pooled_direction(factor: Tensor, p: float) -> Tensor:
 def _check_variant(function: str, variant: str, p1: float, p2: float) -> None:
     if variant not in ("authors", "repdistiller"):
         raise ValueError(f"{function}: expected variant 'authors' or 'repdistiller', got {variant!r}.")
+    check_constants(function, p1=p1, p2=p2)
     if p1 < 1 or p1 != round(p1) or p2 < 1:
         raise ValueError(f"{function}: expected a whole number p1 >= 1 and p2 >= 1, got {p1} and {p2}.")
     if variant == "authors" and (p1, p2) != (2.0, 1.0):

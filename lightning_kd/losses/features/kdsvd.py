@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.tensors import add_up, check_differentiated_once, nonzero, wide, zero_of
 from lightning_kd.projectors import Projector, check_template, projector_between
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 _MORE = 3
 """So many more of the student's vectors are looked at than the teacher has."""
@@ -228,5 +228,4 @@ def _check(maps: tuple[Tensor, Tensor, Tensor, Tensor], k: int) -> None:
 
 
 def _check_k(function: str, k: int) -> None:
-    if k < 1:
-        raise ValueError(f"{function}: expected k >= 1, got {k}.")
+    check_whole(function, "k", k, 1)

@@ -14,7 +14,7 @@ from lightning_kd.losses.checks import check_maps, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import pool_to_smaller, upcast_alike
 from lightning_kd.projectors import Projector, check_template, projector_between, width
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_constants
 
 Masked = Literal["positions", "channels"]
 _SHIFT = (math.sqrt(5.0) - 1.0) / 2.0
@@ -106,6 +106,7 @@ class MGDLoss(LayerPairLoss):
         projector: Projector | None = None,
     ) -> None:
         super().__init__(student, teacher, layout=layout, weight=weight)
+        check_constants("MGDLoss", mask_ratio=mask_ratio)
         if not 0.0 <= mask_ratio <= 1.0:
             raise ValueError(f"MGDLoss: expected mask_ratio from 0 to 1, got {mask_ratio}.")
         if masked not in ("positions", "channels"):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
 from lightning_kd.losses.checks import check_maps, check_same_shape
 from lightning_kd.losses.tensors import add_up, upcast_alike
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 _LEVELS = (4, 2, 1)
 _MOST_CHANNELS = 512
@@ -102,8 +102,8 @@ class ReviewKDLoss(DistillationLoss):
         weight: Scalar = 1.0,
     ) -> None:
         super().__init__(student, teacher, layout=layout, weight=weight)
-        if mid_channels is not None and mid_channels < 1:
-            raise ValueError(f"ReviewKDLoss: expected mid_channels >= 1, got {mid_channels}.")
+        if mid_channels is not None:
+            check_whole("ReviewKDLoss", "mid_channels", mid_channels, 1)
         self.mid_channels = mid_channels
         self.fusions = nn.ModuleList()
 

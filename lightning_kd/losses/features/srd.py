@@ -12,7 +12,7 @@ from lightning_kd.losses.checks import check_rows, check_same_shape
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import in_range, upcast_alike, zero_of
 from lightning_kd.projectors import Projector, check_template, default_projector, width
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_constants
 
 _EPS = 1e-4
 _SMALLEST = 1e-5
@@ -151,5 +151,6 @@ def _normalised(features: Tensor) -> Tensor:
 
 
 def _check_exponent(function: str, exponent: float) -> None:
+    check_constants(function, exponent=exponent)
     if not 1.0 <= exponent < math.inf:
         raise ValueError(f"{function}: expected a finite exponent >= 1, got {exponent}.")

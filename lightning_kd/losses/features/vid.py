@@ -12,7 +12,7 @@ from lightning_kd.losses.checks import check_positive
 from lightning_kd.losses.pairs import LayerPairLoss
 from lightning_kd.losses.tensors import pool_to_smaller, upcast, upcast_alike
 from lightning_kd.projectors import width
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 
 def vid_loss(prediction: Tensor, target: Tensor, log_scale: Tensor, *, eps: float = 1e-5) -> Tensor:
@@ -110,8 +110,8 @@ class VIDLoss(LayerPairLoss):
         check_positive("VIDLoss", eps=eps, initial_variance=initial_variance)
         if initial_variance <= eps:
             raise ValueError(f"VIDLoss: expected initial_variance > eps, got {initial_variance} and {eps}.")
-        if hidden_channels is not None and hidden_channels < 1:
-            raise ValueError(f"VIDLoss: expected hidden_channels >= 1, got {hidden_channels}.")
+        if hidden_channels is not None:
+            check_whole("VIDLoss", "hidden_channels", hidden_channels, 1)
         self.hidden_channels = hidden_channels
         self.initial_variance = initial_variance
         self.eps = eps

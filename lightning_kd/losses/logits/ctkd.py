@@ -10,7 +10,7 @@ from lightning_kd.losses.checks import check_not_negative
 from lightning_kd.losses.logits.base import LogitLoss, check_logits, check_several
 from lightning_kd.losses.logits.kd import kd_loss
 from lightning_kd.losses.tensors import upcast
-from lightning_kd.schedules import CosineSchedule, Moment, Scalar, Unit, check_length, check_unit
+from lightning_kd.schedules import CosineSchedule, Moment, Scalar, Unit, check_constants, check_unit, check_whole
 
 
 def ctkd_loss(
@@ -127,7 +127,7 @@ class CTKDLoss(LogitLoss):
         super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         _check_range("CTKDLoss", low, high)
         check_not_negative("CTKDLoss", reversal=reversal)
-        check_length("CTKDLoss", "length", length, 1)
+        check_whole("CTKDLoss", "length", length, 1)
         check_unit("CTKDLoss", unit)
         self.low = low
         self.high = high
@@ -170,5 +170,6 @@ def _reversed(value: Tensor, factor: float) -> Tensor:
 
 
 def _check_range(function: str, low: float, high: float) -> None:
+    check_constants(function, low=low, high=high)
     if not 0.0 < low < high < float("inf"):
         raise ValueError(f"{function}: expected 0 < low < high, got low {low} and high {high}.")

@@ -19,7 +19,7 @@ from lightning_kd.losses.logits.base import (
     with_one_mark,
 )
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 
 def dkd_loss(
@@ -137,6 +137,7 @@ class DKDLoss(LogitLoss):
     ) -> None:
         super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("DKDLoss", temperature=temperature)
+        check_whole("DKDLoss", "ignore_index", ignore_index)
         check_not_negative("DKDLoss", alpha=alpha, beta=beta)
         self.alpha = alpha
         self.beta = beta

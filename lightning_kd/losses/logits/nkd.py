@@ -19,7 +19,7 @@ from lightning_kd.losses.logits.base import (
     with_one_mark,
 )
 from lightning_kd.losses.tensors import upcast
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 
 def nkd_loss(
@@ -129,6 +129,7 @@ class NKDLoss(LogitLoss):
     ) -> None:
         super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("NKDLoss", temperature=temperature)
+        check_whole("NKDLoss", "ignore_index", ignore_index)
         check_not_negative("NKDLoss", gamma=gamma)
         self.gamma = gamma
         self.temperature = temperature

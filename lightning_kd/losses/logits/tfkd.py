@@ -18,7 +18,7 @@ from lightning_kd.losses.logits.base import (
     with_one_mark,
 )
 from lightning_kd.losses.tensors import exact_if_small, upcast, wide
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_constants, check_whole
 
 
 def tfkd_loss(
@@ -120,6 +120,7 @@ class TfKDLoss(DistillationLoss):
     ) -> None:
         super().__init__(weight=weight)
         check_positive("TfKDLoss", temperature=temperature)
+        check_whole("TfKDLoss", "ignore_index", ignore_index)
         _check_probability("TfKDLoss", correct_probability)
         self.correct_probability = correct_probability
         self.temperature = temperature
@@ -162,6 +163,7 @@ def _divergences(student: Tensor, ids: Tensor, right: float, wrong: float) -> Te
 
 
 def _check_probability(function: str, value: float) -> None:
+    check_constants(function, correct_probability=value)
     if not 0.0 < value <= 1.0:
         raise ValueError(f"{function}: expected correct_probability in (0, 1], got {value}.")
 

@@ -19,7 +19,7 @@ from lightning_kd.losses.logits.base import (
     with_one_mark,
 )
 from lightning_kd.losses.tensors import upcast
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 _EPS = 1e-7
 
@@ -121,6 +121,7 @@ class WSLDLoss(LogitLoss):
     ) -> None:
         super().__init__(head=head, teacher_head=teacher_head, weight=weight)
         check_positive("WSLDLoss", temperature=temperature)
+        check_whole("WSLDLoss", "ignore_index", ignore_index)
         self.temperature = temperature
         self.ignore_index = ignore_index
 

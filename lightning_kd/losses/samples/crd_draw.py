@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_kd.schedules import check_constants, check_whole
+
 
 def draw_positions(counts: Tensor, size: int, fewest: int, most: int) -> Tensor:
     """Draw positions below each sample's count, uniformly, without replacement where the count allows it.
@@ -93,8 +95,9 @@ def class_of_each_row(targets: Tensor | None, num_samples: int) -> Tensor:
 
 def check_options(dim: int, negatives: int, momentum: float, negatives_from: str) -> None:
     """Raise a ``ValueError`` that names the first option of CRD that is out of its range."""
-    if dim < 1 or negatives < 1:
-        raise ValueError(f"CRDLoss: expected dim and negatives >= 1, got {dim} and {negatives}.")
+    check_whole("CRDLoss", "dim", dim, 1)
+    check_whole("CRDLoss", "negatives", negatives, 1)
+    check_constants("CRDLoss", momentum=momentum)
     if not 0.0 <= momentum < 1.0:
         raise ValueError(f"CRDLoss: expected momentum in [0, 1), got {momentum}.")
     if negatives_from not in ("other_classes", "any"):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_kd.losses.tensors import upcast, wide
-from lightning_kd.schedules import Scalar, extremes
+from lightning_kd.schedules import Scalar, check_number, extremes
 
 Divergence = Literal[
     "forward_kl",
@@ -51,6 +51,7 @@ def check_settings(function: str, divergence: str, alpha: Scalar, beta: Scalar, 
         )
     given: dict[str, Scalar] = {"alpha": alpha, "beta": beta, "ratio": ratio}
     for name, value in given.items():
+        check_number(function, name, value)
         if name not in _USED[divergence] and value != DEFAULTS[name]:
             users = [other for other, names in _USED.items() if name in names]
             raise ValueError(

@@ -28,7 +28,7 @@ from lightning_kd.losses.tokens.selection import (
 )
 from lightning_kd.losses.tokens.sparse import Missing, SparseLogits, check_sparse, sparse_values
 from lightning_kd.losses.tokens.token_options import Shift, Tokens, Vocabulary, check_names, check_tokens
-from lightning_kd.schedules import Scalar
+from lightning_kd.schedules import Scalar, check_whole
 
 
 def token_kd_loss(
@@ -207,6 +207,7 @@ class TokenKDLoss(TokenMean):
         check_settings("TokenKDLoss", divergence, alpha, beta, ratio)
         check_positive("TokenKDLoss", temperature=temperature)
         check_not_negative("TokenKDLoss", cross_entropy=cross_entropy)
+        check_whole("TokenKDLoss", "ignore_index", ignore_index)
         check_names(vocab=vocab, memory=memory, missing=missing, tokens=tokens, shift=shift, fused=fused)
         check_tokens(tokens, ignore_index, cross_entropy)
         self.divergence: Divergence = divergence

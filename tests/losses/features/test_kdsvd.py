@@ -107,9 +107,9 @@ def test_equal_singular_values_have_a_finite_gradient() -> None:
 
 @pytest.mark.parametrize("k", [0, -1])
 def test_at_least_one_vector_is_compared(k: int) -> None:
-    with pytest.raises(ValueError, match=f"KDSVDLoss: expected k >= 1, got {k}"):
+    with pytest.raises(ValueError, match=f"KDSVDLoss: expected a whole number k >= 1, got {k}"):
         KDSVDLoss(k=k)
-    with pytest.raises(ValueError, match=f"kdsvd_loss: expected k >= 1, got {k}"):
+    with pytest.raises(ValueError, match=f"kdsvd_loss: expected a whole number k >= 1, got {k}"):
         kdsvd_loss(*four(), k=k)
 
 

@@ -163,5 +163,5 @@ def test_fewer_than_two_stages_are_refused(names: list[str]) -> None:
 
 
 def test_no_channels_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected mid_channels >= 1, got 0"):
+    with pytest.raises(ValueError, match="expected a whole number mid_channels >= 1, got 0"):
         ReviewKDLoss(mid_channels=0)

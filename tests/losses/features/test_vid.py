@@ -123,7 +123,7 @@ def test_an_empty_batch_is_zero() -> None:
     [
         ({"eps": 0.0}, "expected eps > 0"),
         ({"initial_variance": 1e-6}, "expected initial_variance > eps"),
-        ({"hidden_channels": 0}, "expected hidden_channels >= 1"),
+        ({"hidden_channels": 0}, "expected a whole number hidden_channels >= 1"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
