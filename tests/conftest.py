@@ -9,11 +9,15 @@ import signal
 from collections import defaultdict
 from importlib.util import find_spec
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # as many processes as cores: with several threads in each, threads that wait take the cores from those that work;
+    # OpenMP reads this when torch is loaded, and every thread begins with it; torch.set_num_threads is of one thread
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # as many processes as cores: with several threads in each, threads that wait take the cores from those that work
     torch.set_num_threads(1)
     # they ignore Ctrl-C, as do the programs that they start; tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
