@@ -1,22 +1,23 @@
-"""The masks that a network was called with, which say more surely than any column of a batch what is padding."""
+"""The masks and labels that a network was called with, which say more surely than any column of a batch what counts."""
 
 from dataclasses import replace
 from typing import Any, TypeGuard, cast
 
+import torch
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import takes
 
-_MASK, _OF_DECODER = "attention_mask", "decoder_attention_mask"
+_MASK, _OF_DECODER, _LABELS = "attention_mask", "decoder_attention_mask", "labels"
 
 
-def with_masks_of(call: Call, read: Batch, network: nn.Module, axis: int = 0) -> Batch:
-    """Return a batch with the masks of padding that a network was called with, in the place of its own.
+def as_called(call: Call, read: Batch, network: nn.Module, axis: int = 0) -> Batch:
+    """Return a batch with the masks of padding and the labels that a network was called with, in the place of its own.
 
-    A step of the user's may find the mask anywhere in the batch, or make it. What has been taken for the target, and
-    is the mask, is no target.
+    A step of the user's may find them anywhere in the batch, or make them, such as labels without the prompt. What has
+    been taken for the target, and is the mask, is no target.
 
     Args:
         call: The recorded call.
@@ -27,13 +28,16 @@ def with_masks_of(call: Call, read: Batch, network: nn.Module, axis: int = 0) ->
     Example:
         >>> import torch
         >>> call = Call(kwargs={"attention_mask": torch.tensor([[1, 0]])})
-        >>> with_masks_of(call, Batch(), nn.Identity()).mask
+        >>> as_called(call, Batch(), nn.Identity()).mask
         tensor([[ True, False]])
     """
     named = _named(call, network)
     of_decoder = named.get(_OF_DECODER)
     if isinstance(of_decoder, Tensor) and read.kwargs.get(_OF_DECODER) is not of_decoder:
         read = replace(read, kwargs={**read.kwargs, _OF_DECODER: of_decoder})
+    labels = named.get(_LABELS)
+    if labels is not read.target and _are_ids(labels, call, axis):
+        read = replace(read, target=labels)
     mask = named.get(_MASK)
     if mask is read.kwargs.get(_MASK) or not _is_of_padding(mask, call, axis):
         return read
@@ -71,6 +75,12 @@ def _named(call: Call, network: nn.Module) -> dict[str, Any]:
     if len(call.args) < 2:
         return call.kwargs
     return {**dict(zip(takes(network).positional, call.args, strict=False)), **call.kwargs}
+
+
+def _are_ids(labels: object, call: Call, axis: int) -> TypeGuard[Tensor]:
+    """Whether labels are ids of each sample, unlike probabilities or the boxes of an image."""
+    is_tensor = isinstance(labels, Tensor) and labels.ndim > 0 and len(labels) == call.rows(axis)
+    return is_tensor and not cast(Tensor, labels).is_floating_point() and cast(Tensor, labels).dtype != torch.bool
 
 
 def _is_of_padding(mask: object, call: Call, axis: int = 0) -> TypeGuard[Tensor]:

@@ -326,7 +326,7 @@ class SetUp:
                     lesson = first.lesson(call)
                 if teacher is not None:
                     teacher.check_first_answer(lesson)
-                read = self.step.with_masks(read_if_known(self.step.hooks, first.batch), call)
+                read = self.step.as_called(read_if_known(self.step.hooks, first.batch), call)
                 if self.step.calls is not None and is_own(self.step.hooks.unpack_batch):
                     told = target_that_is_input(call.args, call.kwargs, read.target, read.index)
                     if told is not None:

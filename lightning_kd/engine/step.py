@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.call_mask import mask_of, with_masks_of
+from lightning_kd.capture.call_mask import as_called, mask_of
 from lightning_kd.capture.classes import class_order
 from lightning_kd.capture.columns import Inputs, gives_as_is, is_label, is_of_transformers, is_own, of_teacher
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder
@@ -225,7 +225,7 @@ class TrainingStep:
         asked = goal.needs_teacher and self.teacher_ready
         lesson = self.ask(batch, call, read, layers_only=self.reading.layers_only) if asked else NO_LESSON
         needs_batch = self.objective.needs_target or self.objective.needs_index or self._takes_mask
-        tensors = self.tensors(call, lesson, self.with_masks(read(), call) if needs_batch else _NO_BATCH)
+        tensors = self.tensors(call, lesson, self.as_called(read(), call) if needs_batch else _NO_BATCH)
         if not goal.in_stage:
             if self._lacks(tensors):
                 for name, loss in goal.active:
@@ -297,9 +297,9 @@ class TrainingStep:
         is_example = first and (getattr(self.hooks, "example_input_array", None) is not None or not as_given)
         return Call(of=call, index=index, is_example=is_example)
 
-    def with_masks(self, read: Batch, call: Call) -> Batch:
-        """Return a batch with the masks of a call of the student; what a method of the user's has read stays as is."""
-        return with_masks_of(call, read, self.student, self.batch_axis) if is_own(self.hooks.unpack_batch) else read
+    def as_called(self, read: Batch, call: Call) -> Batch:
+        """Return a batch with masks and labels of a call of the student; what a method of the user's has read stays."""
+        return as_called(call, read, self.student, self.batch_axis) if is_own(self.hooks.unpack_batch) else read
 
     def of_teacher(self, batch: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Inputs:
         """Return what the teacher takes: of the student's call, and of the batch what only the teacher takes."""

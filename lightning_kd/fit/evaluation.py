@@ -155,7 +155,7 @@ class Evaluation:
         """
         self.step.positions.check(batch, call)
         lesson = self.step.ask(batch, call, lambda: read) if self.step.teacher_ready else NO_LESSON
-        read = self.step.with_masks(read, call)
+        read = self.step.as_called(read, call)
         teacher_logits = self.step.reading.teacher_logits(lesson)
         if reads_other_tokens(read):
             teacher_logits = None  # which have no labels among the student's

@@ -1,4 +1,4 @@
-"""The mask that the student is called with says what is padding, wherever in the batch it stands."""
+"""The mask and labels that the student is called with say what counts, wherever in the batch they stand."""
 
 from collections import namedtuple
 
@@ -21,7 +21,7 @@ class Tagger(nn.Module):
         super().__init__()
         self.embed, self.head = nn.Embedding(C, 4), nn.Linear(4, C)
 
-    def forward(self, input_ids, attention_mask=None, decoder_attention_mask=None):
+    def forward(self, input_ids, attention_mask=None, decoder_attention_mask=None, labels=None):
         return self.head(self.embed(input_ids))
 
 
@@ -123,3 +123,48 @@ def test_the_module_reads_the_mask_of_a_place():
     loader = support.batches(((IDS, REAL), None))
     logged = support.fit(module, train=loader, max_epochs=1, limit_val_batches=0).callback_metrics
     assert float(logged["train/hidden_state"]) == pytest.approx(expected("hidden_state"), rel=1e-5)
+
+
+ANSWER = REAL * (torch.arange(T) > 0)
+"""The tokens behind a prompt of one token."""
+LABELS = torch.where(ANSWER.bool(), IDS, -100)
+OTHER = torch.where((REAL * (torch.arange(T) > 1)).bool(), IDS, -100)
+LABELLED = {
+    "made in the step": (IDS, lambda net, b: net(b, labels=torch.where((b != 0) & (torch.arange(T) > 0), b, -100))),
+    "beside a mask": (
+        {"input_ids": IDS, "attention_mask": REAL, "answer": LABELS},
+        lambda net, b: net(b["input_ids"], b["attention_mask"], labels=b["answer"]),
+    ),
+    "beside other labels": (
+        {"input_ids": IDS, "labels": OTHER, "answer": LABELS},
+        lambda net, b: net(b["input_ids"], labels=b["answer"]),
+    ),
+    "beside another target": (
+        (IDS, OTHER),
+        lambda net, b: net(b[0], labels=torch.where((b[0] != 0) & (torch.arange(T) > 0), b[0], -100)),
+    ),
+}
+
+
+@pytest.mark.parametrize("step", LABELLED)
+def test_the_labels_of_the_call_say_what_counts(step):
+    logged = fit(*LABELLED[step], "token_kd")
+    for prefix in ("train", "val"):
+        assert float(logged[f"{prefix}/token_kd"]) == pytest.approx(expected("token_kd", ANSWER), rel=1e-5)
+
+
+def test_the_target_of_the_users_own_method_goes_before_the_labels_of_the_call():
+    class Reads(DistillationCallback):
+        def unpack_batch(self, batch):
+            return Batch(target=batch["labels"])
+
+    logged = fit(*LABELLED["beside other labels"], "token_kd", Reads)
+    assert float(logged["train/token_kd"]) == pytest.approx(expected("token_kd", OTHER != -100), rel=1e-5)
+
+
+def test_labels_that_are_no_ids_are_no_target():
+    def call(net, batch):
+        return net(batch["input_ids"], labels=torch.rand(len(batch["input_ids"]), T))
+
+    logged = fit({"input_ids": IDS, "labels": LABELS}, call, "token_kd")
+    assert float(logged["train/token_kd"]) == pytest.approx(expected("token_kd", ANSWER), rel=1e-5)
