@@ -22,6 +22,7 @@ from lightning_kd.losses.logits.base import LogitLoss
 from lightning_kd.losses.logits.regression import RegressionKDLoss
 from lightning_kd.losses.tokens.mean import TokenMean
 from lightning_kd.losses.tokens.token_kd import TokenKDLoss
+from lightning_kd.metrics.task import IGNORE_INDEX
 
 
 def check_mask_values(step: TrainingStep, read: Batch, given: Tensor | None) -> None:
@@ -205,6 +206,13 @@ def tell_unread_masks(step: TrainingStep, batch: Any, masks: Masks, shapes: Mapp
         masks: The masks that are read.
         shapes: The shapes of what the losses read.
     """
+    sizes = {size for of in shapes.values() for shape in of.values() for size in shape[1:]}
+    if (
+        is_own(step.hooks.unpack_batch)
+        and not masks.labelled
+        and any(_reads_labels(loss) for _, loss in step.objective.leaves)
+    ):
+        _tell_unread_labels(batch, sizes)
     if masks.tokens is not None or not step.takes_mask:
         return
     if masks.left_out:
@@ -220,21 +228,38 @@ def tell_unread_masks(step: TrainingStep, batch: Any, masks: Masks, shapes: Mapp
             "where a token is no padding, is read by itself, so the losses count every token, padding too. Override "
             "unpack_batch to return Batch(..., mask=...) of that shape; or mask=None, if there is no padding."
         )
-    sizes = {size for of in shapes.values() for shape in of.values() for size in shape[1:]}
     for name, entry in _entries(batch):
         if _is_like_a_mask(name, entry, sizes) or _is_like_lengths(name, entry, sizes):
-            shown = repr(name) if isinstance(name, str) else f"input {name}"
             rank_zero_warn(
-                f"{shown} of the batch, of shape {tuple(entry.shape)}, looks as if it told which tokens are padding, "
-                "but it is not read, so the losses count every token. Override unpack_batch to return "
+                f"{_shown(name)} of the batch, of shape {tuple(entry.shape)}, looks as if it told which tokens are "
+                "padding, but it is not read, so the losses count every token. Override unpack_batch to return "
                 "Batch(..., mask=...), True where a token is no padding (mask=None if it is something else); a mask "
                 "named attention_mask is read by itself."
             )
 
 
+def _tell_unread_labels(batch: Any, sizes: set[int]) -> None:
+    for name, entry in _entries(batch):
+        ids = entry.ndim == 2 and not entry.is_floating_point() and entry.shape[1] in sizes
+        if ids and bool((entry == IGNORE_INDEX).any()):
+            rank_zero_warn(
+                f"{_shown(name)} of the batch, of shape {tuple(entry.shape)}, holds {IGNORE_INDEX} as labels of tokens "
+                "do, but it is not read, so the losses count every token that is no padding. Name it labels, or "
+                "override unpack_batch to return Batch(..., target=...)."
+            )
+
+
+def _shown(name: str | int) -> str:
+    return repr(name) if isinstance(name, str) else f"input {name}"
+
+
+def _reads_labels(loss: DistillationLoss) -> bool:
+    return isinstance(loss, TokenMean) and getattr(loss, "tokens", "labels") == "labels"
+
+
 def _counts_by_labels(loss: DistillationLoss) -> bool:
     """Whether a loss leaves out what has no label, or reads no tokens."""
-    return not loss.reads_text or (isinstance(loss, TokenMean) and getattr(loss, "tokens", "labels") == "labels")
+    return not loss.reads_text or _reads_labels(loss)
 
 
 def _entries(batch: Any) -> Iterator[tuple[str | int, Tensor]]:

@@ -247,3 +247,26 @@ class Added(DistillationModule):
 def test_an_unpack_batch_of_the_users_own_may_read_it():
     added = torch.zeros(B, T).masked_fill(~REAL, -1e4)
     assert fit({"ids": ids(), "attention_mask": added}, base=Added) == []
+
+
+LABELS = torch.where(REAL, ids(), -100)
+
+
+def labels_told(batch, losses=None, **options):
+    losses = losses or [TokenKDLoss(shift=False)]
+    return fit(batch, losses, net=Tagger, words="as labels of tokens do", **options)
+
+
+@pytest.mark.parametrize("more", [{}, {"attention_mask": REAL}], ids=["alone", "beside a mask"])
+@pytest.mark.parametrize("key", ["targets", "lm_labels"])
+def test_labels_of_another_name_are_told_with_the_remedy(key, more):
+    (told,) = labels_told({"ids": ids(), key: LABELS, **more})
+    assert told.startswith(f"'{key}' of the batch, of shape (4, 6), holds -100 as labels of tokens do")
+    assert "Name it labels" in told
+
+
+def test_labels_that_are_read_or_that_no_loss_would_read_are_not_told():
+    batch = {"ids": ids(), "targets": LABELS}
+    assert labels_told({"ids": ids(), "labels": LABELS, "other": LABELS}) == []
+    assert labels_told(batch, [HintLoss("mix", "mix")]) == []
+    assert labels_told({"ids": ids(), "kinds": ids()}) == []
