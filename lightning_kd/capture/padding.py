@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, Literal
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.call import Call
@@ -39,6 +39,11 @@ _LONGEST = 8
 _LEFT = (
     "The {role} {name} gives a row that is padded on the left another answer than the row alone: {why}. Pad on the "
     "right (tokenizer.padding_side = 'right'){more}."
+)
+_RIGHT = (
+    "The {role} {name} gives a row that is padded on the right another answer than the row alone, though it is called "
+    "with the attention_mask: it reads the padding, so what it answers depends on the longest row of the batch. Pad on "
+    "the left (tokenizer.padding_side = 'left') if it was made for that, as XLNet was."
 )
 _GIVE = ", or call it with position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)"
 _GIVE_MASK = ", or call it with the attention_mask, which it takes"
@@ -143,6 +148,7 @@ class Positions:
         takes_mask = "attention_mask" in takes(self.network).named
         if "position_ids" not in named and (mask is not None or takes_mask):
             self._find(named, mask)
+            self._tell_of_right(named, mask)
         elif mask is None and "attention_mask" not in takes(self.network):
             self._hows[True] = "as it is"
         self._inspect(args, kwargs)
@@ -304,6 +310,31 @@ class Positions:
         how = self._compare(behind, before, is_same)
         return how if comparable else None
 
+    def _tell_of_right(self, named: dict[str, Any], mask: Any) -> None:
+        """Warn of a network that reads padding on the right, if the first batch has any; its answer may be meant so."""
+        if not isinstance(mask, Tensor) or mask.ndim != 2 or bool(mask[:, -1].all()):
+            return
+        tokens = named.get(name_of_tokens(named) or "")
+        if tokens is None or mask.shape != tokens.shape[:2]:
+            return
+        try:
+            with probing(self.network, self.whole, plain=True):
+                reads = self._reads_behind(named, mask, self._pad_id(tokens, mask, given=True))
+        except Exception:  # it takes no rows of another length
+            return
+        if reads:
+            rank_zero_warn(_RIGHT.format(role=self.role, name=type(original(self.network)).__name__))
+
+    def _reads_behind(self, named: dict[str, Any], real: Tensor, pad: int) -> bool:
+        kept = _kept(real, max(2, min(_LONGEST, real.shape[1] - _PADS)))
+        if kept is None:
+            return False
+        one, along = self._picked(named, *kept)
+        pads = self._pads(one, along, pad)
+        padded = one | {name: _join(value, pads[name]) for name, value in along.items()}
+        expected, found = answer(self.network, one), answer(self.network, padded)
+        return expected is not None and not self._is_same(expected, found, behind=True)
+
     def _of_rows(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
         """Compare rows as they are, since what belongs to them, such as an image, may need them whole."""
         if not self._may_have(real.shape[1] + _PADS, real):
@@ -365,12 +396,14 @@ class Positions:
             self._guessed.add(given)
         return 0
 
-    def _is_same(self, expected: Tensor, found: Tensor | None, real: Tensor | None = None) -> bool:
+    def _is_same(
+        self, expected: Tensor, found: Tensor | None, real: Tensor | None = None, *, behind: bool = False
+    ) -> bool:
         if found is None or found.ndim != expected.ndim:
             return True  # no answer that could be compared
         longer = [axis for axis, size in enumerate(expected.shape) if found.shape[axis] == size + _PADS]
         if len(longer) == 1:
-            found = found.narrow(longer[0], _PADS, expected.shape[longer[0]])
+            found = found.narrow(longer[0], 0 if behind else _PADS, expected.shape[longer[0]])
         if found.shape != expected.shape:
             return True
         if real is not None and longer == [1] and expected.shape[:2] == real.shape:

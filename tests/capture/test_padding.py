@@ -332,3 +332,37 @@ def test_a_network_of_rows_of_one_length_is_tried_at_that_length():
     assert positions((), LATER)["position_ids"].tolist() == EXPECTED
     with pytest.raises(ValueError, match=r"student SeesAll .* it reads the padding"):
         told(SeesAll()).settle((), LATER)
+
+
+class Last(Counts):
+    """Scores each row by its last token, padding or not."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        return super().forward(input_ids, attention_mask, position_ids)["logits"][:, -1]
+
+
+class TakesAll(Counts):
+    """Mixes every token with the mean of its row, padding too."""
+
+    def forward(self, input_ids, attention_mask=None, position_ids=None):
+        logits = super().forward(input_ids, attention_mask, position_ids)["logits"]
+        return logits + logits.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("make", [Last, TakesAll])
+def test_who_reads_padding_on_the_right_is_warned_of(make, role):
+    with pytest.warns(UserWarning, match=f"The {role} {make.__name__} gives a row that is padded on the right another"):
+        Positions(make(), role, may_change=True).settle((), {"input_ids": RIGHT, "attention_mask": (RIGHT != 0).long()})
+
+
+@pytest.mark.parametrize("make", [Counts, Pooled])
+def test_who_does_not_is_not(make):
+    Positions(make(), "student", may_change=True).settle(
+        (), {"input_ids": RIGHT, "attention_mask": (RIGHT != 0).long()}
+    )
+
+
+def test_rows_without_padding_on_the_right_tell_nothing_of_it():
+    full = {"input_ids": RIGHT[1:], "attention_mask": torch.ones(1, 5, dtype=torch.long)}
+    Positions(Last(), "student", may_change=True).settle((), full)

@@ -167,6 +167,33 @@ def test_padding_on_the_right_is_called_as_before():
     assert seen[-1] == 1  # the positions that the model makes itself
 
 
+def xlnet(seed=0):
+    torch.manual_seed(seed)
+    sizes = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16, "dropout": 0.0, "initializer_range": 0.3}
+    return hf.XLNetForSequenceClassification(hf.XLNetConfig(vocab_size=50, num_labels=3, **sizes | TOKENS))
+
+
+def kd_of_classes(student, teacher, batch):
+    module = DistillationModule(student, teacher, [KDLoss()], optimizer=partial(torch.optim.SGD, lr=0.0))
+    fitted = support.fit(module, train=support.batches(batch), max_epochs=1, limit_val_batches=0)
+    return fitted.callback_metrics["train/kd"].double()
+
+
+def test_a_classifier_by_the_last_token_is_warned_of_where_that_is_padding():
+    """XLNet's own tokenizer pads on the left."""
+    with pytest.warns(UserWarning, match="XLNetForSequenceClassification gives a row that is padded on the right"):
+        kd_of_classes(xlnet(0), xlnet(1), {"input_ids": IDS.flip(1), "attention_mask": MASK.flip(1)})
+
+
+def test_it_is_right_where_the_padding_is_on_the_left():
+    nets = [xlnet(0), xlnet(1)]  # without dropout, so that their modes do not matter
+    with torch.no_grad():
+        student, teacher = ([net(IDS[:1, 3:]).logits, net(IDS[1:]).logits] for net in nets)
+    expected = by_hand.kl(torch.cat(student), torch.cat(teacher), 4.0)
+    found = kd_of_classes(*nets, {"input_ids": IDS, "attention_mask": MASK})
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.0)
+
+
 PACKED = {
     "input_ids": torch.tensor([[7, 5, 9, 3, 8], [3, 8, 2, 11, 6]]),
     "position_ids": torch.tensor([[0, 1, 2, 0, 1], [0, 1, 0, 1, 2]]),
