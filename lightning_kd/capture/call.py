@@ -1,6 +1,6 @@
 """One call of a network: what it was given, what it returned, and the value of each named layer in it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.private import UNKNOWN, version_of
+from lightning_kd.capture.tensors_in import Path, all_by_themselves, tensors_in
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Call:
     """The versions of the features, in the order of the features."""
     inputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module was called with, with their versions then."""
+    inside: Mapping[Path, Tensor] = field(default_factory=dict)
+    """Those of them that stood in containers or objects, by where they were."""
     outputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module returned, with their versions then."""
     no_tensor: Sequence[tuple[str, str]] = ()
@@ -45,6 +48,18 @@ class Call:
     """Whether the teacher's output is not read, only its layers."""
     is_example: bool = False
     """Whether the student was called with an example, not with samples of the data."""
+
+    copies: Sequence[Tensor] = ()
+    """Copies of the inputs, where these have no versions, as under ``torch.inference_mode``."""
+
+    def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note what the module is called with, before it runs."""
+        if all_by_themselves(args, kwargs):
+            self.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
+            return
+        given = tensors_in(args, kwargs)
+        self.inputs = with_versions(given.values())
+        self.inside = {path: tensor for path, tensor in given.items() if len(path) > 1}
 
     def changed_layers(self) -> list[str]:
         """Return the layers whose value was changed in place after they had returned it."""
@@ -63,7 +78,9 @@ class Call:
         return False
 
     def rows(self, axis: int = 0) -> int:
-        """Return how many samples the module was called with: the length of its first tensor, 1 without one.
+        """Return how many samples the module was called with: the length of its first tensor.
+
+        Of inputs in dictionaries, tuples or objects, such as graphs of many nodes, the output tells; 1 if it does not.
 
         Args:
             axis: The axis of the samples.
@@ -73,12 +90,20 @@ class Call:
                 return value.shape[axis] if value.ndim > axis else 1
             if isinstance(value, list):  # of samples
                 return len(value)
-        return 1
+        outputs = tensors_in((self.output,)).values()
+        return next((len(value) for value in outputs if value.ndim), 1)
 
     @property
     def changed_input(self) -> bool:
-        """Whether the module's input was changed in place since it was called."""
-        return any(_is_changed(tensor, version) for tensor, version in self.inputs)
+        """Whether the module's input was changed since it was called: a tensor in place, or what a container holds."""
+        if any(_is_changed(tensor, version) for tensor, version in self.inputs):
+            return True
+        if not all(_is_equal(tensor, copy) for (tensor, _), copy in zip(self.inputs, self.copies, strict=False)):
+            return True
+        if not self.inside:
+            return False
+        now = tensors_in(self.args, self.kwargs)
+        return any(now.get(path) is not tensor for path, tensor in self.inside.items())
 
     @property
     def changed_output(self) -> bool:
@@ -99,6 +124,10 @@ def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
 
 def _is_changed(tensor: Tensor, version: int) -> bool:
     return version != UNKNOWN and version_of(tensor) != version
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _show(value: object) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.private import UNKNOWN, tree_leaves
+from lightning_kd.capture.tensors_in import tensors_in
 
 NOT_OF_BATCH = (
     "A loss needs the target or the row of each sample, but training_step calls the student with other values than the "
@@ -29,10 +30,12 @@ def is_of_batch(call: Call, batch: Any) -> bool:
         >>> is_of_batch(Call(args=(x.clone(),)), (x, torch.zeros(3))), is_of_batch(Call(args=(x.flip(0),)), (x,))
         (True, False)
     """
-    inputs = [value for value in (*call.args, *call.kwargs.values()) if isinstance(value, Tensor) and value.ndim]
+    inputs = [value for value in tensors_in(call.args, call.kwargs).values() if value.ndim]
     if not inputs:
         return True
-    given = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
+    given = [*tensors_in((batch,)).values()]
+    if _is_reordered(call, given):
+        return False
     if any(one is leaf or _shares_memory(one, leaf) for one in inputs for leaf in given):
         return True
     return any(one.shape == leaf.shape and torch.equal(one, leaf.to(one)) for one in inputs for leaf in given)
@@ -73,6 +76,21 @@ def leaves_of(batch: Any) -> list[Any]:
     if isinstance(batch, Mapping):
         batch = list(batch.values())
     return [leaf for one in batch for leaf in leaves_of(one)] if isinstance(batch, tuple | list) else tree_leaves(batch)
+
+
+def _is_reordered(call: Call, given: list[Tensor]) -> bool:
+    """Whether a list of samples holds tensors of the batch, or rows of one, in another order than the batch."""
+    for samples in (*call.args, *call.kwargs.values()):
+        if isinstance(samples, list) and all(isinstance(one, Tensor) for one in samples):
+            places = [
+                (i, one.storage_offset())
+                for one in samples
+                for i, leaf in enumerate(given)
+                if _shares_memory(one, leaf)
+            ]
+            if places != sorted(places):
+                return True
+    return False
 
 
 def _shares_memory(one: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.call import Call, with_versions
 from lightning_kd.capture.networks import first_tensor
-from lightning_kd.capture.private import version_of
+from lightning_kd.capture.private import UNKNOWN, version_of
 
 Calls = Literal["one", "first", "last", "each"]
 """Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
@@ -33,6 +33,8 @@ class Store:
         """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
+        self.looked_at_inputs = False
+        """Whether a call without versions was compared with copies of its inputs, which one call is enough for."""
         self.enough = 0
         """How many layers are enough to end a call; 0 if it runs to its end."""
 
@@ -45,7 +47,10 @@ def put_input(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: di
         _begin_another(store)
     call = store.call
     if not call.called:
-        call.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
+        call.note_inputs(args, kwargs)
+        if not store.looked_at_inputs and any(version == UNKNOWN for _, version in call.inputs):
+            store.looked_at_inputs = True
+            call.copies = [tensor.clone() for tensor, _ in call.inputs]
 
 
 def _begin_another(store: Store) -> None:

@@ -43,7 +43,8 @@ _AS_THEY_ARE = nullcontext()
 _COPY = "which would be frozen for both; give the teacher its own copy: copy.deepcopy(student)"
 _CHANGED_INPUT = (
     "The {} changed its input in place, so the other network would see something else than the batch. Set "
-    "inplace=False in its first layer, or let its forward begin with x = x.clone()."
+    "inplace=False in its first layer, or let its forward begin with x = x.clone(), or with a copy of a dictionary, a "
+    "list or an object that it writes into."
 )
 _OTHER_ROWS = (
     "{0} reads the batch row by row, but the student was called with other values than the batch holds, so the rows "
@@ -297,6 +298,12 @@ class TrainingStep:
         is_example = first and (getattr(self.hooks, "example_input_array", None) is not None or not as_given)
         return Call(of=call, index=index, is_example=is_example)
 
+    def _logits_of_peer(self, call: Call, peer: nn.Module) -> Tensor | None:
+        """Call a peer as the student was called, and return its logits."""
+        if call.changed_input:
+            raise RuntimeError(_CHANGED_INPUT.format("student"))
+        return self.hooks.logits_of(peer(*call.args, **self.positions.of_peer(peer, call)))
+
     def as_called(self, read: Batch, call: Call) -> Batch:
         """Return a batch with masks and labels of a call of the student; what a method of the user's has read stays."""
         return as_called(call, read, self.student, self.batch_axis) if is_own(self.hooks.unpack_batch) else read
@@ -331,7 +338,6 @@ class TrainingStep:
 
     def tensors(self, call: Call, lesson: Lesson, batch: Batch) -> StepTensors:
         """Return what the losses read of a call, an answer and a batch."""
-        logits_of = self.hooks.logits_of
         reading, training = self.reading, self.student.training
         sparse = sparse_in(lesson)
         student_logits = reading.student_logits(call, training=training)
@@ -354,7 +360,7 @@ class TrainingStep:
             teacher_mask=None if batch.teacher_target is None else self._mask_of_teacher(lesson),
             position_ids=position_ids_of(call, self.student),
             heads=None if self.heads is None else self.heads.heads,
-            call=lambda peer: logits_of(peer(*call.args, **self.positions.of_peer(peer, call))),
+            call=partial(self._logits_of_peer, call),
             compared_logits=self.hooks.output_options.compared(student_logits, reading.axis),
             head_of=partial(reading.head, call, lesson, training) if reading.has_heads else None,
             seen=partial(_seen, {"student": call, "teacher": lesson}, batch.target),
