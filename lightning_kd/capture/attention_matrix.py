@@ -7,6 +7,8 @@ from lightning_kd.capture.attention import AttentionCall
 
 MASKED = -1e30
 """The score of a key that a query does not attend to."""
+_ADDED_TO_MASKED = -100.0
+"""A mask that adds this or less leaves a key out, as in TinyBERT's code. Swin adds just that."""
 _SHOWS_NOTHING = ("indices", "block_indices")
 _SINKS = ("s_aux", "sinks")
 
@@ -67,7 +69,7 @@ def _scores(attended: AttentionCall) -> Tensor:
         return scores
     if mask.dtype == torch.bool:
         return scores.masked_fill(~mask, MASKED)
-    return (scores + mask).masked_fill(mask <= torch.finfo(mask.dtype).min / 2, MASKED)
+    return (scores + mask).masked_fill(mask <= _ADDED_TO_MASKED, MASKED)
 
 
 def _check_shows_all(part: str, attended: AttentionCall) -> None:

@@ -49,8 +49,12 @@ class Call:
     is_example: bool = False
     """Whether the student was called with an example, not with samples of the data."""
 
+    returned: Mapping[Path, Tensor] = field(default_factory=dict)
+    """The tensors of an output that is no tensor, by where they were."""
     copies: Sequence[Tensor] = ()
     """Copies of the inputs, where these have no versions, as under ``torch.inference_mode``."""
+    copies_of_outputs: Sequence[Tensor] = ()
+    """The same of the outputs."""
 
     def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note what the module is called with, before it runs."""
@@ -60,6 +64,15 @@ class Call:
         given = tensors_in(args, kwargs)
         self.inputs = with_versions(given.values())
         self.inside = {path: tensor for path, tensor in given.items() if len(path) > 1}
+
+    def note_output(self, output: Any) -> None:
+        """Note what the module returned."""
+        self.output = output
+        if isinstance(output, Tensor):
+            self.outputs = [(output, version_of(output))]
+        else:
+            self.returned = tensors_in((output,))
+            self.outputs = with_versions(self.returned.values())
 
     def changed_layers(self) -> list[str]:
         """Return the layers whose value was changed in place after they had returned it."""
@@ -98,7 +111,7 @@ class Call:
         """Whether the module's input was changed since it was called: a tensor in place, or what a container holds."""
         if any(_is_changed(tensor, version) for tensor, version in self.inputs):
             return True
-        if not all(_is_equal(tensor, copy) for (tensor, _), copy in zip(self.inputs, self.copies, strict=False)):
+        if not _are_equal(self.inputs, self.copies):
             return True
         if not self.inside:
             return False
@@ -107,8 +120,15 @@ class Call:
 
     @property
     def changed_output(self) -> bool:
-        """Whether the module's output was changed in place since it was returned."""
-        return any(_is_changed(tensor, version) for tensor, version in self.outputs)
+        """Whether the module's output was changed since then: a tensor in place, or what a container holds."""
+        if any(_is_changed(tensor, version) for tensor, version in self.outputs):
+            return True
+        if not _are_equal(self.outputs, self.copies_of_outputs):
+            return True
+        if isinstance(self.output, Tensor) or not self.outputs:
+            return False
+        now = tensors_in((self.output,))
+        return any(now.get(path) is not tensor for path, tensor in self.returned.items())
 
 
 def describe_call(call: Call) -> str:
@@ -122,8 +142,30 @@ def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
     return [(value, version_of(value)) for value in values if isinstance(value, Tensor)]
 
 
+def marks_of(values: Iterable[object]) -> list[tuple[int, int]]:
+    """Return what is another thing after tensors among some values were changed in place or replaced.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(2)
+        >>> before = marks_of([x])
+        >>> before == marks_of([x]), before == marks_of([x.add_(1)])
+        (True, False)
+    """
+    return [(id(tensor), version) for tensor, version in with_versions(values)]
+
+
+def copies_without_versions(values: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    """Return copies of tensors if one of them has no version, so that it is known whether they are changed."""
+    return [tensor.clone() for tensor, _ in values] if any(version == UNKNOWN for _, version in values) else []
+
+
 def _is_changed(tensor: Tensor, version: int) -> bool:
     return version != UNKNOWN and version_of(tensor) != version
+
+
+def _are_equal(now: Sequence[tuple[Tensor, int]], copies: Sequence[Tensor]) -> bool:
+    return not copies or all(_is_equal(one, copy) for (one, _), copy in zip(now, copies, strict=True))
 
 
 def _is_equal(one: Tensor, other: Tensor) -> bool:

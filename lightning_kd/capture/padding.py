@@ -112,6 +112,8 @@ class Positions:
         self._looks = Looks()
         self._told = False
         self._settled = False
+        self.reads_keys = False
+        """Whether a loss reads queries and keys: turned by their positions, they differ where the answer does not."""
 
     @property
     def network(self) -> nn.Module:
@@ -348,9 +350,10 @@ class Positions:
         self, one: dict[str, Any], padded: dict[str, Any], is_same: Callable[..., bool], *, anew: bool = False
     ) -> How:
         expected = answer(self.network, one)
-        if expected is None or is_same(expected, answer(self.network, padded)):
-            return "as it is"
         mask = padded.get("attention_mask")
+        if expected is None or is_same(expected, answer(self.network, padded)):
+            turned = self.reads_keys and mask is not None and "position_ids" in takes(self.network).named
+            return "add" if turned else "as it is"
         if mask is not None and "position_ids" in takes(self.network).named:
             if anew:  # its rows may be padded as well
                 expected = answer(self.network, {**one, "position_ids": positions_of(one["attention_mask"])})

@@ -1,15 +1,14 @@
 """What the hooks of a ``Capture`` write in a step, and the functions that they call."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_kd.capture.attention import AttentionCall
-from lightning_kd.capture.call import Call, with_versions
+from lightning_kd.capture.call import Call, copies_without_versions
 from lightning_kd.capture.networks import first_tensor
-from lightning_kd.capture.private import UNKNOWN, version_of
+from lightning_kd.capture.private import version_of
 
 Calls = Literal["one", "first", "last", "each"]
 """Which calls of the student in a step count: its only call, or the first, the last or each of several calls."""
@@ -33,8 +32,8 @@ class Store:
         """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
-        self.looked_at_inputs = False
-        """Whether a call without versions was compared with copies of its inputs, which one call is enough for."""
+        self.looked_without_versions = False
+        """Whether a call without versions was compared with copies of what it took and returned; one is enough."""
         self.enough = 0
         """How many layers are enough to end a call; 0 if it runs to its end."""
 
@@ -48,9 +47,8 @@ def put_input(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: di
     call = store.call
     if not call.called:
         call.note_inputs(args, kwargs)
-        if not store.looked_at_inputs and any(version == UNKNOWN for _, version in call.inputs):
-            store.looked_at_inputs = True
-            call.copies = [tensor.clone() for tensor, _ in call.inputs]
+        if not store.looked_without_versions:
+            call.copies = copies_without_versions(call.inputs)
 
 
 def _begin_another(store: Store) -> None:
@@ -73,13 +71,13 @@ def put_call(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: dic
     if not store.active or call.called:
         return
     call.called = True
-    call.args, call.kwargs, call.output = args, kwargs, output
+    call.args, call.kwargs = args, kwargs
+    call.note_output(output)
+    if not store.looked_without_versions:
+        call.copies_of_outputs = copies_without_versions(call.outputs)
+        store.looked_without_versions = bool(call.copies or call.copies_of_outputs)
     if not torch.is_grad_enabled():
         call.without_grad = (*call.without_grad, "")
-    if isinstance(output, Tensor):
-        call.outputs = [(output, version_of(output))]
-    elif isinstance(output, Mapping | Sequence):
-        call.outputs = with_versions(output.values() if isinstance(output, Mapping) else output)
 
 
 def put_layer(store: Store, layer: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

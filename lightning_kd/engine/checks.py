@@ -109,6 +109,13 @@ def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: st
     shared = {id(p) for p in student.parameters()} & {id(p) for p in other.parameters()}
     if shared:
         raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
+    others = {id(part) for part in other.modules()}
+    for name, part in student.named_modules():
+        if id(part) in others and ("drop" in type(part).__name__.lower() or isinstance(part, nn.RReLU)):
+            raise ValueError(
+                f"The student's {name!r}, a {type(part).__name__}, is one of the {role}'s too, {remedy}. It draws in "
+                "train mode alone, and the two have other modes."
+            )
     # from the first address to the last, with the tensor of each side that reaches furthest so far
     furthest: dict[str, tuple[tuple[str, int], str]] = {}
     sides = [(place, "student") for place in _places(student)] + [(place, "other") for place in _places(other)]

@@ -10,16 +10,20 @@ from lightning_kd.capture.networks import original, plain_name
 from lightning_kd.losses.base import DistillationLoss
 
 
-def map_layers(losses: Iterable[DistillationLoss], student: nn.Module, teacher: nn.Module | None) -> None:
+def map_layers(
+    losses: Iterable[DistillationLoss], student: nn.Module, teacher: nn.Module | None, stored: Iterable[str] = ()
+) -> None:
     """Give each loss that names a map the blocks of both networks, and say which.
 
     Args:
         losses: The losses.
         student: The student.
         teacher: The network that teaches; ``None`` if it is yet to be made of the student.
+        stored: The layers whose values are stored, of a teacher whose network is not there.
 
     Raises:
-        ValueError: If the blocks of a network are not known, or the student has more than the teacher.
+        ValueError: If the blocks of a network are not known, the student has more than the teacher, or the stored
+            layers are of a teacher that has more.
     """
     for loss in losses:
         how = loss.student
@@ -28,6 +32,12 @@ def map_layers(losses: Iterable[DistillationLoss], student: nn.Module, teacher: 
         loss_name = type(loss).__name__
         ours = blocks_of(student, loss_name, how, "student")
         theirs = ours if teacher is None else blocks_of(teacher, loss_name, how, "teacher")
+        if deeper := [name for name in stored if _is_behind(name, ours)]:
+            raise ValueError(
+                f"{loss_name}: {how!r} is not known of stored answers of a teacher that has more blocks than the "
+                f"student: {deeper[0]!r} is stored, and the student ends with {ours[-1]!r}. Name the layers of both: "
+                f"{loss_name}(student=[...], teacher=[...]); stored are {list(stored)}."
+            )
         if len(ours) > len(theirs):
             raise ValueError(
                 f"{loss_name}: the student has {len(ours)} blocks, the teacher {len(theirs)}, so {how!r} has no block "
@@ -87,6 +97,12 @@ def blocks_of(network: nn.Module, loss: str, how: str, role: str) -> list[str]:
         raise ValueError(f"{loss}: {how!r} takes the blocks of the {role}, which {has}. Name the layers of both.")
     ((name, blocks),) = lists.items()
     return [f"{name}.{key}" if name else key for key, _ in blocks.named_children()]
+
+
+def _is_behind(name: str, blocks: list[str]) -> bool:
+    """Whether a layer is named as a block behind the last one of a list."""
+    before, _, number = name.rpartition(".")
+    return before == blocks[-1].rpartition(".")[0] and number.isdigit() and int(number) >= len(blocks)
 
 
 def _has(network: nn.Module, name: str) -> bool:

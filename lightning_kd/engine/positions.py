@@ -50,16 +50,19 @@ class StepPositions:
         finally:
             self.in_set_up = False
 
-    def settle(self, batch: Any, call: Call, teacher_inputs: Callable[[], Inputs]) -> None:
+    def settle(self, batch: Any, call: Call, teacher_inputs: Callable[[], Inputs], *, reads_keys: bool = False) -> None:
         """Find out at set-up what student and teacher must be told.
 
         Args:
             batch: The batch as the data loader gave it.
             call: The student's recorded call.
             teacher_inputs: Returns what the teacher is called with.
+            reads_keys: Whether a loss reads queries and keys, which hold positions that the answer may not.
         """
+        self.student.reads_keys = reads_keys
         self.student.settle(call.args, call.kwargs, batch)
         if self.teacher is not None:
+            self.teacher.reads_keys = reads_keys
             self.teacher.settle(*teacher_inputs(), batch)
 
     def check(self, batch: Any, call: Call) -> None:

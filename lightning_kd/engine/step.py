@@ -35,6 +35,7 @@ from lightning_kd.engine.reading import Reading
 from lightning_kd.engine.sparse_teacher import sparse_in
 from lightning_kd.losses.base import DistillationLoss, StepTensors
 from lightning_kd.losses.tensors import add_up
+from lightning_kd.losses.tokens.qkv import QKVRelationLoss
 from lightning_kd.losses.tokens.sparse import SparseLogits
 from lightning_kd.teachers.base import NO_LESSON, Lesson, Teacher
 
@@ -131,7 +132,7 @@ class TrainingStep:
         stored = self.teacher is not None and self.teacher.looks_up
         choose_attention(self.objective, self.student, self.student if teacher is None else teacher, stored=stored)
         losses = self.objective.components
-        map_layers(losses, self.student, teacher)
+        map_layers(losses, self.student, teacher, stored=self.teacher.axes if stored and self.teacher else ())
         show_blocks(losses, self.student, teacher)
         layers = [name for loss in losses for name in loss.student_layers if not is_output(name)]
         self.reading = Reading(self.hooks, losses)
@@ -314,7 +315,9 @@ class TrainingStep:
 
     def settle_positions(self, batch: Any, call: Call) -> None:
         """Find out what both networks must be told of padding on the left, and of several documents in a row."""
-        self.positions.settle(batch, call, lambda: self.hooks.teacher_inputs(batch, call.args, call.kwargs))
+        keys = any(isinstance(loss, QKVRelationLoss) for _, loss in self.objective.leaves)
+        seen = partial(self.hooks.teacher_inputs, batch, call.args, call.kwargs)
+        self.positions.settle(batch, call, seen, reads_keys=keys)
 
     def _tell_left_out(self, call: Call, kwargs: dict[str, Any]) -> None:
         """Say once which of the student's inputs the teacher does not take."""

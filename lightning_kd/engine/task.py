@@ -6,6 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from lightning_kd.capture.call import marks_of
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.model_loss import ModelLoss
@@ -24,6 +25,12 @@ _VALUE_BY_VALUE = (
     nn.KLDivLoss,
 )
 """Torch's losses that compare each output with a value of its own, and most of which broadcast unequal shapes."""
+
+
+_CHANGED_TARGET = (
+    "task_loss, a {}, changed the target in place, which the other losses and the metrics read too. Let it begin with "
+    "target = target.clone()."
+)
 
 
 def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None) -> Tensor:
@@ -48,9 +55,13 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
         raise ValueError(f"task_loss needs logits and a target, but there are no {missing}.")
     if not isinstance(target, Tensor):  # a loss of the user's own may take it
         return _of_other_target(task_loss, logits, target)
-    target = _in_shape(task_loss, logits, target)
+    given = target.clone() if target.is_inference() else target  # which has no version to compare
+    before = marks_of([given])
     try:
-        return _term(task_loss, logits, cast(Tensor, as_class_ids(target, logits)))
+        term = _term(task_loss, logits, cast(Tensor, as_class_ids(_in_shape(task_loss, logits, given), logits)))
+        if marks_of([given]) != before:
+            raise ValueError(_CHANGED_TARGET.format(type(task_loss).__name__))
+        return term
     except (IndexError, RuntimeError) as error:
         say_of_labels(error, "The task's own loss", target, logits)
         raise

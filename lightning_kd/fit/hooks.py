@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -126,6 +127,32 @@ class ModuleHooks(SkippedInBatches, FitHooks):
     def __init__(self, run: DistillationRun, before_fit: Callable[[], None]) -> None:
         self._run = run
         self._before_fit = before_fit
+        self._trains: set[str] = set()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's means, and tell of weights that were thawed and are in no optimizer."""
+        super().on_train_epoch_start(trainer, pl_module)
+        trains = {name for name, weight in self.run.student.named_parameters() if weight.requires_grad}
+        taken = {id(weight) for one in trainer.optimizers for group in one.param_groups for weight in group["params"]}
+        left = [n for n, p in self.run.student.named_parameters() if n in trains - self._trains and id(p) not in taken]
+        if left and self._trains:
+            rank_zero_warn(
+                "Weights of the student were frozen at set-up and train now, but are in no optimizer, so they stay as "
+                f"they are: {left[0]!r}{f' and {len(left) - 1} more' if len(left) > 1 else ''}. Add them with "
+                "optimizer.add_param_group, freeze them only after the optimizer is made, or use Lightning's "
+                "BaseFinetuning."
+            )
+        self._trains |= trains
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Write a log line every ``log_every_n_steps``, and tell of a step of the user's that leaves the losses out."""
+        if not self.run.used:
+            self.run.used = True
+            rank_zero_warn(
+                f"{type(pl_module).__name__}.training_step made a step without the distillation losses. Add them by "
+                "super().training_step(batch, batch_idx); of a step that is wholly your own, use DistillationCallback."
+            )
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
 
     def student_of(self, pl_module: LightningModule) -> nn.Module:
         """Return the module that is the student by now."""

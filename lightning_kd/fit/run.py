@@ -85,6 +85,8 @@ class DistillationRun:
         self.objective = Objective(losses, task_weight)
         self.step = TrainingStep(student, teacher, self.objective, hooks, calls)
         self.task = TaskWatch(self.objective)
+        self.used = False
+        """Whether a step has asked for the losses."""
         self.setup = SetUp(self.step, self.task)
         self.clock = Clock(self.step)
         self.names = Names()
@@ -302,6 +304,7 @@ class DistillationRun:
         if empty:
             self._warn_of_empty(module)
             task = None if task is None else task.nan_to_num(0.0, 0.0, 0.0)  # the mean of nothing is NaN
+        self.used = True
         goal = self.clock.goal
         if not self.steps.going_on:
             with leaving_no_trace(self.objective.losses):
@@ -310,9 +313,7 @@ class DistillationRun:
         if not self.clock.tuning:
             self.gradients.remember(goal, terms.tensors)
             try:
-                self.lines.add(
-                    terms, sum(call.rows(self.step.batch_axis) for call in calls), self._counts(terms, of_task)
-                )
+                self.lines.add(terms, sum(map(self._rows, calls)), self._counts(terms, of_task))
             except FloatingPointError as error:
                 self.gradients.look(module, self.log.bad_step)
                 said = with_state_of_weights(error, module)
@@ -325,6 +326,12 @@ class DistillationRun:
         varies = self.clock.source is not None or bool(self.objective.stages) or self.objective.may_leave_out_teacher
         kept = self.unused.keep(total, module, [call.output for call in calls], empty=empty, varies=varies)
         return self.window.returned(kept)
+
+    def _rows(self, call: Call) -> int:
+        """Return over how many rows the parts of a call are means: those of the logits, not the nodes of graphs."""
+        known = call.called and not self.step.batch_axis
+        logits = self.step.reading.known_logits(call.output) if known else None
+        return len(logits) if isinstance(logits, Tensor) and logits.ndim else call.rows(self.step.batch_axis)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Leave unused parameters alone, look at the gradients, and write a line if one is due."""

@@ -165,7 +165,7 @@ class TokenMeans:
         orders = {loss.order for loss in of_losses}
         of_two = [loss for loss in losses if isinstance(loss, ULDLoss)]
         orders = orders or {loss.order for loss in of_two}
-        if not orders and self.own_loss:
+        if not orders and (self.own_loss or order_of(original(self.step.student)).predicts_next):
             orders = {self._own_order()}
         if len(orders) != 1:
             return None

@@ -457,6 +457,7 @@ class ReadsPadding(nn.Module):
         return self.net(input_ids.float().mean(1, keepdim=True))
 
 
+@pytest.mark.filterwarnings("ignore:The teacher ReadsPadding gives a row that is padded on the right")
 def test_an_answer_that_depends_on_the_padding_is_not_stored(tmp_path):
     with pytest.raises(ValueError, match="or on the padding"):
         cache.write(

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from lightning_kd.capture.attention import place_of
+from lightning_kd.capture.attention import Attended, place_of
 from lightning_kd.capture.attention_kinds import every_attention_in, find_attention
+from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.hooks import Capture, without_captures
 from tests.capture.attending import HEADS, LENGTH, WIDTH, Called, Encoder, Layered, Net, heads_of
 
@@ -499,3 +500,13 @@ def test_weights_that_are_changed_before_they_are_read_are_refused():
         network.blocks[1].mix.attn.in_proj_weight.mul_(2.0)
         with pytest.raises(RuntimeError, match="changed the queries, keys or values"):
             capture.check_ran(call)
+
+
+@pytest.mark.parametrize("added", [-100.0, -1e4, float("-inf")])
+def test_what_a_mask_leaves_out_is_the_same_however_much_it_adds(added):
+    """Swin adds -100, at which TinyBERT's code leaves scores out: with the score they would be on both sides of it."""
+    query, key = (torch.randn(1, 2, 4, 3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    earlier = torch.ones(4, 4, dtype=torch.bool).tril()
+    masks = (earlier, torch.zeros(4, 4).masked_fill(~earlier, added))
+    kept, found = (read_part("scores", Attended(query, key, key, mask, False)) for mask in masks)
+    torch.testing.assert_close(found, kept, rtol=0, atol=0)

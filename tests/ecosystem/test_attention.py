@@ -390,3 +390,23 @@ def test_a_backend_that_shows_nothing_is_refused_in_words():
         ValueError, match=r"student's 'model.layers.0' computes its attention by 'flex_attention'.*sdpa"
     ):
         mean_of(student, teacher, AttentionMatrixLoss(*layers), inputs)
+
+
+@pytest.mark.parametrize("relation_heads", [1, 2, 4])
+@pytest.mark.parametrize("relation", ["QQ", "KK", "VV"])
+def test_relations_do_not_depend_on_the_side_of_the_padding(relation, relation_heads):
+    """Rotary positions turn queries and keys: over other heads than the attention's a relation depends on them."""
+
+    def llama(seed):
+        torch.manual_seed(seed)
+        sizes = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "initializer_range": 0.5}
+        counts = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+        return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes, **counts))
+
+    loss = partial(QKVRelationLoss, "last", relation_heads=relation_heads, relations={relation: 1.0})
+    found = []
+    for first in ([7, 5, 9, 0, 0], [0, 0, 7, 5, 9]):
+        ids = torch.tensor([first, [3, 8, 2, 11, 6]])
+        inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
+        found.append(mean_of(llama(0), llama(1), loss(), inputs))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)

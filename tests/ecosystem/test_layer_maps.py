@@ -22,7 +22,7 @@ from transformers import (
 
 from lightning_kd import DistillationCallback, DistillationModule
 from lightning_kd.configurable import describe, restore
-from lightning_kd.engine.layer_maps import blocks_of, pairs_of_blocks
+from lightning_kd.engine.layer_maps import blocks_of, map_layers, pairs_of_blocks
 from lightning_kd.losses import AttentionMatrixLoss, DistillationLoss, HiddenStateLoss, QKVRelationLoss
 from tests import support
 
@@ -186,3 +186,10 @@ def test_names_that_are_given_later_take_the_place_of_a_map():
     assert loss.blocks == {"student": ("a.0", "a.1"), "teacher": ("b.1", "b.3")}
     loss.name_layers("c.0", "d.0")
     assert loss.blocks == {"student": ("c.0",), "teacher": ("d.0",)}
+
+
+@pytest.mark.parametrize("how", ["last", "uniform", "skip"])
+def test_stored_answers_of_a_deeper_teacher_are_refused_a_map(how):
+    student = nn.ModuleDict({"h": nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8) for _ in range(2))})
+    with pytest.raises(ValueError, match=r"'h\.3' is stored, and the student ends with 'h\.1'\. Name the layers"):
+        map_layers([HiddenStateLoss(how)], student, None, stored=["h.1", "h.3"])

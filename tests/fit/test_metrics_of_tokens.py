@@ -8,7 +8,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.text import Perplexity
 
-from lightning_kd.losses import RKDLoss, TokenKDLoss
+from lightning_kd.losses import HintLoss, RKDLoss, TokenKDLoss
 from lightning_kd.metrics import NegativeFlips
 from tests.fit.test_token_means import ALL, WHOLE, evaluate, expected, split, still
 from tests.losses.tokens.test_in_fit import LENGTH, VOCABULARY, networks
@@ -83,8 +83,10 @@ def test_a_metric_of_the_users_own_shifts_itself_and_is_told(caplog):
 
 
 def test_it_is_told_where_nothing_says_what_a_position_predicts(caplog):
+    unnamed = still([RKDLoss("block", "block")], metrics={"ppl": Perplexity(ignore_index=-100)})
+    unnamed.student.__class__ = type("Unnamed", (type(unnamed.student),), {})
     with caplog.at_level("INFO"):
-        evaluate(still([RKDLoss("block", "block")], metrics={"ppl": Perplexity(ignore_index=-100)}), split(ALL, 3))
+        evaluate(unnamed, split(ALL, 3))
     assert sum("metrics: ppl get logits" in one.message for one in caplog.records) == 1
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -115,3 +117,11 @@ def test_a_token_beyond_the_vocabulary_makes_the_perplexity_infinite_in_any_spli
     ):
         found = evaluate(still([TokenKDLoss()]), split(ALL | {"labels": labels}, size))
     assert found["val/perplexity"] == found["val/teacher_perplexity"] == float("inf")
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_causal_model_is_compared_with_the_next_token_whatever_the_losses_are(size):
+    found = evaluate(still([HintLoss("block", "block")]), split(ALL, size))
+    names = [name for name in WHOLE if name.endswith(("accuracy", "agreement", "perplexity"))]
+    assert len(names) == 4
+    assert {name: found[name] for name in names} == pytest.approx({name: WHOLE[name] for name in names}, rel=1e-5)

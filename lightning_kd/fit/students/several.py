@@ -14,7 +14,9 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lightning_kd.capture.call import marks_of
 from lightning_kd.capture.columns import is_own
+from lightning_kd.capture.tensors_in import tensors_in
 from lightning_kd.distributed.sharding import mesh_of
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.fit.first_batch import probe_batch
@@ -183,7 +185,7 @@ class SeveralStudents(OneBatch):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the sum of the students' losses."""
         with self.one_batch():
-            losses = [member.training_step(batch, batch_idx) for member in self.members.values()]
+            losses = [_step_of(name, member, batch, batch_idx) for name, member in self.members.items()]
         total: Tensor = sum(losses[1:], start=losses[0])
         return total
 
@@ -333,12 +335,25 @@ def _check_names(students: Mapping[str, nn.Module]) -> None:
             raise ValueError(f"students[{name!r}] is a {type(student).__name__}, no torch.nn.Module.")
     owners: dict[int, str] = {}
     for name, student in students.items():
-        for parameter in student.parameters():
-            if owners.setdefault(id(parameter), name) != name:
+        for tensor in (*student.parameters(), *student.buffers()):
+            if owners.setdefault(id(tensor), name) != name:
+                what = "parameters" if isinstance(tensor, nn.Parameter) else "buffers"
                 raise ValueError(
-                    f"The students {owners[id(parameter)]!r} and {name!r} share parameters, which would then follow "
-                    "the losses of both; give each its own: copy.deepcopy(network)."
+                    f"The students {owners[id(tensor)]!r} and {name!r} share {what}, which would then follow both; "
+                    "give each its own: copy.deepcopy(network)."
                 )
+
+
+def _step_of(name: str, member: Any, batch: Any, batch_idx: int) -> Tensor:
+    """Return the loss of one student, and raise a ``RuntimeError`` if the next one would see another batch."""
+    before = marks_of(tensors_in((batch,)).values())
+    loss: Tensor = member.training_step(batch, batch_idx)
+    if marks_of(tensors_in((batch,)).values()) != before:
+        raise RuntimeError(
+            f"The student {name!r} changed the batch in place, so the next one would see another. Set inplace=False in "
+            "its first layer, or let its forward begin with x = x.clone()."
+        )
+    return loss
 
 
 def _check_hooks(cls: type) -> None:

@@ -22,6 +22,8 @@ from lightning_kd.losses import ATLoss, AttentionMatrixLoss, QKVRelationLoss
 from tests import support
 from tests.capture.attending import HEADS, LENGTH, WIDTH, Called, Encoder, Layered, Net, heads_of
 
+# the heads of these networks are means over all tokens, padding too; their attention is what is compared
+pytestmark = pytest.mark.filterwarnings("ignore:The (student|teacher) Text gives a row that is padded on the right")
 VOCABULARY = 11
 REAL = torch.arange(LENGTH) < torch.tensor([[6], [4], [2]])
 STEP = partial(torch.optim.SGD, lr=0.5)
