@@ -1,6 +1,6 @@
 """The mean over the tokens of an accumulation window, in the place of the mean of its micro-batches' means."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from lightning.pytorch import LightningModule
@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.graph import Node
 
 from lightning_kd.engine.objective import Goal
+from lightning_kd.losses.base import DistillationLoss
 from lightning_kd.losses.hybrid import HybridLoss
 from lightning_kd.losses.tokens.mean import TokenMean
 
@@ -23,14 +24,17 @@ class TokenWindow:
     many tokens a window has is known at its end only. So the gradient of each micro-batch is weighed by its tokens
     against those of the first, and the whole is divided by all of them before the optimizer's step. The value of the
     loss stays that of the micro-batch. A term that a subclass adds would be divided too, so nothing is weighed then.
+
+    Args:
+        losses: All losses of the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, losses: Iterable[DistillationLoss]) -> None:
+        # also one whose weight is 0 for now, so that windows are alike before and after that changes
+        self.has_tokens = any(isinstance(loss, TokenMean) for loss in losses)
         self.first: Tensor | None = None
         self.tokens: Tensor | None = None
         self._told = False
-        self._goal: Goal | None = None
-        self._has_tokens = False
         self._returned: Node | None = None
         self._has_more = False
 
@@ -49,9 +53,7 @@ class TokenWindow:
             of_task: Over how many labels the task's own loss is a mean, ``None`` if it is no such mean; empty if there
                 is no such loss.
         """
-        if goal is not self._goal:
-            self._goal, self._has_tokens = goal, any(isinstance(loss, TokenMean) for _, loss in goal.active)
-        if not self._has_tokens or self._has_more or _micro_batches(module) == 1:
+        if not self.has_tokens or self._has_more or _micro_batches(module) == 1:
             return total
         count = _common_count(goal, of_task)
         if count is None:

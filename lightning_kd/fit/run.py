@@ -96,7 +96,7 @@ class DistillationRun:
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
-        self.window = TokenWindow()
+        self.window = TokenWindow(loss for _, loss in self.objective.leaves)
         self.steps = TrainerSteps()
         self.patches = Patches() if patches is None else patches
         self.resume = ResumeState(self.setup, self.lines, self.evaluation, self.patches, self.as_it_was)

@@ -22,6 +22,7 @@ from lightning_kd.losses import (
     QKVRelationLoss,
     TokenKDLoss,
 )
+from lightning_kd.schedules import LinearSchedule
 from tests import support
 from tests.support import processes
 
@@ -293,14 +294,16 @@ def test_a_batch_is_its_micro_batches(form: str) -> None:
     same(after_a_step(losses_of_tokens(form), *parts, accumulate_grad_batches=2), whole, 1e-7)
 
 
-def test_a_window_takes_a_task_that_is_a_mean_over_the_same_labels() -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.0])
+def test_a_window_takes_a_task_that_is_a_mean_over_the_same_labels(weight: float) -> None:
     x, y = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([1, -100, -100, 0, 2, 3])
     found = []
     for parts, window in (([slice(0, 6)], 1), ([slice(0, 3), slice(3, 6)], 2)):
         student, teacher = (support.seeded(lambda: nn.Linear(3, 4), seed) for seed in (1, 2))
         optimizer = partial(torch.optim.SGD, lr=0.5)
         task = nn.CrossEntropyLoss()
-        module = DistillationModule(student, teacher, [TokenKDLoss()], task_loss=task, optimizer=optimizer)
+        losses = [TokenKDLoss(weight=LinearSchedule(weight, 1.0, length=2))]
+        module = DistillationModule(student, teacher, losses, task_loss=task, optimizer=optimizer)
         fit(module, [(x[rows], y[rows]) for rows in parts], accumulate_grad_batches=window)
         found.append(student.weight)
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-6)
