@@ -106,8 +106,8 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     these is read what goes through Hugging Face's interface, ``nn.MultiheadAttention``, or a module whose code calls
     ``torch.nn.functional.scaled_dot_product_attention``. Scores or probabilities are computed beside the model's own
     attention, whose numbers stay as they are, and before its dropout. Only ``nn.TransformerEncoderLayer`` leaves its
-    fast path in eval mode, as torch does for any hook, which changes last bits. Windows, attention to other tokens and
-    matrices made by hand are refused. Or name modules whose output is the attention of each head, (B, H, T, T). Padded
+    fast path in eval mode, as torch does for any hook, which changes last bits. Windows outside Hugging Face's
+    interface, attention to other tokens and matrices made by hand are refused. Or name modules whose output is the attention of each head, (B, H, T, T). Padded
     tokens do not count, as queries or as keys. The losses of several pairs are added.
 
     Args:
