@@ -169,7 +169,8 @@ def test_padding_on_the_right_is_called_as_before():
 
 def xlnet(seed=0):
     torch.manual_seed(seed)
-    sizes = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16, "dropout": 0.0, "initializer_range": 0.3}
+    sizes = {"d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 16, "initializer_range": 0.3}
+    sizes |= {"dropout": 0.0, "summary_last_dropout": 0.0}
     return hf.XLNetForSequenceClassification(hf.XLNetConfig(vocab_size=50, num_labels=3, **sizes | TOKENS))
 
 
