@@ -107,8 +107,9 @@ class AttentionMatrixLoss(ReadsAttention, LayerPairLoss):
     ``torch.nn.functional.scaled_dot_product_attention``. Scores or probabilities are computed beside the model's own
     attention, whose numbers stay as they are, and before its dropout. Only ``nn.TransformerEncoderLayer`` leaves its
     fast path in eval mode, as torch does for any hook, which changes last bits. Windows outside Hugging Face's
-    interface, attention to other tokens and matrices made by hand are refused. Or name modules whose output is the attention of each head, (B, H, T, T). Padded
-    tokens do not count, as queries or as keys. The losses of several pairs are added.
+    interface, attention to other tokens and matrices made by hand are refused. Or name modules whose output is the
+    attention of each head, (B, H, T, T). Padded tokens do not count, as queries or as keys. The losses of several pairs
+    are added.
 
     Args:
         student: Dotted name of the student's block, or of a module that returns attention, or a list of them; or
