@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
 from lightning_kd.functional import kd_loss
-from lightning_kd.losses import DKDLoss, KDLoss, MutualLearning, TfKDLoss
+from lightning_kd.losses import DKDLoss, HintLoss, KDLoss, MutualLearning, TfKDLoss
 from tests import support
 
 X = torch.randn(10, 6, generator=torch.Generator().manual_seed(0))
@@ -301,3 +301,12 @@ def test_weights_that_thaw_and_are_in_no_optimizer_are_told(add):
         support.fit(module, train=loader(), max_epochs=3, limit_val_batches=0, callbacks=[Thaws(add)])
     said = [str(one.message) for one in told if "were frozen at set-up and train now" in str(one.message)]
     assert said == [] if add else len(said) == 1 and "'0.weight' and 1 more" in said[0]
+
+
+@pytest.mark.parametrize("inference_mode", [True, False])
+def test_a_layer_may_be_changed_in_place_where_an_evaluation_does_not_read_it(inference_mode):
+    nets = [nn.Sequential(nn.Linear(6, 4), nn.ReLU(inplace=inplace), nn.Linear(4, 3)) for inplace in (True, False)]
+    module = DistillationModule(*nets, [HintLoss("0", "0")], task_loss=nn.CrossEntropyLoss())
+    (found,) = support.trainer(inference_mode=inference_mode).validate(module, loader(), verbose=False)
+    right = (nets[1](X).argmax(1) == Y).float().mean().item()
+    assert found["val/teacher_accuracy"] == pytest.approx(right)
