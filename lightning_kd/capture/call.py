@@ -93,7 +93,8 @@ class Call:
     def rows(self, axis: int = 0) -> int:
         """Return how many samples the module was called with: the length of its first tensor.
 
-        Of inputs in dictionaries, tuples or objects, such as graphs of many nodes, the output tells; 1 if it does not.
+        Of inputs in dictionaries, tuples or objects, such as graphs of many nodes, the output tells; without one their
+        first tensor; 1 if there is none.
 
         Args:
             axis: The axis of the samples.
@@ -103,8 +104,8 @@ class Call:
                 return value.shape[axis] if value.ndim > axis else 1
             if isinstance(value, list):  # of samples
                 return len(value)
-        outputs = tensors_in((self.output,)).values()
-        return next((len(value) for value in outputs if value.ndim), 1)
+        inside = (*tensors_in((self.output,)).values(), *tensors_in(self.args, self.kwargs).values())
+        return next((len(value) for value in inside if value.ndim), 1)
 
     @property
     def changed_input(self) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_kd import DistillationModule
+from lightning_kd import Batch, DistillationModule
 from lightning_kd.capture.call import Call
 from lightning_kd.losses import HintLoss, KDLoss
 from lightning_kd.teachers import FunctionTeacher, OnnxTeacher
@@ -44,6 +44,30 @@ def test_a_function_may_read_the_batch():
     data = [(x, y, i) for i, (x, y) in enumerate(support.data())]
     made = support.module(teacher=teacher, losses=[KDLoss()])
     support.fit(made, train=DataLoader(data, batch_size=8, shuffle=True), val=DataLoader(data, batch_size=8))
+
+
+class Nested(DistillationModule):
+    def unpack_batch(self, batch):
+        return Batch(args=({"x": batch[0]},), target=batch[1])
+
+
+class OfDict(nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, given):
+        return self.net(given["x"])
+
+
+def test_a_function_may_be_given_a_dictionary():
+    ask = answers(support.teacher())
+    nets = []
+    for guide in (FunctionTeacher(lambda given: ask(given["x"])), OfDict(support.teacher())):
+        made = Nested(OfDict(support.student()), guide, [KDLoss()])
+        support.fit(made)
+        nets.append(made.student)
+    support.assert_same_weights(*nets)
 
 
 class Reversed(DistillationModule):
