@@ -158,10 +158,12 @@ class Lines:
     def shares(self) -> list[tuple[str, float, float, float]]:
         """Return (name, weight, mean, share of the loss) of each part over the last epoch.
 
-        A weight that changed within the epoch is told as the one that gives the same share.
+        A weight that changed within the epoch is told as the one that gives the same share. Where parts are means over
+        labels or tokens, and others over rows, the loss is the sum of the parts, as in the log.
         """
         means, weights, weighted = self.log.epoch_means, self.objective.weights(), self.log.epoch_shares
-        total = means.get("loss") or 1.0
+        parts = self._weighted(means) if self.log.epoch_is_uneven else {}
+        total = sum(parts.values()) or means.get("loss") or 1.0
         found = []
         for name, mean in means.items():
             if name in weights:

@@ -103,3 +103,12 @@ def test_a_fit_shows_shares_that_make_up_the_loss():
     module = support.module(losses=losses, task_weight=LinearSchedule(0.1, 1.0, length=4, unit="step"))
     support.fit(module)
     assert sum(share for *_, share in module.run.shares()) == pytest.approx(1.0)
+
+
+def test_shares_make_up_the_loss_where_a_part_is_a_mean_over_something_else():
+    """The task is a mean over 1 and 3 labels, KD one over 2 rows: the means of the epoch are 4 and 3."""
+    lines = Lines(Objective(name_losses([KDLoss()])), Names())
+    for step, (task, kd, labels) in enumerate([(1.0, 2.0, 1.0), (5.0, 4.0, 3.0)]):
+        values = {"task": torch.tensor(task), "kd": torch.tensor(kd)}
+        lines.log.add(torch.tensor(task + kd), values, step, rows=2, counts={"task": torch.tensor(labels)})
+    assert {name: share for name, *_, share in lines.shares()} == pytest.approx({"task": 4 / 7, "kd": 3 / 7})
