@@ -51,10 +51,6 @@ class Call:
 
     returned: Mapping[Path, Tensor] = field(default_factory=dict)
     """The tensors of an output that is no tensor, by where they were."""
-    copies: Sequence[Tensor] = ()
-    """Copies of the inputs, where these have no versions, as under ``torch.inference_mode``."""
-    copies_of_outputs: Sequence[Tensor] = ()
-    """The same of the outputs."""
 
     def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note what the module is called with, before it runs."""
@@ -112,8 +108,6 @@ class Call:
         """Whether the module's input was changed since it was called: a tensor in place, or what a container holds."""
         if any(_is_changed(tensor, version) for tensor, version in self.inputs):
             return True
-        if not _are_equal(self.inputs, self.copies):
-            return True
         if not self.inside:
             return False
         now = tensors_in(self.args, self.kwargs)
@@ -123,8 +117,6 @@ class Call:
     def changed_output(self) -> bool:
         """Whether the module's output was changed since then: a tensor in place, or what a container holds."""
         if any(_is_changed(tensor, version) for tensor, version in self.outputs):
-            return True
-        if not _are_equal(self.outputs, self.copies_of_outputs):
             return True
         if isinstance(self.output, Tensor) or not self.outputs:
             return False
@@ -156,21 +148,8 @@ def marks_of(values: Iterable[object]) -> list[tuple[int, int]]:
     return [(id(tensor), version) for tensor, version in with_versions(values)]
 
 
-def copies_without_versions(values: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
-    """Return copies of tensors if one of them has no version, so that it is known whether they are changed."""
-    return [tensor.clone() for tensor, _ in values] if any(version == UNKNOWN for _, version in values) else []
-
-
 def _is_changed(tensor: Tensor, version: int) -> bool:
     return version != UNKNOWN and version_of(tensor) != version
-
-
-def _are_equal(now: Sequence[tuple[Tensor, int]], copies: Sequence[Tensor]) -> bool:
-    return not copies or all(_is_equal(one, copy) for (one, _), copy in zip(now, copies, strict=True))
-
-
-def _is_equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _show(value: object) -> str:

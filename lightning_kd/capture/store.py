@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from lightning_kd.capture.attention import AttentionCall
-from lightning_kd.capture.call import Call, copies_without_versions
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.networks import first_tensor
 from lightning_kd.capture.private import version_of
 
@@ -32,8 +32,6 @@ class Store:
         """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
-        self.looked_without_versions = False
-        """Whether a call without versions was compared with copies of what it took and returned; one is enough."""
         self.enough = 0
         """How many layers are enough to end a call; 0 if it runs to its end."""
 
@@ -47,8 +45,6 @@ def put_input(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: di
     call = store.call
     if not call.called:
         call.note_inputs(args, kwargs)
-        if not store.looked_without_versions:
-            call.copies = copies_without_versions(call.inputs)
 
 
 def _begin_another(store: Store) -> None:
@@ -73,9 +69,6 @@ def put_call(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: dic
     call.called = True
     call.args, call.kwargs = args, kwargs
     call.note_output(output)
-    if not store.looked_without_versions:
-        call.copies_of_outputs = copies_without_versions(call.outputs)
-        store.looked_without_versions = bool(call.copies or call.copies_of_outputs)
     if not torch.is_grad_enabled():
         call.without_grad = (*call.without_grad, "")
 
