@@ -30,8 +30,6 @@ class Call:
     """The versions of the features, in the order of the features."""
     inputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module was called with, with their versions then."""
-    inside: Mapping[Path, Tensor] = field(default_factory=dict)
-    """Those of them that stood in containers or objects, by where they were."""
     outputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module returned, with their versions then."""
     no_tensor: Sequence[tuple[str, str]] = ()
@@ -57,9 +55,7 @@ class Call:
         if all_by_themselves(args, kwargs):
             self.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
             return
-        given = tensors_in(args, kwargs)
-        self.inputs = with_versions(given.values())
-        self.inside = {path: tensor for path, tensor in given.items() if len(path) > 1}
+        self.inputs = with_versions(tensors_in(args, kwargs).values())
 
     def note_output(self, output: Any) -> None:
         """Note what the module returned."""
@@ -105,13 +101,8 @@ class Call:
 
     @property
     def changed_input(self) -> bool:
-        """Whether the module's input was changed since it was called: a tensor in place, or what a container holds."""
-        if any(_is_changed(tensor, version) for tensor, version in self.inputs):
-            return True
-        if not self.inside:
-            return False
-        now = tensors_in(self.args, self.kwargs)
-        return any(now.get(path) is not tensor for path, tensor in self.inside.items())
+        """Whether a tensor of the module's input was changed in place since it was called."""
+        return any(_is_changed(tensor, version) for tensor, version in self.inputs)
 
     @property
     def changed_output(self) -> bool:

@@ -276,15 +276,14 @@ class Capture:
                 raise ValueError(f"The {self.role}'s {block!r} cannot be read: {error}.") from None
             call.versions.append(version_of(value))
 
-    def check_unchanged(self, call: Call, *, with_output: bool, with_layers: bool = True) -> None:
+    def check_unchanged(self, call: Call, *, with_output: bool) -> None:
         """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
 
         Args:
             call: The recorded call.
-            with_output: Whether to look at the module's output.
-            with_layers: Whether to look at its layers.
+            with_output: Whether to look at the module's output besides its layers.
         """
-        layers = call.changed_layers() if with_layers else []
+        layers = call.changed_layers()
         if layers or (with_output and call.changed_output):
             raise RuntimeError(
                 f"What the {self.role}{f' layer(s) {layers}' if layers else ''} returned was changed in place "
