@@ -46,15 +46,6 @@ def bare(given):
     return torch.stack(list(given)) if isinstance(given, list) else given[0] if isinstance(given, tuple) else given
 
 
-def put(given):
-    if isinstance(given, Graph):
-        given.x = given.x - 1
-    elif isinstance(given, dict):
-        given["x"] = given["x"] - 1
-    else:
-        given[0] = given[0] - 1
-
-
 def write(given):
     bare(given).sub_(1.0)
 
