@@ -141,7 +141,6 @@ def test_the_mean_of_an_epoch_is_over_graphs_not_over_their_nodes():
 @pytest.mark.parametrize(
     ("dress", "change"),
     [
-        *((dress, put) for dress in ("dict", "list", "object")),
         *((dress, write) for dress in ("dict", "tuple", "object")),
     ],
 )
