@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.private import UNKNOWN, version_of
-from lightning_kd.capture.tensors_in import Path, all_by_themselves, tensors_in
+from lightning_kd.capture.tensors_in import Path, tensors_in
 
 
 @dataclass(slots=True)
@@ -52,9 +52,6 @@ class Call:
 
     def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Note what the module is called with, before it runs."""
-        if all_by_themselves(args, kwargs):
-            self.inputs = with_versions((*args, *kwargs.values()) if kwargs else args)
-            return
         self.inputs = with_versions(tensors_in(args, kwargs).values())
 
     def note_output(self, output: Any) -> None:
@@ -102,12 +99,12 @@ class Call:
     @property
     def changed_input(self) -> bool:
         """Whether a tensor of the module's input was changed in place since it was called."""
-        return any(_is_changed(tensor, version) for tensor, version in self.inputs)
+        return any_changed(self.inputs)
 
     @property
     def changed_output(self) -> bool:
         """Whether the module's output was changed since then: a tensor in place, or what a container holds."""
-        if any(_is_changed(tensor, version) for tensor, version in self.outputs):
+        if any_changed(self.outputs):
             return True
         if isinstance(self.output, Tensor) or not self.outputs:
             return False
@@ -126,17 +123,17 @@ def with_versions(values: Iterable[object]) -> list[tuple[Tensor, int]]:
     return [(value, version_of(value)) for value in values if isinstance(value, Tensor)]
 
 
-def marks_of(values: Iterable[object]) -> list[tuple[int, int]]:
-    """Return what is another thing after tensors among some values were changed in place or replaced.
+def any_changed(held: Iterable[tuple[Tensor, int]]) -> bool:
+    """Whether one of some tensors was changed in place since its version was noted.
 
     Example:
         >>> import torch
         >>> x = torch.zeros(2)
-        >>> before = marks_of([x])
-        >>> before == marks_of([x]), before == marks_of([x.add_(1)])
-        (True, False)
+        >>> held = with_versions([x])
+        >>> any_changed(held), any_changed([(x.add_(1), held[0][1])])
+        (False, True)
     """
-    return [(id(tensor), version) for tensor, version in with_versions(values)]
+    return any(_is_changed(tensor, version) for tensor, version in held)
 
 
 def _is_changed(tensor: Tensor, version: int) -> bool:

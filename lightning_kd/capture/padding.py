@@ -322,7 +322,7 @@ class Positions:
         try:
             with probing(self.network, self.whole, plain=True):
                 reads = self._reads_behind(named, mask, self._pad_id(tokens, mask, given=True))
-        except Exception:  # it takes no rows of another length
+        except Exception:  # of the user's network, which may take no rows of another length; that is told elsewhere
             return
         if reads:
             rank_zero_warn(_RIGHT.format(role=self.role, name=type(original(self.network)).__name__))

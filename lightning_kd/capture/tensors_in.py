@@ -38,14 +38,6 @@ def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> 
     return found
 
 
-def all_by_themselves(args: Iterable[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Whether no input is a container or an object, which might hold tensors."""
-    return not any(
-        not isinstance(value, Tensor | None) and not isinstance(value, _NO_CONTAINERS)
-        for value in (*args, *kwargs.values())
-    )
-
-
 def _look_into(value: Any, path: Path, found: dict[Path, Tensor], *, may_be_object: bool) -> None:
     parts: Iterable[tuple[object, Any]] = ()
     if isinstance(value, Mapping):

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_kd.capture.call import marks_of
+from lightning_kd.capture.call import any_changed, with_versions
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.model_loss import ModelLoss
@@ -56,10 +56,10 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
     if not isinstance(target, Tensor):  # a loss of the user's own may take it
         return _of_other_target(task_loss, logits, target)
     given = target.clone() if target.is_inference() else target  # which has no version to compare
-    before = marks_of([given])
+    before = with_versions([given])
     try:
         term = _term(task_loss, logits, cast(Tensor, as_class_ids(_in_shape(task_loss, logits, given), logits)))
-        if marks_of([given]) != before:
+        if any_changed(before):
             raise ValueError(_CHANGED_TARGET.format(type(task_loss).__name__))
         return term
     except (IndexError, RuntimeError) as error:

@@ -14,7 +14,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_kd.capture.call import marks_of
+from lightning_kd.capture.call import any_changed, with_versions
 from lightning_kd.capture.columns import is_own
 from lightning_kd.capture.tensors_in import tensors_in
 from lightning_kd.distributed.sharding import mesh_of
@@ -346,9 +346,9 @@ def _check_names(students: Mapping[str, nn.Module]) -> None:
 
 def _step_of(name: str, member: Any, batch: Any, batch_idx: int) -> Tensor:
     """Return the loss of one student, and raise a ``RuntimeError`` if the next one would see another batch."""
-    before = marks_of(tensors_in((batch,)).values())
+    before = with_versions(tensors_in((batch,)).values())
     loss: Tensor = member.training_step(batch, batch_idx)
-    if marks_of(tensors_in((batch,)).values()) != before:
+    if any_changed(before):
         raise RuntimeError(
             f"The student {name!r} changed the batch in place, so the next one would see another. Set inplace=False in "
             "its first layer, or let its forward begin with x = x.clone()."
