@@ -282,15 +282,34 @@ class Positions:
 
     def _of_row(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
         """Compare a row that is cut short, which is cheap, with one with padding before it."""
+        short = self._short_row(named, real, pad)
+        if short is None:
+            return None
+        one, along, pads = short
+        padded = one | {name: _join(pads[name], value) for name, value in along.items()}
+        return self._compare(one, padded, self._is_same)
+
+    def _reads_behind(self, named: dict[str, Any], real: Tensor, pad: int) -> bool:
+        """Compare the same row with one with padding behind it."""
+        short = self._short_row(named, real, pad)
+        if short is None:
+            return False
+        one, along, pads = short
+        padded = one | {name: _join(value, pads[name]) for name, value in along.items()}
+        expected, found = answer(self.network, one), answer(self.network, padded)
+        return expected is not None and not self._is_same(expected, found, behind=True)
+
+    def _short_row(
+        self, named: dict[str, Any], real: Tensor, pad: int
+    ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]] | None:
+        """Return the inputs of a row that is cut short, which of them have a value for each token, and padding."""
         kept = _kept(real, max(1, min(_LONGEST, real.shape[1] - _PADS)))
         if kept is None or not self._may_have(max(2, len(kept[1])) + _PADS, real):
             return None
         row, columns = kept
         columns = columns.repeat(2) if len(columns) == 1 else columns
         one, along = self._picked(named, row, columns)
-        pads = self._pads(one, along, pad)
-        padded = one | {name: _join(pads[name], value) for name, value in along.items()}
-        return self._compare(one, padded, self._is_same)
+        return one, along, self._pads(one, along, pad)
 
     def _of_full_row(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
         """Compare a row with padding behind it with the same before it, for a network of rows of one length."""
@@ -322,20 +341,10 @@ class Positions:
         try:
             with probing(self.network, self.whole, plain=True):
                 reads = self._reads_behind(named, mask, self._pad_id(tokens, mask, given=True))
-        except Exception:  # of the user's network, which may take no rows of another length; that is told elsewhere
+        except Exception:  # the network takes no row of another length, so nothing is known that could be said
             return
         if reads:
             rank_zero_warn(_RIGHT.format(role=self.role, name=type(original(self.network)).__name__))
-
-    def _reads_behind(self, named: dict[str, Any], real: Tensor, pad: int) -> bool:
-        kept = _kept(real, max(2, min(_LONGEST, real.shape[1] - _PADS)))
-        if kept is None:
-            return False
-        one, along = self._picked(named, *kept)
-        pads = self._pads(one, along, pad)
-        padded = one | {name: _join(value, pads[name]) for name, value in along.items()}
-        expected, found = answer(self.network, one), answer(self.network, padded)
-        return expected is not None and not self._is_same(expected, found, behind=True)
 
     def _of_rows(self, named: dict[str, Any], real: Tensor, pad: int) -> How | None:
         """Compare rows as they are, since what belongs to them, such as an image, may need them whole."""

@@ -111,10 +111,10 @@ def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: st
         raise ValueError(f"Student and {role} share {len(shared)} parameter(s), {remedy}.")
     others = {id(part) for part in other.modules()}
     for name, part in student.named_modules():
-        if id(part) in others and ("drop" in type(part).__name__.lower() or isinstance(part, nn.RReLU)):
+        if id(part) in others and _reads_its_mode(part):
             raise ValueError(
-                f"The student's {name!r}, a {type(part).__name__}, is one of the {role}'s too, {remedy}. It draws in "
-                "train mode alone, and the two have other modes."
+                f"The student's {name!r}, a {type(part).__name__}, is one of the {role}'s too, {remedy}. It does "
+                "another thing in train mode, and the two have other modes."
             )
     # from the first address to the last, with the tensor of each side that reaches furthest so far
     furthest: dict[str, tuple[tuple[str, int], str]] = {}
@@ -125,6 +125,12 @@ def check_not_shared(student: nn.Module, other: nn.Module, role: str, remedy: st
             mine, its = (name, met) if side == "student" else (met, name)
             raise ValueError(f"The student's {mine!r} and the {role}'s {its!r} lie in the same memory, {remedy}.")
         furthest[side] = max(furthest.get(side, (end, name)), (end, name))
+
+
+def _reads_its_mode(part: nn.Module) -> bool:
+    """Whether the code of a module's ``forward`` reads ``training``, as that of dropout does."""
+    code = getattr(type(part).forward, "__code__", None)
+    return code is not None and "training" in code.co_names
 
 
 def _places(module: nn.Module) -> Iterator[tuple[tuple[str, int], tuple[str, int], str]]:

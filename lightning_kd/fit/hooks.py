@@ -132,9 +132,9 @@ class ModuleHooks(SkippedInBatches, FitHooks):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the epoch's means, and tell of weights that were thawed and are in no optimizer."""
         super().on_train_epoch_start(trainer, pl_module)
-        trains = {name for name, weight in self.run.student.named_parameters() if weight.requires_grad}
-        taken = {id(weight) for one in trainer.optimizers for group in one.param_groups for weight in group["params"]}
-        left = [n for n, p in self.run.student.named_parameters() if n in trains - self._trains and id(p) not in taken]
+        trains = {name: weight for name, weight in self.run.student.named_parameters() if weight.requires_grad}
+        taken = {id(weight) for one in trainer.optimizers for weight in optimized_parameters(one)}
+        left = [name for name, weight in trains.items() if name not in self._trains and id(weight) not in taken]
         if left and self._trains:
             rank_zero_warn(
                 "Weights of the student were frozen at set-up and train now, but are in no optimizer, so they stay as "
@@ -142,7 +142,7 @@ class ModuleHooks(SkippedInBatches, FitHooks):
                 "optimizer.add_param_group, freeze them only after the optimizer is made, or use Lightning's "
                 "BaseFinetuning."
             )
-        self._trains |= trains
+        self._trains |= trains.keys()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Write a log line every ``log_every_n_steps``, and tell of a step of the user's that leaves the losses out."""

@@ -157,7 +157,7 @@ class LossWatch(TorchFunctionMode):
         Args:
             logits: The student's logits.
         """
-        if not self.calls and self.compares(logits):
+        if self.compares(logits):
             return Task("embeddings")
         calls = [call for call in self.calls if logits is not None and _is_made_of(call[2], logits)] or self.calls
         if calls and logits is not None and not any(_may_score(call, logits) for call in calls):
