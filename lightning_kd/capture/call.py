@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.private import UNKNOWN, version_of
-from lightning_kd.capture.tensors_in import Path, tensors_in
+from lightning_kd.capture.tensors_in import Path, is_held, tensors_in
 
 
 @dataclass(slots=True)
@@ -30,8 +30,16 @@ class Call:
     """The versions of the features, in the order of the features."""
     inputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module was called with, with their versions then."""
+    taken: Mapping[Path, Tensor] = field(default_factory=dict)
+    """Those of them that stood in containers or objects, by where they were."""
     outputs: Sequence[tuple[Tensor, int]] = ()
     """The tensors that the module returned, with their versions then."""
+    returned: Mapping[Path, Tensor] = field(default_factory=dict)
+    """Those of them that stood in containers or objects, by where they were."""
+    copies: Sequence[Tensor] = ()
+    """Copies of the inputs, where these have no versions, as under ``torch.inference_mode``."""
+    copies_of_outputs: Sequence[Tensor] = ()
+    """The same of the outputs."""
     no_tensor: Sequence[tuple[str, str]] = ()
     """Layers that returned no tensor, with the name of what they returned."""
     ran_twice: Sequence[str] = ()
@@ -47,21 +55,29 @@ class Call:
     is_example: bool = False
     """Whether the student was called with an example, not with samples of the data."""
 
-    returned: Mapping[Path, Tensor] = field(default_factory=dict)
-    """The tensors of an output that is no tensor, by where they were."""
+    def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, copied: bool) -> None:
+        """Note what the module is called with, before it runs; what was noted of a call around it is forgotten.
 
-    def note_inputs(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Note what the module is called with, before it runs."""
-        self.inputs = with_versions(tensors_in(args, kwargs).values())
+        Args:
+            args: Its positional inputs.
+            kwargs: Its named inputs.
+            copied: Whether to keep copies of inputs without versions.
+        """
+        given = tensors_in(args, kwargs)
+        self.inputs, self.taken = with_versions(given.values()), _inside(given)
+        self.copies = _copies(self.inputs) if copied else ()
 
-    def note_output(self, output: Any) -> None:
-        """Note what the module returned."""
+    def note_output(self, output: Any, *, copied: bool) -> None:
+        """Note what the module returned.
+
+        Args:
+            output: What it returned.
+            copied: Whether to keep copies of tensors without versions.
+        """
         self.output = output
-        if isinstance(output, Tensor):
-            self.outputs = [(output, version_of(output))]
-        else:
-            self.returned = tensors_in((output,))
-            self.outputs = with_versions(self.returned.values())
+        given = tensors_in((output,))
+        self.outputs, self.returned = with_versions(given.values()), _inside(given)
+        self.copies_of_outputs = _copies(self.outputs) if copied else ()
 
     def changed_layers(self) -> list[str]:
         """Return the layers whose value was changed in place after they had returned it."""
@@ -98,18 +114,17 @@ class Call:
 
     @property
     def changed_input(self) -> bool:
-        """Whether a tensor of the module's input was changed in place since it was called."""
-        return any_changed(self.inputs)
+        """Whether the module's input was changed since it was called: a tensor in place, or what a container holds."""
+        if any_changed(self.inputs) or not _are_equal(self.inputs, self.copies):
+            return True
+        return bool(self.taken) and not is_held(self.taken, tensors_in(self.args, self.kwargs))
 
     @property
     def changed_output(self) -> bool:
         """Whether the module's output was changed since then: a tensor in place, or what a container holds."""
-        if any_changed(self.outputs):
+        if any_changed(self.outputs) or not _are_equal(self.outputs, self.copies_of_outputs):
             return True
-        if isinstance(self.output, Tensor) or not self.outputs:
-            return False
-        now = tensors_in((self.output,))
-        return any(now.get(path) is not tensor for path, tensor in self.returned.items())
+        return bool(self.returned) and not is_held(self.returned, tensors_in((self.output,)))
 
 
 def describe_call(call: Call) -> str:
@@ -134,6 +149,22 @@ def any_changed(held: Iterable[tuple[Tensor, int]]) -> bool:
         (False, True)
     """
     return any(_is_changed(tensor, version) for tensor, version in held)
+
+
+def _inside(given: Mapping[Path, Tensor]) -> dict[Path, Tensor]:
+    return {path: tensor for path, tensor in given.items() if len(path) > 1}
+
+
+def _copies(values: Sequence[tuple[Tensor, int]]) -> list[Tensor]:
+    return [tensor.clone() for tensor, _ in values] if any(version == UNKNOWN for _, version in values) else []
+
+
+def _are_equal(now: Sequence[tuple[Tensor, int]], copies: Sequence[Tensor]) -> bool:
+    return not copies or all(_is_equal(one, copy) for (one, _), copy in zip(now, copies, strict=True))
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool(((one == other) | ((one != one) & (other != other))).all())
 
 
 def _is_changed(tensor: Tensor, version: int) -> bool:

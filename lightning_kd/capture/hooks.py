@@ -276,14 +276,15 @@ class Capture:
                 raise ValueError(f"The {self.role}'s {block!r} cannot be read: {error}.") from None
             call.versions.append(version_of(value))
 
-    def check_unchanged(self, call: Call, *, with_output: bool) -> None:
+    def check_unchanged(self, call: Call, *, with_output: bool, with_layers: bool = True) -> None:
         """Raise a ``RuntimeError`` that names what was changed in place since it was recorded.
 
         Args:
             call: The recorded call.
-            with_output: Whether to look at the module's output besides its layers.
+            with_output: Whether to look at the module's output.
+            with_layers: Whether to look at its layers.
         """
-        layers = call.changed_layers()
+        layers = call.changed_layers() if with_layers else []
         if layers or (with_output and call.changed_output):
             raise RuntimeError(
                 f"What the {self.role}{f' layer(s) {layers}' if layers else ''} returned was changed in place "

@@ -32,6 +32,8 @@ class Store:
         """How many calls count beside the first."""
         self.with_grad = False
         self.copied: set[str] = set()
+        self.has_compared_copies = False
+        """Whether a call without versions was compared with copies of what it took and returned; one is enough."""
         self.enough = 0
         """How many layers are enough to end a call; 0 if it runs to its end."""
 
@@ -44,7 +46,7 @@ def put_input(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: di
         _begin_another(store)
     call = store.call
     if not call.called:
-        call.note_inputs(args, kwargs)
+        call.note_inputs(args, kwargs, copied=not store.has_compared_copies)
 
 
 def _begin_another(store: Store) -> None:
@@ -68,7 +70,8 @@ def put_call(store: Store, module: nn.Module, args: tuple[Any, ...], kwargs: dic
         return
     call.called = True
     call.args, call.kwargs = args, kwargs
-    call.note_output(output)
+    call.note_output(output, copied=not store.has_compared_copies)
+    store.has_compared_copies |= bool(call.copies or call.copies_of_outputs)
     if not torch.is_grad_enabled():
         call.without_grad = (*call.without_grad, "")
 

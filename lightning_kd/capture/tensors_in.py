@@ -38,6 +38,23 @@ def tensors_in(args: Iterable[Any], kwargs: Mapping[str, Any] | None = None) -> 
     return found
 
 
+def is_held(held: Mapping[Path, Tensor], now: Mapping[Path, Tensor]) -> bool:
+    """Whether tensors are where they were; what was added beside them does not matter.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": torch.zeros(2)}
+        >>> held = tensors_in((batch,))
+        >>> batch["features"] = torch.ones(3)
+        >>> is_held(held, tensors_in((batch,)))
+        True
+        >>> batch["x"] = batch["x"] + 1
+        >>> is_held(held, tensors_in((batch,)))
+        False
+    """
+    return all(now.get(path) is tensor for path, tensor in held.items())
+
+
 def _look_into(value: Any, path: Path, found: dict[Path, Tensor], *, may_be_object: bool) -> None:
     parts: Iterable[tuple[object, Any]] = ()
     if isinstance(value, Mapping):

@@ -154,6 +154,7 @@ class Evaluation:
             with_student: Whether to log the student's accuracy too.
         """
         self.step.positions.check(batch, call)
+        self.step.capture.check_unchanged(call, with_output=True, with_layers=False)  # which are not read here
         lesson = self.step.ask(batch, call, lambda: read) if self.step.teacher_ready else NO_LESSON
         read = self.step.as_called(read, call)
         teacher_logits = self.step.reading.teacher_logits(lesson)

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
+from lightning_kd.capture.call import Call
 from lightning_kd.functional import kd_loss
 from lightning_kd.losses import DKDLoss, HintLoss, KDLoss, MutualLearning, TfKDLoss
 from tests import support
@@ -44,6 +45,15 @@ def bare(given):
     if isinstance(given, dict):
         return bare(given["x"])
     return torch.stack(list(given)) if isinstance(given, list) else given[0] if isinstance(given, tuple) else given
+
+
+def put(given):
+    if isinstance(given, Graph):
+        given.x = given.x - 1
+    elif isinstance(given, dict):
+        given["x"] = given["x"] - 1
+    else:
+        given[0] = given[0] - 1
 
 
 def write(given):
@@ -138,20 +148,32 @@ def test_the_mean_of_an_epoch_is_over_graphs_not_over_their_nodes():
 
 
 @pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("run", ["fit", "validate"])
 @pytest.mark.parametrize(
     ("dress", "change"),
     [
+        *((dress, put) for dress in ("dict", "list", "object")),
         *((dress, write) for dress in ("dict", "tuple", "object")),
     ],
 )
-def test_a_student_that_writes_into_its_input_is_refused_in_every_dress(door, dress, change):
+def test_a_student_that_writes_into_its_input_is_refused_in_every_dress(door, run, dress, change):
     with pytest.raises(RuntimeError, match="The student changed its input"):
-        fit(door, DRESSES[dress], [KDLoss()], student=Dressed(1, change))
+        fit(door, DRESSES[dress], [KDLoss()], student=Dressed(1, change), run=run)
 
 
-def test_a_plain_input_too():
+@pytest.mark.parametrize("run", ["fit", "validate"])
+def test_a_plain_input_too(run):
     with pytest.raises(RuntimeError, match="The student changed its input"):
-        fit("module", lambda x: x, [KDLoss()], student=Dressed(1, write))
+        fit("module", lambda x: x, [KDLoss()], student=Dressed(1, write), run=run)
+
+
+def test_what_was_noted_of_a_call_around_a_call_does_not_count():
+    """Lightning has DDP call the module itself with the whole batch, within which a step calls it with the inputs."""
+    call = Call()
+    call.note_inputs(((X, Y),), {}, copied=False)
+    call.note_inputs((X,), {}, copied=False)
+    call.args = (X,)
+    assert not call.changed_input
 
 
 def test_a_network_may_add_entries_of_its_own():
@@ -200,6 +222,18 @@ def test_an_output_whose_entries_a_step_replaces_is_refused():
     student, teacher = (Dressed(seed, returns=lambda logits: {"logits": logits}) for seed in (1, 2))
     with pytest.raises(RuntimeError, match="What the student returned was changed"):
         fit("callback", None, [KDLoss()], student, teacher, step=replaced)
+
+
+@pytest.mark.parametrize("run", ["fit", "validate"])
+def test_logits_that_an_evaluation_changes_are_refused(run):
+    def step(net, batch):
+        logits = net(batch[0])
+        if not net.training:
+            logits[:, 2] = -1e4
+        return F.cross_entropy(logits, batch[1])
+
+    with pytest.raises(RuntimeError, match="What the student returned was changed"):
+        fit("callback", None, [KDLoss()], step=step, run=run)
 
 
 class Rewrites(nn.Module):

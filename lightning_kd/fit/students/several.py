@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lightning_kd.capture.call import any_changed, with_versions
 from lightning_kd.capture.columns import is_own
-from lightning_kd.capture.tensors_in import tensors_in
+from lightning_kd.capture.tensors_in import is_held, tensors_in
 from lightning_kd.distributed.sharding import mesh_of
 from lightning_kd.files.checkpoint import CHECKPOINT_KEY
 from lightning_kd.fit.first_batch import probe_batch
@@ -346,9 +346,10 @@ def _check_names(students: Mapping[str, nn.Module]) -> None:
 
 def _step_of(name: str, member: Any, batch: Any, batch_idx: int) -> Tensor:
     """Return the loss of one student, and raise a ``RuntimeError`` if the next one would see another batch."""
-    before = with_versions(tensors_in((batch,)).values())
+    held = tensors_in((batch,))
+    before = with_versions(held.values())
     loss: Tensor = member.training_step(batch, batch_idx)
-    if any_changed(before):
+    if any_changed(before) or not is_held(held, tensors_in((batch,))):
         raise RuntimeError(
             f"The student {name!r} changed the batch in place, so the next one would see another. Set inplace=False in "
             "its first layer, or let its forward begin with x = x.clone()."
