@@ -23,6 +23,8 @@ class Call:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     output: Any = None
+    logits: Tensor | None = None
+    """The logits in the student's output, once a loss has looked for them; a ``logits_of`` may compute them."""
     features: dict[str, Tensor] = field(default_factory=dict)
     attended: dict[str, AttentionCall] = field(default_factory=dict)
     """What the attention of watched blocks was called with, by the names of the blocks."""

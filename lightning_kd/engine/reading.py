@@ -51,7 +51,9 @@ class Reading:
         head = self.hooks.output_options.logits
         if head is not None:
             _check_has_heads(call.output, head, training)
-        return self.hooks.logits_of(call.output) if self.needs_logits["student"] else self.known_logits(call.output)
+        logits_of = self.hooks.logits_of if self.needs_logits["student"] else self.known_logits
+        call.logits = logits_of(call.output)
+        return call.logits
 
     def known_logits(self, output: Any) -> Tensor | None:
         """Return the logits in an output of the student, ``None`` if it is not known which they are."""

@@ -329,9 +329,12 @@ class DistillationRun:
 
     def _rows(self, call: Call) -> int:
         """Return over how many rows the parts of a call are means: those of the logits, not the nodes of graphs."""
-        known = call.called and not self.step.batch_axis
-        logits = self.step.reading.known_logits(call.output) if known else None
-        return len(logits) if isinstance(logits, Tensor) and logits.ndim else call.rows(self.step.batch_axis)
+        logits = call.logits
+        if logits is None and call.called:  # no loss has looked for them
+            logits = self.step.reading.known_logits(call.output)
+        if isinstance(logits, Tensor) and logits.ndim and not self.step.batch_axis:
+            return len(logits)
+        return call.rows(self.step.batch_axis)
 
     def before_optimizer_step(self, module: LightningModule, optimizer: Optimizer) -> None:
         """Leave unused parameters alone, look at the gradients, and write a line if one is due."""

@@ -1,5 +1,6 @@
 """Nobody sees what another has written: what a network, a step or a task's loss changes is refused, wherever it is."""
 
+import copy
 import warnings
 from functools import partial
 
@@ -133,6 +134,24 @@ class Pools(nn.Module):
 
     def forward(self, nodes, graph):
         return self.net(torch.zeros(int(graph.max()) + 1, 6).index_add_(0, graph, nodes))
+
+
+def test_logits_that_a_door_computes_are_computed_once_for_the_losses():
+    calls = []
+
+    class Computes(DistillationCallback):
+        def logits_of(self, output):
+            calls.append(torch.is_grad_enabled())
+            return output
+
+    user = User(Dressed(1), lambda net, batch: F.cross_entropy(net(batch[0]), batch[1]))
+    counted = []
+    for steps in (1, 2):
+        calls.clear()
+        callback = Computes(Dressed(2), [KDLoss()])
+        support.fit(copy.deepcopy(user), train=loader(5), limit_val_batches=0, max_steps=steps, callbacks=[callback])
+        counted.append(len(calls))
+    assert counted[1] - counted[0] == 2  # of the student and of the teacher
 
 
 def test_the_mean_of_an_epoch_is_over_graphs_not_over_their_nodes():
