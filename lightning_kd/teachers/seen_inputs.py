@@ -10,7 +10,7 @@ from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import columns_of
 from lightning_kd.capture.contents import MASK, contents, inputs_of
 from lightning_kd.capture.options import NO_OPTION, is_answer_or_row, leaves_of_call, plain_option, same_option
-from lightning_kd.capture.padding import positions_of
+from lightning_kd.capture.padded_rows import positions_of
 from lightning_kd.capture.rows import is_of_batch
 from lightning_kd.files.store.manifest import COLUMNS, OPTIONS, TAKES, Manifest
 
