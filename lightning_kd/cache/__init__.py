@@ -4,5 +4,6 @@ May import ``engine``, ``teachers`` and what these may import. Begin with ``writ
 lies on the disk.
 """
 
+from lightning_kd.cache.prefetched import Prefetched as Prefetched
 from lightning_kd.cache.verify import verify as verify
 from lightning_kd.cache.write import write as write

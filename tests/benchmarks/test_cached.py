@@ -3,10 +3,12 @@
     python -m pytest tests/benchmarks/test_cached.py
 
 The digits student and a ResNet-8 at 32x32, 64 images a batch, through the Trainer. The ways alternate, and the fastest
-quarter of the steps of each counts, in processor time.
+quarter of the steps of each counts, in processor time. Then what a look-up costs in a store that is not in memory, and
+after workers have read ahead.
 """
 
 import copy
+import os
 import time
 from functools import partial
 
@@ -14,9 +16,10 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_kd import DistillationModule, cache
+from lightning_kd.capture.call import Call
 from lightning_kd.data.cifar_models import resnet8, resnet20
 from lightning_kd.data.networks.digits import DigitsConvNet
 from lightning_kd.losses import HintLoss, KDLoss
@@ -81,3 +84,33 @@ def test_a_step_with_stored_answers_costs_little_more_than_one_without_a_teacher
     tell(f"{name}: a step of {1e3 * fastest['without']:.2f} ms; {shown}")
     for way, ceiling in (CEILINGS[name] or {}).items():
         assert ratios[way] < ceiling
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="pages are taken out of memory on Linux alone")
+def test_workers_that_read_ahead_take_the_disk_off_the_step(tmp_path, tell):
+    rows, count = 60_000, 30
+    x = torch.randn(rows, 16)
+    cache.write(
+        nn.Linear(16, 1000), TensorDataset(x), tmp_path, losses=[KDLoss()], batch_size=4096, shard_rows=rows // 4
+    )
+    data = cache.Prefetched(TensorDataset(x), tmp_path)
+    times = {"cold": [], "read ahead": []}
+    for way in ["cold", "read ahead"] * 3:
+        chosen = [torch.randint(rows, (BATCH,)).tolist() for _ in range(count)]
+        teacher = CachedTeacher(tmp_path)
+        teacher.answer(None, Call(args=(x[:: rows // 4],)))  # a shard's checksum is computed when it is first read
+        os.sync()
+        for path in tmp_path.iterdir():
+            handle = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+        if way == "read ahead":
+            for _ in DataLoader(data, batch_sampler=chosen, num_workers=1):
+                pass
+        began = time.perf_counter()
+        for batch in chosen:
+            teacher.answer(None, Call(args=(x[batch],)))
+        times[way].append((time.perf_counter() - began) / count)
+    cold, ahead = min(times["cold"]), min(times["read ahead"])
+    tell(f"a look-up of {BATCH} rows on a disk: {1e3 * cold:.1f} ms, after workers read ahead {1e3 * ahead:.1f} ms")
+    assert ahead < 0.5 * cold

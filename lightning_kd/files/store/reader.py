@@ -177,6 +177,19 @@ class Store:
         parts = [self._rows(n, name, wanted[of], None) for n, of in zip(shards, places, strict=True)]
         return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(places)))]
 
+    def read_ahead(self, rows: Tensor) -> None:
+        """Read rows of all items once, so that the operating system has them in memory for every process.
+
+        Args:
+            rows: The rows, on the CPU; at least one.
+
+        Raises:
+            ValueError: If a shard is damaged, or has changed since it was opened.
+        """
+        for name in self._shard(int(rows[0]) // self.manifest.shard_rows).tensors:
+            if name.partition("#")[0] in self.manifest.items:
+                self.read(name, rows)
+
     def _rows(self, shard: int, name: str, wanted: Any, side: str | None) -> Tensor:
         return self._shard(shard).rows(name, wanted - shard * self.manifest.shard_rows, side)
 
