@@ -130,12 +130,6 @@ def part_and_block(layer: str) -> tuple[str, str] | None:
     return None if found is None else (found[1], found[2])
 
 
-def module_of(layer: str) -> str:
-    """Return the name of the module that a layer's name speaks of."""
-    found = part_and_block(layer)
-    return layer if found is None else found[1]
-
-
 def attentions_in(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of a block, itself included, whose attention goes through transformers' interface."""
     for name, module in block.named_modules():

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_kd.capture.activation_input import block_of
 from lightning_kd.capture.followed import Followed, following
 from lightning_kd.capture.places import Places
 from lightning_kd.capture.private import tree_map_only
@@ -104,11 +105,12 @@ def axes_in_call(
         args: What it was called with.
         kwargs: What it was called with by name.
         target: The target of the batch, which tells the number of samples.
-        layers: Dotted names of the layers.
+        layers: Names of the layers; outputs and attention are left out.
         runs: The module calls of the first call.
     """
-    layers, samples = set(layers), batch_of(args, kwargs, target)
-    if not layers or samples is None:
+    blocks = {layer: block for layer in layers if (block := block_of(layer)) is not None}
+    samples = batch_of(args, kwargs, target)
+    if not blocks or samples is None:
         return {}
     size, axis = samples
     more_args, more_kwargs = one_more_sample(args, kwargs, size, axis)
@@ -118,7 +120,8 @@ def axes_in_call(
         network(*more_args, **more_kwargs)
         more = second
     seen = seen_in(args, kwargs, target)
-    return find_axes(layers, runs, more, size, None if seen is None else seen.image)
+    found = find_axes(set(blocks.values()), runs, more, size, None if seen is None else seen.image)
+    return {layer: found[block] for layer, block in blocks.items() if block in found}
 
 
 def _find_batch(axes: Axes, value: Tensor, more: Tensor | None, size: int) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from lightning_kd.capture.activation_input import activation_in
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import is_of_transformers, takes
@@ -69,7 +70,7 @@ def sides_of(network: nn.Module, layers: Iterable[str]) -> set[str]:
     """
     if not is_encoder_decoder(network):
         return set()
-    names = [(part_and_block(layer) or ("", layer))[1] for layer in layers]
+    names = [activation_in(layer) or (part_and_block(layer) or ("", layer))[1] for layer in layers]
     return {side for name in names for side in _sides_in(name.split("."))}
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_kd.capture.attention import module_of, part_and_block
+from lightning_kd.capture.activation_input import activation_in, block_around, note_input, put_noted
+from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.attention_kinds import Handle, find_attention, leave_all, watch
 from lightning_kd.capture.attention_matrix import read_part
 from lightning_kd.capture.call import Call
@@ -102,7 +103,9 @@ class Capture:
         blocks: dict[str, nn.Module] = {}
         for layer, place in zip(self.layers, places[1:], strict=True):
             found = part_and_block(layer)
-            if found is None:
+            if activation_in(layer) is not None:
+                self._attach_input(layer, place)
+            elif found is None:
                 self._handles.append(place.register_forward_hook(partial(put_layer, self._store, layer)))
             else:
                 blocks[found[1]] = place
@@ -117,7 +120,7 @@ class Capture:
         for name in (named, plain_name(named)):
             with suppress(AttributeError):
                 place = inner.get_submodule(name)
-                if named == layer:
+                if part_and_block(layer) is None:
                     return place
                 attention = find_attention(place, name, self.role)
                 if attention is not None:
@@ -127,6 +130,11 @@ class Capture:
             "since the losses were built, such as a callback or a precision plugin. Name a layer that is left, or "
             "replace modules before the fit."
         )
+
+    def _attach_input(self, layer: str, activation: nn.Module) -> None:
+        block = self._find(block_around(module_of(layer)))
+        self._handles.append(activation.register_forward_pre_hook(partial(note_input, self._store, layer)))
+        self._handles.append(block.register_forward_hook(partial(put_noted, self._store, layer)))
 
     def _attach_call(self) -> None:
         # a module compiled in place compiles its own hooks too, each by itself, which is of no use for these
@@ -156,6 +164,7 @@ class Capture:
         store.calls = [store.call]
         store.more_calls = 0
         store.with_grad = torch.is_grad_enabled()
+        store.noted.clear()
         store.active = True
         return store.call
 
@@ -164,6 +173,7 @@ class Capture:
         self._store.active = False
         self._store.call = NO_CALL
         self._store.calls = []
+        self._store.noted.clear()
 
     @property
     def last_output(self) -> Any:
@@ -327,6 +337,12 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.capture.stop()
+
+
+def module_of(layer: str) -> str:
+    """Return the name of the module that a layer's name speaks of."""
+    found = part_and_block(layer)
+    return activation_in(layer) or layer if found is None else found[1]
 
 
 def without_captures(copy: nn.Module) -> None:

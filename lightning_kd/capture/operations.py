@@ -90,9 +90,9 @@ class Operations(TorchFunctionMode):
         """Return the operation that made a tensor; one without a name and inputs if none was seen."""
         return self._made.get(key) or self._made.get((key[0], 0)) or Operation("")
 
-    def that_are(self, names: Collection[str]) -> list[Operation]:
-        """Return the operations with one of the names, in order."""
-        return [operation for operation in self._made.values() if operation.name in names]
+    def that_are(self, names: Collection[str]) -> list[tuple[Key, Operation]]:
+        """Return the operations with one of the names, in order, each with the tensor that it made."""
+        return [(key, operation) for key, operation in self._made.items() if operation.name in names]
 
     def lengths(self) -> dict[Key, int]:
         """Return for every tensor how many operations with weights lie on the longest way to it."""

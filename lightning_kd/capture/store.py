@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_kd.capture.attention import AttentionCall
 from lightning_kd.capture.call import Call
@@ -34,6 +34,8 @@ class Store:
         self.copied: set[str] = set()
         self.has_compared_copies = False
         """Whether a call without versions was compared with copies of what it took and returned; one is enough."""
+        self.noted: dict[str, tuple[Tensor, int]] = {}
+        """What activations were given, with the versions then, until the blocks around them end."""
         self.enough = 0
         """How many layers are enough to end a call; 0 if it runs to its end."""
 

@@ -1,7 +1,7 @@
 """One call of a network followed through all of its layers, in the order in which they run."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -61,6 +61,7 @@ class Ran:
         operations: What was computed.
         followed: All module calls.
         output: The network's output, ``None`` if it has none that the losses read.
+        ran_alone: The modules without parts, by what they were given and what they returned.
     """
 
     network: nn.Module = field(default_factory=nn.Identity)
@@ -69,6 +70,7 @@ class Ran:
     operations: Operations = field(default_factory=lambda: Operations(nn.Identity()))
     followed: Followed = field(default_factory=Followed)
     output: Tensor | None = None
+    ran_alone: Mapping[tuple[Key, Key], str] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Seen]:
         return iter(self.layers)
@@ -96,12 +98,13 @@ class Trace:
         self._network = original(network)
         self._stack = ExitStack()
         self._seen: list[Seen] = []
+        self._ran_alone: dict[tuple[Key, Key], str] = {}
         self._operations = Operations(self._network)
 
     def __enter__(self) -> "Trace":
         for name, layer in self._network.named_modules():
             if name:
-                hook = _Hook(name, self._seen)
+                hook = _Hook(name, self._seen, self._ran_alone)
                 self._stack.callback(layer.register_forward_pre_hook(hook.look).remove)
                 self._stack.callback(layer.register_forward_hook(hook).remove)
         self._followed = self._stack.enter_context(following(self._network))
@@ -125,7 +128,7 @@ class Trace:
         layers = list(
             outermost(seen for seen in every if not (seen.drops or isinstance(seen.layer, nn.Identity))).values()
         )
-        return Ran(self._network, layers, every, self._operations, self._followed, logits)
+        return Ran(self._network, layers, every, self._operations, self._followed, logits, self._ran_alone)
 
 
 def outermost(seen: Iterable[Seen]) -> dict[Key, Seen]:
@@ -139,11 +142,11 @@ def outermost(seen: Iterable[Seen]) -> dict[Key, Seen]:
 
 
 class _Hook:
-    def __init__(self, name: str, seen: list[Seen]) -> None:
+    def __init__(self, name: str, seen: list[Seen], ran_alone: dict[tuple[Key, Key], str]) -> None:
         self.name = name
         self.seen = seen
-
-        self.given: tuple[int, int] | None = None
+        self.ran_alone = ran_alone
+        self.given: Key | None = None
 
     def look(self, layer: nn.Module, args: object) -> None:
         """Remember what the layer is given."""
@@ -155,3 +158,5 @@ class _Hook:
         if value is not None and value.ndim >= 2:
             version = version_of(value)
             self.seen.append(Seen(self.name, layer, value, version, self.given == (id(value), version)))
+            if self.given is not None and next(layer.children(), None) is None:
+                self.ran_alone[self.given, (id(value), version)] = self.name

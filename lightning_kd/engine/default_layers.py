@@ -1,5 +1,7 @@
 """Which layers a loss reads that was constructed without their names."""
 
+from lightning_utilities.core.rank_zero import rank_zero_warn
+
 from lightning_kd.capture.heads import OUTPUT
 from lightning_kd.capture.trace import Ran, Seen
 from lightning_kd.engine.stages import Stages, before_activations, find_features, find_stages, towers
@@ -23,7 +25,8 @@ def choose_layers(loss: DistillationLoss, student: Ran, teacher: Ran) -> str:
     - ``"map"``: the last stage.
     - ``"maps"``: the last output of the stage of every resolution; of a network that has one resolution, the last block
       of each quarter of its depth.
-    - ``"pre_activation_maps"``: in each of these stages the last value that an activation gets.
+    - ``"pre_activation_maps"``: in each of these stages the last value that an activation gets; of a residual block
+      the sum.
 
     Stages of equal size are paired if there are two or more; else the stages are paired from the end.
 
@@ -85,7 +88,14 @@ def _find(loss: DistillationLoss, role: str, ran: Ran) -> Stages:
         return _some(loss, role, Stages(found, [()] * len(found)), ran)
     stages = _some(loss, role, find_stages(ran), ran)
     if loss.reads == "pre_activation_maps":
-        return _some(loss, role, before_activations(ran, stages), ran)
+        before = _some(loss, role, before_activations(ran, stages), ran)
+        if before.branches:
+            rank_zero_warn(
+                f"{type(loss).__name__} reads the {role}'s {before.branches}, one branch of each residual block, and "
+                "not the sum that the activation gets: that is no module's, or no block ends with it, so no hook can "
+                "read the sum. Use an nn.ReLU at the end of the block, or name the layers."
+            )
+        return before
     if loss.reads == "map":
         ends = towers(ran, stages) if len(find_features(ran)) > 1 else []
         _check_one(loss, role, ends, len(ends) > 1)

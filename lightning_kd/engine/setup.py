@@ -8,6 +8,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_kd.capture.activation_input import modules_of
 from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
@@ -15,7 +16,6 @@ from lightning_kd.capture.call_mask import mask_given
 from lightning_kd.capture.columns import check_embeddings, gives_as_is, is_own, target_that_is_input
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
-from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import isolated_random_state, original
 from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
@@ -301,9 +301,7 @@ class SetUp:
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.layered is None else original(step.teacher.layered)
         for loss in step.objective.components:
-            student_layers = {n: student.get_submodule(n) for n in loss.student_layers if is_module(n)}
-            names = [] if teacher is None else [n for n in loss.teacher_layers if is_module(n)]
-            loss.see_layers(student_layers, {name: teacher.get_submodule(name) for name in names} if teacher else {})
+            loss.see_layers(modules_of(student, loss.student_layers), modules_of(teacher, loss.teacher_layers))
 
     def _measure(self, first: FirstCall) -> tuple[Shapes, Known, Masks]:
         """Call both networks.
@@ -354,7 +352,7 @@ class SetUp:
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
         losses = self.step.objective.components
-        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers") if is_module(name)}
+        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers")}
         return axes_in_call(network, call.args, call.kwargs, read.target, layers, runs)
 
     def _settle_views(self, known: Known, masks: Masks) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from lightning_kd.capture.activation_input import block_around, place_of_input
 from lightning_kd.capture.operations import Key
 from lightning_kd.capture.private import AdaptivePool
 from lightning_kd.capture.trace import Ran, Seen, outermost
@@ -24,7 +25,8 @@ _ACTIVATIONS = {"relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", 
 _ACTIVATIONS |= {"hardswish", "hardtanh", "threshold", "clamp", "clamp_min"}
 _BEFORE_ACTIVATION = {"conv1d", "conv2d", "conv3d", "batch_norm", "group_norm", "instance_norm"}
 _BEFORE_ACTIVATION |= {"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"}
-_BRANCHES = {"add", "iadd", "radd", "dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous"}
+_SUMS = {"add", "iadd", "radd"}
+_BRANCHES = _SUMS | {"dropout", "dropout1d", "dropout2d", "dropout3d", "contiguous"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Stages:
         layers: The last layer of each stage; of a network that has one resolution, all of its blocks.
         sizes: Size in space of each.
         even: Whether the network has one resolution throughout, as ViT and BERT have.
+        branches: Those of the layers that are one branch of a sum which was meant and cannot be read.
     """
 
     layers: list[Seen] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     even: bool = False
+    branches: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return min(PARTS, len(self.layers)) if self.even else len(self.layers)
@@ -96,7 +100,8 @@ def find_features(ran: Ran) -> list[Seen]:
 def before_activations(ran: Ran, stages: Stages) -> Stages:
     """Find in each stage the last value of a convolution or normalisation that an activation gets.
 
-    At the end of a residual block the activation gets a sum. Then it is the longest branch, not the shortcut.
+    At the end of a residual block the activation gets the sum of its branches, which is read where a module is the
+    activation. Where a function is, no hook could read the sum; then it is the longest branch, not the shortcut.
 
     Args:
         ran: What ran in one call of the network.
@@ -108,18 +113,37 @@ def before_activations(ran: Ran, stages: Stages) -> Stages:
     place, sizes = _places(ran), _sizes(ran)
     fed: dict[Key, tuple[int, int]] = {}
     lengths = ran.operations.lengths()
-    for number, operation in enumerate(ran.operations.that_are(_ACTIVATIONS)):
+    activations = ran.operations.that_are(_ACTIVATIONS)
+    for number, (_, operation) in enumerate(activations):
         for key in made.intersection(ran.operations.nearest(operation.inputs, stops, through=_BRANCHES)):
             fed[key] = (number, lengths.get(key, 0))
-    layers, kept, start = [], [], -1
+    layers, kept, branches, start = [], [], [], -1
     for stage, size in zip(stages.layers, stages.sizes, strict=True):
         end = place[stage.key]
         inside = [key for key in fed if start < place[key] <= end and sizes.get(key) == size]
         if inside:
-            layers.append(known[max(inside, key=fed.__getitem__)])
+            last = max(inside, key=fed.__getitem__)
+            result, activation = activations[fed[last][0]]
+            gets_sum = ran.operations.made_by(activation.inputs[0]).name in _SUMS
+            whole = _sum_before(ran, activation.inputs[0], result) if gets_sum else None
+            layers.append(whole or known[last])
+            branches += [known[last].name] if gets_sum and whole is None else []
             kept.append(size)
         start = end
-    return Stages(layers, kept, stages.even)
+    return Stages(layers, kept, stages.even, branches)
+
+
+def _sum_before(ran: Ran, total: Key, result: Key) -> Seen | None:
+    """Return the sum that an activation gets at the end of a residual block, ``None`` if that cannot be read.
+
+    One activation may serve several places of a block. What it gets last is read, so its block must end with it.
+    """
+    name = ran.ran_alone.get((total, result))
+    own = {seen.name: seen for seen in ran.every}
+    block = None if name is None else own.get(block_around(name))
+    if name is None or block is None or block.key != result:
+        return None
+    return Seen(place_of_input(name), block.layer, block.value, block.version)
 
 
 def towers(ran: Ran, stages: Stages) -> list[Seen]:

@@ -9,9 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.call import Call
-from lightning_kd.capture.heads import is_output
+from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import device_of, num_parameters, original, undisturbed
 from lightning_kd.capture.probe import is_shared_out
 from lightning_kd.engine.step import Terms
@@ -180,8 +179,8 @@ class Recorder:
             return hooks.output_options.as_returned(output, hooks.logits_of), self.kept.calls[at][0].rows()
 
         read = (
-            [name for loss in losses for name in loss.student_layers if not (is_output(name) or part_and_block(name))],
-            [name for loss in losses for name in loss.teacher_layers if not (is_output(name) or part_and_block(name))],
+            [name for loss in losses for name in loss.student_layers if is_module(name)],
+            [name for loss in losses for name in loss.teacher_layers if is_module(name)],
         )
         try:
             assert isinstance(self.run.teacher, FrozenTeacher)

@@ -46,7 +46,9 @@ def test_what_is_noted_does_not_depend_on_the_order_of_the_modes() -> None:
         else:
             with following(network) as runs, operations:
                 network(images)
-        names = [operation.name for operation in operations.that_are({"conv2d", "relu", "flatten", "linear", "stride"})]
+        names = [
+            operation.name for _, operation in operations.that_are({"conv2d", "relu", "flatten", "linear", "stride"})
+        ]
         seen.append((names, [(run.name, run.axis) for run in runs.runs]))
     assert seen[0] == seen[1]
     assert seen[0][0] == ["conv2d", "relu", "flatten", "linear"]

@@ -5,12 +5,16 @@ from torch import nn
 
 
 def returned(net, layers, call):
-    """What the named layers return in a call, copied, and the output."""
-    values = {}
-    handles = [
-        net.get_submodule(name).register_forward_hook(lambda _, __, out, name=name: values.update({name: kept(out)}))
-        for name in layers
-    ]
+    """What the named layers return in a call, or are given last, copied, and the output."""
+    values, handles = {}, []
+    for name in layers:
+        if name.startswith("<input of "):
+            place = net.get_submodule(name[len("<input of ") : -1])
+            hook = place.register_forward_pre_hook(lambda _, given, name=name: values.update({name: kept(given)}))
+        else:
+            place = net.get_submodule(name)
+            hook = place.register_forward_hook(lambda _, __, out, name=name: values.update({name: kept(out)}))
+        handles.append(hook)
     with torch.no_grad():
         output = call(net)
     for handle in handles:

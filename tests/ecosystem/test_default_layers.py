@@ -181,15 +181,19 @@ def test_two_towers_are_both_read_or_asked_for():
 # What an activation gets
 
 
+def sums(*activations):
+    return [f"<input of {name}>" for name in activations]
+
+
 @pytest.mark.parametrize(
     ("library", "name", "expected"),
     [
-        ("torchvision", "resnet50", ["layer1.2.bn3", "layer2.3.bn3", "layer3.5.bn3", "layer4.2.bn3"]),
+        ("torchvision", "resnet50", sums("layer1.2.relu", "layer2.3.relu", "layer3.5.relu", "layer4.2.relu")),
         ("torchvision", "vgg11_bn", numbered("features", 1, 5, 12, 19, 26)),
         ("torchvision", "mobilenet_v2", [f"features.{end}" for end in ("1.conv.0.1", "3.conv.1.1", "6.conv.1.1")]),
-        ("timm", "resnet10t", [f"layer{i}.0.bn2" for i in range(1, 5)]),
+        ("timm", "resnet10t", sums(*(f"layer{i}.0.act2" for i in range(1, 5)))),
         ("timm", "efficientnet_b0", [f"blocks.{end}.drop" for end in ("0.0.bn1", "1.1.bn2", "2.1.bn2")]),
-        ("timm", "regnetx_002", ["s1.b1.conv3", "s2.b1.conv3", "s3.b4.conv3", "s4.b7.conv3"]),
+        ("timm", "regnetx_002", sums("s1.b1.act3", "s2.b1.act3", "s3.b4.act3", "s4.b7.act3")),
     ],
 )
 def test_before_the_activation(library, name, expected):

@@ -312,8 +312,9 @@ def test_boundaries_in_the_first_stage(name):
     learner, guide, options, stages = PAIRS_OF_BOUNDARIES[name]
     fitted = Fitted(of_torchvision(learner), of_timm(guide), ABLoss(stage_length=1, **options), images())
     # before the last activation of each stage: bn2 with the shortcut added, which the last block's relu then takes
-    assert [layer.partition(".")[0] for layer in fitted.loss.student_layers] == stages
-    assert [layer.partition(".")[0] for layer in fitted.loss.teacher_layers] == stages
+    for layers, relu in ((fitted.loss.student_layers, "relu"), (fitted.loss.teacher_layers, "act[23]")):
+        for layer, stage in zip(layers, stages, strict=True):
+            assert re.fullmatch(rf"<input of {stage}\.\d\.{relu}>", layer)
     total, students, teachers = 0.0, *fitted.read()
     for i, (s, t, connector) in enumerate(zip(students, teachers, fitted.loss.projectors, strict=True)):
         differ = s.shape[1:] != t.shape[1:]

@@ -74,6 +74,7 @@ def test_a_sequence_of_blocks_is_read_where_each_size_ends():
     assert chosen(ATLoss, flat) == ["1", "3"]
 
 
+@pytest.mark.filterwarnings("ignore:OFDLoss reads the .* one branch of each residual block")
 def test_the_longest_branch_that_the_closing_activation_gets_and_not_the_shortcut():
     assert chosen(OFDLoss, ResNet()) == ["layer1.1.bn2", "layer2.1.bn2", "layer3.1.bn2"]
     single = nn.Sequential(Block(3, 4, 2), Block(4, 8, 2), nn.Flatten(), nn.Linear(128, 3))

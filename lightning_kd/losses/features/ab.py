@@ -78,7 +78,8 @@ class ABLoss(LayerPairLoss):
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
-            last layer before an activation of every resolution.
+            last value before an activation of every resolution. Of a residual block that is the sum of its branches,
+            ``"<input of layer1.1.relu>"``: what the activation gets last in its block.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         margin: How far beyond the boundary the student's responses are to be, > 0.
         connector: Which pairs get the trained convolution: those whose shapes ``"differ"``, or ``"all"``. A checkpoint

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from lightning_kd.capture.activation_input import activation_in
 from lightning_kd.capture.private import BatchNorm
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.losses.base import DistillationLoss, Layers, Layout, Shape
@@ -75,12 +76,14 @@ class OFDLoss(DistillationLoss):
 
     The margin of a channel is the mean negative response of the teacher. If the named layer is a batch normalisation,
     or a sequence that ends with one, the margin is computed as in the authors' code: from a normal distribution whose
-    mean and deviation are the offset and scale of the batch normalisation. For any other layer it is the mean of the
+    mean and deviation are the offset and scale of the batch normalisation. Of the sum of a residual block these are
+    those of its own last batch normalisation, as in the authors' code. For any other layer it is the mean of the
     negative responses that were seen in training, over all processes.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
-            last layer before an activation of every resolution.
+            last value before an activation of every resolution. Of a residual block that is the sum of its branches,
+            ``"<input of layer1.1.relu>"``: what the activation gets last in its block.
         teacher: Dotted name of the teacher layer for each student layer, in the same order.
         layout: Order of the layers' axes, such as ``"NHWC"``, or that of each layer by its name; by default it is found
             at set-up.
@@ -105,7 +108,11 @@ class OFDLoss(DistillationLoss):
 
     def see_layers(self, student_layers: Mapping[str, nn.Module], teacher_layers: Mapping[str, nn.Module]) -> None:
         """Read the margins off the batch normalisations among the teacher's layers."""
-        norms = {name: _final_norm(layer) for name, layer in teacher_layers.items() if name in self.teacher_layers}
+        norms = {
+            name: _final_norm(layer) if activation_in(name) is None else _own_norm(layer)
+            for name, layer in teacher_layers.items()
+            if name in self.teacher_layers
+        }
         self._known = {name: _normal_margin(norm) for name, norm in norms.items() if norm is not None}
 
     def build(self, student_shapes: Mapping[str, Shape], teacher_shapes: Mapping[str, Shape]) -> None:
@@ -160,6 +167,11 @@ def _final_norm(layer: nn.Module) -> BatchNorm | None:
     while isinstance(layer, nn.Sequential) and len(layer):
         layer = layer[-1]
     return layer if isinstance(layer, BatchNorm) else None
+
+
+def _own_norm(block: nn.Module) -> BatchNorm | None:
+    """Return the last batch normalisation of a block's own, whose output the shortcut is added to in torchvision."""
+    return next((part for part in reversed([*block.children()]) if isinstance(part, BatchNorm)), None)
 
 
 def _normal_margin(norm: BatchNorm) -> Tensor:
