@@ -1,6 +1,8 @@
 """The task's loss that a student computes itself."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -8,9 +10,13 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.columns import is_of_transformers
 from lightning_kd.capture.documents import document_starts
-from lightning_kd.capture.networks import original
+from lightning_kd.capture.hooks import Capture
+from lightning_kd.capture.networks import device_of, original
 from lightning_kd.capture.padding import has_left_pads
+from lightning_kd.capture.probe import is_shared_out, probing
+from lightning_kd.engine.mean_of_loss import Mean, agreed, find_mean
 from lightning_kd.losses.tokens.order import order_of
 from lightning_kd.metrics.task import IGNORE_INDEX
 
@@ -49,6 +55,49 @@ class ModelLoss:
         self.student = student
         self._told = False
         self._looks = 20
+        self._mean: Mean | None = None
+        self._settled = False
+
+    def settle(self, capture: Capture, read: Batch, *, everywhere: bool) -> None:
+        """Find out what the loss is a mean over, by calls without a trace; where that fails its class tells.
+
+        Args:
+            capture: Calls the student.
+            read: A batch.
+            everywhere: Whether all processes ask now, so that they can agree.
+        """
+        if self._settled:
+            return
+        self._settled = True
+        target = read.target
+        key = next((name for name, value in read.kwargs.items() if value is target), None)
+        if target is not None and key is not None and self._may_mark(target) and not is_shared_out(self.student):
+            with capture.pausing(), probing(self.student, nullcontext, plain=True):
+                self._mean = find_mean(partial(self._alone, capture), read.kwargs, key, self._ignored(target))
+        if everywhere:
+            self._mean = agreed(self._mean, device_of(self.student))
+
+    def _ignored(self, target: Tensor) -> int:
+        """Return what stands for no label: models of transformers say it for maps of labels."""
+        told = getattr(getattr(original(self.student), "config", None), "semantic_loss_ignore_index", None)
+        return told if isinstance(told, int) and target.ndim == 3 else IGNORE_INDEX
+
+    def _may_mark(self, target: Any) -> bool:
+        """Whether more labels may be marked as none: an accelerator does not outlive an id that is out of range."""
+        if not _is_of_positions(target):
+            return False
+        known = is_of_transformers(original(self.student)) or bool((target == self._ignored(target)).any())
+        return target.is_cpu or known
+
+    def _alone(self, capture: Capture, kwargs: Mapping[str, Any]) -> Tensor | None:
+        """Return the loss of a call without that of a router, ``None`` without one."""
+        try:
+            output = capture.call(**kwargs)
+        except Exception:  # the model takes no other number of rows, so its class tells
+            return None
+        loss, router = own_loss(output), self.router(output)
+        loss = None if loss is None else loss.detach().double().mean()
+        return loss if loss is None or router is None else loss - router
 
     def __call__(self, output: Any, read: Batch) -> Tensor:
         """Return the loss in a student's output.
@@ -105,6 +154,8 @@ class ModelLoss:
     def is_shifted(self) -> bool:
         """Whether the student predicts the next token, so that its loss reads the labels of one position later."""
         student = original(self.student)
+        if self._mean in ("labels", "next labels"):
+            return self._mean == "next labels"
         loss_type = getattr(student, "loss_type", None)
         if loss_type == "ForConditionalGeneration":  # of images and text, if it is no encoder-decoder
             return not getattr(getattr(student, "config", None), "is_encoder_decoder", False)
@@ -113,10 +164,8 @@ class ModelLoss:
     def labels(self, target: Any) -> Tensor | None:
         """Return how many labels the mean in the loss is over, ``None`` if that is not known or it is over rows."""
         loss_type = getattr(original(self.student), "loss_type", None)
-        over_labels = loss_type in _OVER_LABELS or self.is_shifted
-        if not over_labels or not isinstance(target, Tensor) or target.ndim < 2:
-            return None
-        return self._labelled(target)
+        over_labels = self._mean != "rows" and (self._mean is not None or loss_type in _OVER_LABELS or self.is_shifted)
+        return self._labelled(target) if over_labels and _is_of_positions(target) else None
 
     def router(self, output: Any) -> Tensor | None:
         """Return what the loss of a router of experts adds to the loss in an output, ``None`` without one."""
@@ -131,15 +180,12 @@ class ModelLoss:
         return factor * found.detach()
 
     def _labelled(self, target: Tensor) -> Tensor:
-        return ((target[:, 1:] if self.is_shifted else target) != IGNORE_INDEX).sum()
+        return ((target[:, 1:] if self.is_shifted else target) != self._ignored(target)).sum()
 
-    def count(self, target: Any) -> int:
-        """Return what the mean in the loss is over."""
-        if not isinstance(target, Tensor) or target.ndim == 0:
-            return 1
-        if target.is_floating_point() or target.ndim < 2:
-            return len(target)
-        return int(self._labelled(target))
+    def count(self, target: Any, rows: int) -> int:
+        """Return what the mean in the loss is over: the labels, or else the rows of a call."""
+        labels = self.labels(target)
+        return rows if labels is None else int(labels)
 
 
 def tell_of_router(student: nn.Module, output: Any, hooks: object) -> None:
@@ -150,6 +196,11 @@ def tell_of_router(student: nn.Module, output: Any, hooks: object) -> None:
             "The student computes a loss of its router (output_router_logits=True), which does not train: it is a part "
             "of the student's own loss, task_loss='model'."
         )
+
+
+def _is_of_positions(target: Any) -> bool:
+    """Whether labels are ids of several positions of each row."""
+    return isinstance(target, Tensor) and target.ndim in (2, 3) and not target.is_floating_point()
 
 
 def own_loss(output: Any) -> Tensor | None:

@@ -167,17 +167,22 @@ def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target:
     return (task, None) if count is None else share_of_all(task, count)
 
 
-def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any) -> int:
+def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any, rows: int) -> int:
     """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
 
     Class weights are not looked at; ``labels_of`` adds them up.
 
+    Args:
+        task_loss: The task's loss.
+        target: The target of the batch.
+        rows: How many samples the student was called with.
+
     Example:
-        >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]))
+        >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]), rows=3)
         2
     """
     if isinstance(task_loss, ModelLoss):
-        return task_loss.count(target)
+        return task_loss.count(target, rows)
     if not isinstance(target, Tensor):
         return len(target[0]) if isinstance(target, tuple | list) and hasattr(target[0], "__len__") else 1
     unlabelled = getattr(task_loss, "ignore_index", None)

@@ -57,8 +57,9 @@ class Evaluation:
         names: Whose the names are that are logged.
     """
 
-    def __init__(self, step: TrainingStep, task: TaskWatch, names: Names) -> None:
+    def __init__(self, step: TrainingStep, task: TaskWatch, names: Names, own_loss: ModelLoss) -> None:
         self.step = step
+        self.own_loss = own_loss
         self.task = task
         self.names = names
         self._waiting: list[tuple[str, Any, dict[str, Any]]] = []
@@ -230,12 +231,14 @@ class Evaluation:
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if module.trainer.barebones:
             return
-        loss, value = ModelLoss(self.step.student).unless(task_loss), scalar("task", task)
+        if isinstance(task_loss, str):  # unless a fit has settled it
+            self.own_loss.settle(self.step.capture, Batch(call.args, call.kwargs, target), everywhere=False)
+        loss, value = self.own_loss.unless(task_loss), scalar("task", task)
         weight = None
         if isinstance(loss, nn.Module) and getattr(loss, "weight", None) is not None:
             weight = labels_of(loss, target)
         if weight is None:
-            count = count_of_labels(loss, target)
+            count = count_of_labels(loss, target, call.rows(self.step.batch_axis))
             if isinstance(task_loss, str):
                 value, router = self.tokens.without_router(call.output, value, count, loader)
                 if router is not None:

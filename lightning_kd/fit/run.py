@@ -92,7 +92,7 @@ class DistillationRun:
         self.names = Names()
         self.lines = Lines(self.objective, self.names)
         self.own_loss = ModelLoss(student)
-        self.evaluation = Evaluation(self.step, self.task, self.names)
+        self.evaluation = Evaluation(self.step, self.task, self.names, self.own_loss)
         self.unused = UnusedParameters()
         self.gradients = GradientCheck(self.step)
         self.as_it_was = AsItWas()
@@ -217,6 +217,8 @@ class DistillationRun:
             options = self.step.hooks.plain_output_options()
             self.teacher.see_fit(number_of_samples(trainer, self.patches), options)
         self.setup.prepare(batch, call_student, module)
+        if getattr(module, "task_loss", None) == "model":
+            self.own_loss.settle(self.step.capture, read_if_known(self.step.hooks, batch), everywhere=True)
         self._tell_unused_columns(batch)
         if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):
             check_own_tokens(self.objective.leaves, read_if_known(self.step.hooks, batch))

@@ -1,0 +1,147 @@
+"""What a student's own loss is a mean over: its values do not depend on how the data is cut into batches."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_kd.engine.mean_of_loss import find_mean
+from lightning_kd.losses import HintLoss
+from tests import support
+
+CLASSES = 7
+
+
+def over_labels(scores, labels):
+    return F.cross_entropy(scores.flatten(0, 1), labels.flatten())
+
+
+def over_next_labels(scores, labels):
+    return F.cross_entropy(scores[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+
+
+def over_sentences(scores, labels):
+    each = F.cross_entropy(scores.transpose(1, 2), labels, reduction="none")
+    return (each.sum(1) / (labels != -100).sum(1).clamp_min(1)).mean()
+
+
+def over_pairs(scores, labels):  # each sample with the others of its batch
+    pooled = scores.mean(1)
+    return F.cross_entropy(pooled @ pooled.T, torch.arange(len(pooled)))
+
+
+KINDS = {"labels": over_labels, "next labels": over_next_labels, "rows": over_sentences, None: over_pairs}
+
+
+class Student(nn.Module):
+    """Computes its own loss, behind a name that says nothing of it."""
+
+    def __init__(self, loss, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Embedding(CLASSES, 8)
+        self.head = nn.Linear(8, CLASSES)
+        self.loss = loss
+        self.calls = 0
+
+    def forward(self, input_ids, labels=None):
+        self.calls += 1
+        scores = self.head(self.embed(input_ids))
+        return SimpleNamespace(logits=scores, loss=None if labels is None else self.loss(scores, labels))
+
+
+def samples(count=8):
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(CLASSES, (count, 9), generator=generator)
+    lengths = torch.tensor([9, 3, 8, 4, 7, 5, 6, 9])[:count]
+    return [
+        {"input_ids": one, "labels": torch.where(torch.arange(9) < n, one, -100)}
+        for one, n in zip(ids, lengths, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("rows", [8, 2, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_mean_is_found(kind, rows):
+    student = Student(KINDS[kind])
+    batch = torch.utils.data.default_collate(samples()[:rows])
+    if rows == 1 and kind is None:
+        pytest.skip("alone the loss is 0")
+
+    def loss_of(given):
+        with torch.no_grad():
+            return student(**given).loss
+
+    assert find_mean(loss_of, batch, "labels", -100) == kind
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out", "ignore:Trying to infer the `batch_size`")
+@pytest.mark.parametrize("kind", ["labels", "next labels", "rows"])
+def test_logged_values_do_not_depend_on_the_batches(kind):
+    whole = torch.utils.data.default_collate(samples())
+    with torch.no_grad():
+        right = float(Student(KINDS[kind])(**whole).loss)
+    for size in (8, 5, 3, 1):
+        module = support.module(
+            Student(KINDS[kind]),
+            teacher=Student(KINDS[kind], 1),
+            losses=[HintLoss("embed", "embed", weight=0.0)],
+            task_loss="model",
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
+        )
+        trainer = support.trainer(max_epochs=1)
+        trainer.fit(module, DataLoader(samples(), size), DataLoader(samples(), size))
+        assert float(trainer.callback_metrics["train/task"]) == pytest.approx(right, rel=1e-5)
+        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(right, rel=1e-5)
+        trainer.validate(module, DataLoader(samples(), size), verbose=False)
+        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(right, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out")
+def test_validation_without_a_fit_finds_it_too():
+    whole = torch.utils.data.default_collate(samples())
+    with torch.no_grad():
+        right = float(Student(over_sentences)(**whole).loss)
+    module = support.module(Student(over_sentences), teacher=None, losses=None, task_loss="model")
+    (found,) = support.trainer().validate(module, DataLoader(samples(), 3), verbose=False)
+    assert found["val/loss"] == pytest.approx(right, rel=1e-5)
+
+
+class Spans(Student):
+    """Two targets by names of their own, as of question answering."""
+
+    def forward(self, input_ids, start=None, end=None):
+        scores = self.embed(input_ids).sum(-1)
+        loss = None if start is None else (F.cross_entropy(scores, start) + F.cross_entropy(-scores, end)) / 2
+        return SimpleNamespace(logits=scores, loss=loss)
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out")
+def test_targets_by_other_names_count_as_rows():
+    spans = [{"input_ids": one["input_ids"], "start": i % 9, "end": (i * 2) % 9} for i, one in enumerate(samples())]
+    whole = torch.utils.data.default_collate(spans)
+    with torch.no_grad():
+        right = float(Spans(None)(**whole).loss)
+    module = support.module(Spans(None), teacher=None, losses=None, task_loss="model")
+    (found,) = support.trainer().validate(module, DataLoader(spans, 5), verbose=False)
+    assert found["val/loss"] == pytest.approx(right, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out")
+def test_it_takes_three_calls_and_leaves_nothing():
+    calls = []
+    for task_loss in ("model", None):
+        student = Student(over_labels)
+        module = support.module(
+            student, teacher=Student(over_labels, 1), losses=[HintLoss("embed", "embed")], task_loss=task_loss
+        )
+        torch.manual_seed(5)
+        support.trainer(max_epochs=1, limit_val_batches=0).fit(
+            module, DataLoader(samples(), 4), DataLoader(samples(), 4)
+        )
+        calls.append(student.calls)
+        assert student.training
+    assert calls[0] - calls[1] == 3
