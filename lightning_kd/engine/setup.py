@@ -386,7 +386,9 @@ class SetUp:
         tell_of_router(self.step.student, call.output, self.step.hooks)
         check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
         check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
-        check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), tensors.student_logits, read.target)
+        logits, student = tensors.student_logits, runs["student"]
+        axis = None if logits is None or student is None else student.known_axis(logits)
+        check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), logits, read.target, axis)
         check_first_values(tensors, self.step.objective.components)
         return tensors
 

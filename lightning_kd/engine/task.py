@@ -96,8 +96,14 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     )
 
 
-def check_classes_on_axis_1(task_loss: object, logits: object, target: object) -> None:
+def check_classes_on_axis_1(task_loss: object, logits: object, target: object, axis: int | None = None) -> None:
     """Refuse a loss of torch's own that reads the classes on axis 1 for scores (B, T, V) of tokens.
+
+    Args:
+        task_loss: The task's loss.
+        logits: The scores.
+        target: The target.
+        axis: Which axis of the scores holds the classes, if the network tells: of as many tokens as classes both fit.
 
     Raises:
         ValueError: If the target has an id for each position (B, T), and the scores have other positions.
@@ -106,7 +112,7 @@ def check_classes_on_axis_1(task_loss: object, logits: object, target: object) -
         return
     if logits.ndim != 3 or not isinstance(target, Tensor) or target.is_floating_point():
         return
-    if target.shape == logits.shape[:2] and logits.shape[1] != logits.shape[2]:
+    if target.shape == logits.shape[:2] and (axis == 2 or logits.shape[1] != logits.shape[2]):
         name = type(task_loss).__name__
         raise ValueError(
             f"task_loss {name} reads the classes on axis 1, but the outputs are of shape {tuple(logits.shape)} and the "

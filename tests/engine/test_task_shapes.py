@@ -1,5 +1,7 @@
 """Torch's own losses never broadcast a target over the outputs."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +122,31 @@ def test_a_loss_that_reads_classes_on_axis_1_is_refused_for_tokens_at_set_up_wit
     assert any(entry.name == "prepare" for entry in e.traceback)
     with pytest.raises(ValueError, match="axis 1"):
         task_term(loss, torch.zeros(2, 5, 11), torch.zeros(2, 5, dtype=torch.long))
+
+
+class TurnedTagger(Tagger):
+    """The same scores with the classes on axis 1."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return super().forward(ids).transpose(1, 2)
+
+
+def test_as_many_tokens_as_classes_are_refused_where_the_network_has_the_classes_last() -> None:
+    ids = torch.randint(0, 11, (4, 11), generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(ids, ids), 2)
+    still = partial(torch.optim.SGD, lr=0.0)
+
+    def fit(student: nn.Module) -> float:
+        module = DistillationModule(student, None, None, task_loss=nn.CrossEntropyLoss(), optimizer=still)
+        support.fit(module, train=loader, val=loader, max_epochs=1)
+        return float(module.trainer.callback_metrics["val/loss"])
+
+    with pytest.raises(ValueError, match=r"reads the classes on axis 1, .*\(2, 11, 11\).*\(2, 11\)"):
+        fit(Tagger())
+    student = TurnedTagger()
+    with torch.no_grad():
+        right = nn.functional.cross_entropy(student.head(student.embed(ids)).flatten(0, 1), ids.flatten())
+    assert fit(student) == pytest.approx(float(right), rel=1e-5)
 
 
 def test_each_remedy_works_and_axis_1_stays_the_classes() -> None:
