@@ -237,10 +237,30 @@ def test_data_without_generators_goes_on_from_an_older_checkpoint_without_a_word
     assert resumed.seen == left
 
 
-def test_generators_in_persistent_workers_are_warned_of(tmp_path):
-    def loader():
-        return DataLoader(Noisy(), batch_size=8, num_workers=1, persistent_workers=True)
+class Drawing(Noisy):
+    """The same with the random state of torch, which a worker carries from epoch to epoch if it persists."""
 
-    path, _ = interrupted(loader(), tmp_path, "3 epoch")
-    with pytest.warns(UserWarning, match="Set persistent_workers=False"):
-        fit("module", loader(), Watching(), seed=77, ckpt_path=path)
+    def __init__(self):
+        self.noise = None
+
+
+@pytest.mark.parametrize("data", [Noisy, Drawing])
+def test_persistent_workers_are_warned_of_where_a_later_epoch_goes_on(data, tmp_path):
+    def loader():
+        return DataLoader(data(), batch_size=8, num_workers=1, persistent_workers=True)
+
+    path, left = interrupted(loader(), tmp_path, "3 epoch")
+    resumed = Watching()
+    with pytest.warns(UserWarning, match="keep their random states .* Set persistent_workers=False"):
+        fit("module", loader(), resumed, seed=77, ckpt_path=path)
+    assert resumed.seen != left
+
+
+def test_persistent_workers_go_on_within_the_first_epoch_without_a_word(tmp_path):
+    def loader():
+        return DataLoader(Drawing(), batch_size=8, num_workers=1, persistent_workers=True)
+
+    path, left = interrupted(loader(), tmp_path, "1 batch")
+    resumed = Watching()
+    fit("module", loader(), resumed, seed=77, ckpt_path=path)
+    assert resumed.seen == left

@@ -32,7 +32,8 @@ class DataGenerators:
         """Whether the Trainer has begun the data, so that its generators are known."""
         self._complete = False
         """Whether all loaders of the epoch are among those that are known."""
-        self._left_in_workers = False
+        self._persist = False
+        """Whether the workers of a loader live on from epoch to epoch."""
 
     def join(self, trainer: Trainer, patches: Patches, saved: Any) -> None:
         """Look at each train loader before the Trainer begins it.
@@ -63,8 +64,7 @@ class DataGenerators:
         parts = [getattr(loader, name, None) for name in ("generator", "sampler", "batch_sampler")]
         of_rows = [getattr(loader, name, None) for name in ("dataset", "collate_fn")]
         new = [one for one in generators_in([*parts, *of_rows, loader]) if id(one) not in old]
-        if getattr(loader, "persistent_workers", False) and generators_in(of_rows):
-            self._left_in_workers = True
+        self._persist |= bool(getattr(loader, "persistent_workers", False))
         first, self._own = len(self._own), [*self._own, *new]
         kept = (saved or {}).get(KEY)
         if kept is not None and kept["kinds"][first : len(self._own)] == list(map(_kind, new)):
@@ -96,11 +96,11 @@ class DataGenerators:
             epoch: The epoch in which the fit goes on.
         """
         kept = saved.get(KEY)
-        if self._left_in_workers and epoch > 0:
+        if self._persist and epoch > 0:
             rank_zero_warn(
-                "The training data holds random generators of its own, of which persistent workers have copies that no "
-                "checkpoint holds. So the fit that goes on may read other rows than the interrupted one would have. "
-                "Set persistent_workers=False, or draw from torch's own generator, as torch.rand(...) does."
+                "Persistent workers keep their random states from epoch to epoch, and no checkpoint holds these. If "
+                "the training data draws random numbers, such as an augmentation, the fit that goes on gives other "
+                "samples than the interrupted one would have. Set persistent_workers=False in both."
             )
         if kept is None:
             if self._own and KEY not in saved:
