@@ -1,14 +1,16 @@
-"""What the loss that a student computes itself is a mean over, found by calls with two samples, and with each alone."""
+"""What a loss of somebody's own is a mean over, found by calls with two samples, and with each alone."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_kd.capture.networks import isolated_random_state
 from lightning_kd.capture.private import tree_map_only
 from lightning_kd.distributed.gather import is_distributed
+from lightning_kd.metrics.task import IGNORE_INDEX
 
 Mean = Literal["labels", "next labels", "rows"]
 """All labels; all but those of the first position, which a model that predicts the next token leaves out; samples."""
@@ -16,6 +18,70 @@ Mean = Literal["labels", "next labels", "rows"]
 _NAMES: tuple[Mean, ...] = ("labels", "next labels", "rows")
 _FITS, _APART = 0.02, 0.1
 """How far a loss may be from a mean, and must be from the other kind, relative to how far the means could lie apart."""
+
+
+class CountsLabels(Protocol):
+    """Knows what a task's loss is a mean over."""
+
+    def labels(self, target: Any) -> Tensor | None:
+        """Return how many labels it is over, ``None`` if it is over rows."""
+
+    def count(self, target: Any, rows: int) -> int:
+        """Return how many labels it is over, or else the rows."""
+
+
+class OverLabels:
+    """A task's loss that is a mean over the labels of all positions.
+
+    Args:
+        ignored: What stands in the target for no label.
+    """
+
+    def __init__(self, ignored: int) -> None:
+        self.ignored = ignored
+
+    def labels(self, target: Any) -> Tensor | None:
+        """Return how many labels it is over, ``None`` if the target holds none of positions."""
+        return torch.count_nonzero(target != self.ignored) if is_of_positions(target) else None
+
+    def count(self, target: Any, rows: int) -> int:
+        """Return how many labels it is over, or else the rows."""
+        labels = self.labels(target)
+        return rows if labels is None else int(labels)
+
+
+def is_of_positions(target: Any) -> bool:
+    """Whether labels are ids of several positions of each row."""
+    return isinstance(target, Tensor) and target.ndim in (2, 3) and not target.is_floating_point()
+
+
+def ignored_by(task_loss: nn.Module) -> int:
+    """Return what stands in the target of a task's loss for no label."""
+    told = getattr(task_loss, "ignore_index", None)
+    return told if isinstance(told, int) else IGNORE_INDEX
+
+
+def mean_of_module(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Mean | None:
+    """Return what a module of the user's own is a mean over.
+
+    Args:
+        task_loss: The task's loss on (logits, target); torch's own say it themselves.
+        logits: The student's logits on some samples.
+        target: Their target, ids of positions.
+    """
+    ignored = ignored_by(task_loss)
+    if not target.is_cpu and not (target == ignored).any():  # an accelerator does not outlive an id out of range
+        return None
+
+    def loss_of(given: Mapping[str, Any]) -> Tensor | None:
+        try:
+            value = task_loss(given["logits"], given["target"])
+        except Exception:  # it knows no such target, so it is over no labels that are left out
+            return None
+        return value.detach().double() if isinstance(value, Tensor) and value.numel() == 1 else None
+
+    with isolated_random_state(), torch.no_grad():
+        return find_mean(loss_of, {"logits": logits.detach(), "target": target}, "target", ignored)
 
 
 def find_mean(

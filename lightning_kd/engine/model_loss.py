@@ -9,14 +9,25 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_kd.capture.batch import Batch
+from lightning_kd.capture.batch import Batch, read_if_known
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import is_of_transformers
 from lightning_kd.capture.documents import document_starts
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.networks import device_of, original
 from lightning_kd.capture.padding import has_left_pads
 from lightning_kd.capture.probe import is_shared_out, probing
-from lightning_kd.engine.mean_of_loss import Mean, agreed, find_mean
+from lightning_kd.engine.mean_of_loss import (
+    CountsLabels,
+    Mean,
+    OverLabels,
+    agreed,
+    find_mean,
+    ignored_by,
+    is_of_positions,
+    mean_of_module,
+)
+from lightning_kd.engine.step import TrainingStep
 from lightning_kd.losses.tokens.order import order_of
 from lightning_kd.metrics.task import IGNORE_INDEX
 
@@ -57,25 +68,59 @@ class ModelLoss:
         self._looks = 20
         self._mean: Mean | None = None
         self._settled = False
+        self._of_module: OverLabels | None = None
 
-    def settle(self, capture: Capture, read: Batch, *, everywhere: bool) -> None:
-        """Find out what the loss is a mean over, by calls without a trace; where that fails its class tells.
+    def prepare(self, step: TrainingStep, task_loss: nn.Module | str | None, batch: Any) -> None:
+        """Find out over what a task's loss of somebody's own is a mean, as every process does now.
 
         Args:
-            capture: Calls the student.
-            read: A batch.
-            everywhere: Whether all processes ask now, so that they can agree.
+            step: Calls the student.
+            task_loss: The student's own loss, or a module.
+            batch: A small batch.
         """
-        if self._settled:
+        if self._is_known(task_loss):
             return
+        read = read_if_known(step.hooks, batch)
+        output = None
+        if isinstance(task_loss, nn.Module) and is_of_positions(read.target):
+            with step.capture.pausing(), probing(self.student, nullcontext, plain=True):
+                output = step.capture.call(*read.args, **read.kwargs)
+        self._take(task_loss, agreed(self._mean_of(step, task_loss, read, output), device_of(self.student)))
+
+    def settle(self, step: TrainingStep, task_loss: nn.Module | str, call: Call, target: Any) -> None:
+        """Find out the same in an evaluation, unless a fit has done so.
+
+        Args:
+            step: Calls the student.
+            task_loss: The student's own loss, or a module.
+            call: A call of the student.
+            target: The target of the batch.
+        """
+        if not self._is_known(task_loss):
+            read = Batch(call.args, call.kwargs, target)
+            self._take(task_loss, self._mean_of(step, task_loss, read, call.output))
+
+    def _is_known(self, task_loss: nn.Module | str | None) -> bool:
+        return self._settled or task_loss is None or isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss)
+
+    def _take(self, task_loss: nn.Module | str | None, mean: Mean | None) -> None:
         self._settled = True
+        if not isinstance(task_loss, nn.Module):
+            self._mean = mean
+        elif mean == "labels":
+            self._of_module = OverLabels(ignored_by(task_loss))
+
+    def _mean_of(self, step: TrainingStep, task_loss: nn.Module | str | None, read: Batch, output: Any) -> Mean | None:
+        """Return what a loss is a mean over by calls without a trace, ``None`` if these do not tell."""
         target = read.target
+        if isinstance(task_loss, nn.Module):
+            logits = step.hooks.logits_of(output) if is_of_positions(target) else None
+            return None if logits is None or target is None else mean_of_module(task_loss, logits, target)
         key = next((name for name, value in read.kwargs.items() if value is target), None)
-        if target is not None and key is not None and self._may_mark(target) and not is_shared_out(self.student):
-            with capture.pausing(), probing(self.student, nullcontext, plain=True):
-                self._mean = find_mean(partial(self._alone, capture), read.kwargs, key, self._ignored(target))
-        if everywhere:
-            self._mean = agreed(self._mean, device_of(self.student))
+        if target is None or key is None or not self._may_mark(target) or is_shared_out(self.student):
+            return None
+        with step.capture.pausing(), probing(self.student, nullcontext, plain=True):
+            return find_mean(partial(self._alone, step.capture), read.kwargs, key, self._ignored(target))
 
     def _ignored(self, target: Tensor) -> int:
         """Return what stands for no label: models of transformers say it for maps of labels."""
@@ -84,7 +129,7 @@ class ModelLoss:
 
     def _may_mark(self, target: Any) -> bool:
         """Whether more labels may be marked as none: an accelerator does not outlive an id that is out of range."""
-        if not _is_of_positions(target):
+        if not is_of_positions(target):
             return False
         known = is_of_transformers(original(self.student)) or bool((target == self._ignored(target)).any())
         return target.is_cpu or known
@@ -120,9 +165,9 @@ class ModelLoss:
         # the mean of no label is NaN
         return loss if count is None else torch.where(count > 0, loss, loss.nan_to_num(0.0, 0.0, 0.0))
 
-    def unless(self, task_loss: nn.Module | str | None) -> "nn.Module | ModelLoss | None":
-        """Return the loss that ``task_loss`` stands for: this one, or the module that was given."""
-        return self if isinstance(task_loss, str) else task_loss
+    def unless(self, task_loss: nn.Module | str | None) -> nn.Module | CountsLabels | None:
+        """Return what knows over how much ``task_loss`` is a mean: this, or the module that was given."""
+        return self if isinstance(task_loss, str) else self._of_module or task_loss
 
     def _tell(self, read: Batch) -> None:
         """Say once that the first token after padding on the left is predicted from the padding.
@@ -165,7 +210,7 @@ class ModelLoss:
         """Return how many labels the mean in the loss is over, ``None`` if that is not known or it is over rows."""
         loss_type = getattr(original(self.student), "loss_type", None)
         over_labels = self._mean != "rows" and (self._mean is not None or loss_type in _OVER_LABELS or self.is_shifted)
-        return self._labelled(target) if over_labels and _is_of_positions(target) else None
+        return self._labelled(target) if over_labels and is_of_positions(target) else None
 
     def router(self, output: Any) -> Tensor | None:
         """Return what the loss of a router of experts adds to the loss in an output, ``None`` without one."""
@@ -196,11 +241,6 @@ def tell_of_router(student: nn.Module, output: Any, hooks: object) -> None:
             "The student computes a loss of its router (output_router_logits=True), which does not train: it is a part "
             "of the student's own loss, task_loss='model'."
         )
-
-
-def _is_of_positions(target: Any) -> bool:
-    """Whether labels are ids of several positions of each row."""
-    return isinstance(target, Tensor) and target.ndim in (2, 3) and not target.is_floating_point()
 
 
 def own_loss(output: Any) -> Tensor | None:

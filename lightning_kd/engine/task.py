@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from lightning_kd.capture.call import any_changed, with_versions
 from lightning_kd.distributed.gather import share_of_all
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
-from lightning_kd.engine.model_loss import ModelLoss
+from lightning_kd.engine.mean_of_loss import CountsLabels
 from lightning_kd.metrics.task import without_column
 
 _VALUE_BY_VALUE = (
@@ -139,7 +139,7 @@ def _term(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     return value.mul(labelled)
 
 
-def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | None:
+def labels_of(task_loss: nn.Module | CountsLabels | None, target: Any) -> Tensor | None:
     """Return what a mean of the task's loss is over, where that is not the rows: its labels, each with its weight.
 
     Example:
@@ -148,7 +148,7 @@ def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | 
         >>> labels_of(nn.CrossEntropyLoss(weight=torch.tensor([0.5, 3.0])), torch.tensor([0, -100, 1]))
         tensor(3.5000)
     """
-    if isinstance(task_loss, ModelLoss):
+    if task_loss is not None and not isinstance(task_loss, nn.Module):
         return task_loss.labels(target)
     if not isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss) or task_loss.reduction != "mean":
         return None
@@ -161,7 +161,9 @@ def labels_of(task_loss: nn.Module | ModelLoss | None, target: Any) -> Tensor | 
     return weights[torch.where(labelled, target, 0).long()].mul(labelled).sum()
 
 
-def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target: Any) -> tuple[Tensor, Tensor | None]:
+def of_all_labels(
+    task: Tensor, task_loss: nn.Module | CountsLabels | None, target: Any
+) -> tuple[Tensor, Tensor | None]:
     """Turn a task's mean over this process's labels into its share of the mean over the labels of all processes.
 
     See ``share_of_all``. Every process must call this once in a step.
@@ -173,7 +175,7 @@ def of_all_labels(task: Tensor, task_loss: nn.Module | ModelLoss | None, target:
     return (task, None) if count is None else share_of_all(task, count)
 
 
-def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any, rows: int) -> int:
+def count_of_labels(task_loss: nn.Module | CountsLabels | None, target: Any, rows: int) -> int:
     """Return what a mean of the task's loss on validation data is over: the labels, where it leaves some out, or rows.
 
     Class weights are not looked at; ``labels_of`` adds them up.
@@ -187,7 +189,7 @@ def count_of_labels(task_loss: nn.Module | ModelLoss | None, target: Any, rows: 
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]), rows=3)
         2
     """
-    if isinstance(task_loss, ModelLoss):
+    if task_loss is not None and not isinstance(task_loss, nn.Module):
         return task_loss.count(target, rows)
     if not isinstance(target, Tensor):
         return len(target[0]) if isinstance(target, tuple | list) and hasattr(target[0], "__len__") else 1

@@ -231,8 +231,8 @@ class Evaluation:
             task = task.nan_to_num(0.0, 0.0, 0.0)
         if module.trainer.barebones:
             return
-        if isinstance(task_loss, str):  # unless a fit has settled it
-            self.own_loss.settle(self.step.capture, Batch(call.args, call.kwargs, target), everywhere=False)
+        if task_loss is not None:
+            self.own_loss.settle(self.step, task_loss, call, target)
         loss, value = self.own_loss.unless(task_loss), scalar("task", task)
         weight = None
         if isinstance(loss, nn.Module) and getattr(loss, "weight", None) is not None:

@@ -217,8 +217,8 @@ class DistillationRun:
             options = self.step.hooks.plain_output_options()
             self.teacher.see_fit(number_of_samples(trainer, self.patches), options)
         self.setup.prepare(batch, call_student, module)
-        if getattr(module, "task_loss", None) == "model":
-            self.own_loss.settle(self.step.capture, read_if_known(self.step.hooks, batch), everywhere=True)
+        if self.step.calls is None:  # under the callback the user's own step holds the task
+            self.own_loss.prepare(self.step, getattr(module, "task_loss", None), batch)
         self._tell_unused_columns(batch)
         if isinstance(getattr(self.step.hooks, "teacher_view", None), OwnColumns):
             check_own_tokens(self.objective.leaves, read_if_known(self.step.hooks, batch))

@@ -145,3 +145,69 @@ def test_it_takes_three_calls_and_leaves_nothing():
         calls.append(student.calls)
         assert student.training
     assert calls[0] - calls[1] == 3
+
+
+class OverLabels(nn.Module):
+    """What a refusal of ours names as the remedy of tokens."""
+
+    def forward(self, scores, target):
+        return over_labels(scores, target)
+
+
+class OverPixels(nn.Module):
+    ignore_index = 255
+
+    def forward(self, scores, target):
+        return F.cross_entropy(scores, target, ignore_index=255)
+
+
+class OverSentences(nn.Module):
+    def forward(self, scores, target):
+        return over_sentences(scores, target)
+
+
+def tagged():
+    return [(one["input_ids"], one["labels"]) for one in samples()]
+
+
+def painted():
+    generator = torch.Generator().manual_seed(2)
+    x, y = torch.randn(8, 3, 4, 4, generator=generator), torch.randint(5, (8, 4, 4), generator=generator)
+    y[torch.arange(8).view(8, 1, 1) * 4 // 3 >= torch.arange(16).view(1, 4, 4)] = 255
+    return list(zip(x, y, strict=True))
+
+
+class Scores(Student):
+    def forward(self, input_ids):
+        return super().forward(input_ids).logits
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out", "ignore:The part.*loss")
+@pytest.mark.parametrize(
+    ("make", "data", "task_loss"),
+    [
+        (lambda: Scores(None), tagged, OverLabels()),
+        (lambda: Scores(None), tagged, OverSentences()),
+        (lambda: support.seeded(lambda: nn.Conv2d(3, 5, 1), 1), painted, OverPixels()),
+    ],
+    ids=["labels", "sentences", "pixels"],
+)
+def test_a_module_of_the_users_is_a_mean_over_what_it_is(make, data, task_loss):
+    x, y = torch.utils.data.default_collate(data())
+    with torch.no_grad():
+        right = float(task_loss(make()(x), y))
+    for size in (8, 5, 3):
+        module = support.module(
+            make(),
+            teacher=None,
+            losses=None,
+            task_loss=task_loss,
+            optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
+        )
+        trainer = support.trainer(max_epochs=1)
+        trainer.fit(module, DataLoader(data(), size), DataLoader(data(), size))
+        assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(right, rel=1e-5)
+        assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(right, rel=1e-5)
+        fresh = support.module(make(), teacher=None, losses=None, task_loss=task_loss)
+        (found,) = support.trainer().validate(fresh, DataLoader(data(), size), verbose=False)
+        assert found["val/loss"] == pytest.approx(right, rel=1e-5)
