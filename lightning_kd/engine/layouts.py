@@ -19,13 +19,14 @@ _POSSIBLE = {3: "NCL, NLC or LNC", 4: "NCHW or NHWC", 5: "NCDHW or NDHWC"}
 _BY_CHANNELS = {(3, 1): "NCL", (3, 2): "NLC", (4, 1): "NCHW", (4, 3): "NHWC", (5, 1): "NCDHW", (5, 4): "NDHWC"}
 
 
-def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) -> Views:
+def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False, of_ids: bool = False) -> Views:
     """Return how a loss reads each of its layers.
 
     Args:
         loss: The loss, with its layers.
         known: What is known of the axes of the layers of each role, by name.
         masked: Whether the batches say which tokens are padding.
+        of_ids: Whether these tokens are those of a text, and not patches of an image.
 
     Raises:
         ValueError: If the loss needs to know an axis that cannot be known, or the two layers of a pair cannot be
@@ -38,7 +39,8 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
     for role, layers in names.items():
         for name in (one for one in layers if one in known[role]):
             view = _view(loss, role, name, known[role][name])
-            views[role][name] = replace(view, text=len(view.order) == 3 and view.grid is None)
+            of_image = view.grid is not None or (of_ids and _are_patches(known[role][name]))
+            views[role][name] = replace(view, text=len(view.order) == 3 and not of_image)
     if loss.pairs_layers:
         for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
             if student in views["student"] and teacher in views["teacher"]:
@@ -53,6 +55,11 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False) 
         for of in views.values():
             of |= {name: replace(view, pooled=True) for name, view in of.items() if view.text}
     return views
+
+
+def _are_patches(axes: Axes) -> bool:
+    """Whether the positions of a layer come from a map, as those of a tower for images beside one for text."""
+    return axes.grid is not None or (axes.places is not None and len(axes.places.sizes) == 2)
 
 
 def axes_of_outputs(role: str, features: Mapping[str, Tensor]) -> dict[str, Axes]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.call_mask import is_added
-from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_own
+from lightning_kd.capture.columns import TARGET_KEYS, columns_of, is_label, is_own
 from lightning_kd.capture.decoder_mask import decoder_mask, is_encoder_decoder, sides_of
 from lightning_kd.capture.heads import OUTPUT
 from lightning_kd.capture.layout import batch_axis
@@ -65,6 +65,7 @@ class Masks:
         left_out: Whether a method of the user's gives the network an ``attention_mask``, and the losses none.
         unread: The shape of an ``attention_mask`` that the network was given, and that is not read; ``()`` without one.
         labelled: Whether there is a label for each token, which tells losses of tokens what counts.
+        of_ids: Whether the mask of tokens is of the ids of a text, so that patches of an image beside it have none.
     """
 
     tokens: Tensor | None
@@ -73,6 +74,7 @@ class Masks:
     left_out: bool = False
     unread: Shape = ()
     labelled: bool = False
+    of_ids: bool = False
 
     def of_tokens(self, loss: DistillationLoss) -> Tensor | None:
         """Return the mask of tokens of the layers that a loss reads; one of samples alone is none."""
@@ -97,7 +99,10 @@ def settle_masks(step: TrainingStep, read: Batch, given: Tensor | None = None) -
     left_out = read.mask is None and isinstance(named, Tensor) and named.ndim == 2 and not own
     unread = tuple(given.shape) if given is not None and read.mask is None and own and given.ndim != 2 else ()
     labelled = isinstance(read.target, Tensor) and read.target.ndim == 2 and not read.target.is_floating_point()
-    masks = Masks(read.mask, decoder_mask(read), left_out=left_out, unread=unread, labelled=labelled)
+    of_ids = own and isinstance(named, Tensor) and _is_of_ids(named, read)
+    masks = Masks(
+        read.mask, decoder_mask(read), left_out=left_out, unread=unread, labelled=labelled, of_ids=of_ids
+    )
     student, unsure = original(step.student), set()
     two_sides = is_encoder_decoder(student) and is_own(step.hooks.unpack_batch)
     for name, loss in step.objective.leaves:
@@ -122,6 +127,12 @@ def settle_masks(step: TrainingStep, read: Batch, given: Tensor | None = None) -
             "decoder's are padding, so all of them count. Give labels that are -100 there, or decoder_attention_mask."
         )
     return replace(masks, unsure=frozenset(unsure))
+
+
+def _is_of_ids(mask: Tensor, read: Batch) -> bool:
+    """Whether a mask is as long as the ids of tokens that a network takes."""
+    ids = (value for name, value in read.kwargs.items() if value is not mask and not is_label(name))
+    return any(isinstance(v, Tensor) and not v.is_floating_point() and v.shape == mask.shape for v in ids)
 
 
 def check_mask(

@@ -360,7 +360,7 @@ class SetUp:
             try:
                 check_one_size(loss, self.step.student)
                 check_returns_attention(loss, known)
-                views = settle_views(loss, known, masked=masks.of_tokens(loss) is not None)
+                views = settle_views(loss, known, masked=masks.of_tokens(loss) is not None, of_ids=masks.of_ids)
             except ValueError as error:
                 raise ValueError(f"Part {name!r}: {error}") from None
             loss.views = {role: {n: v for n, v in of.items() if not v.is_plain} for role, of in views.items()}
