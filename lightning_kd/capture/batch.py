@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from lightning_kd.capture.columns import INDEX_KEYS, TARGET_KEYS, makes_inputs_of, of_student, takes
+from lightning_kd.capture.columns import INDEX_KEYS, TARGET_KEYS, is_row_number, makes_inputs_of, of_student, takes
 from lightning_kd.capture.heads import Head, check_one_head, head_of
 from lightning_kd.capture.networks import first_tensor
 from lightning_kd.capture.outputs import Outputs
@@ -64,8 +64,8 @@ def unpack_batch(batch: Any) -> Batch:
     """Take apart a tensor, ``(x,)``, ``(x, y)``, ``(x, y, index)``, or a dictionary of named inputs.
 
     In a dictionary the target is found under ``target``, ``labels``, ``label`` or ``y``, the row under ``index`` or
-    ``idx``, and everything else is passed to the model by name. ``attention_mask`` also says which tokens are padding,
-    and ``teacher_labels`` are the labels of the teacher's own tokens.
+    ``idx`` (of one number a sample), and everything else is passed to the model by name. ``attention_mask`` also says
+    which tokens are padding, and ``teacher_labels`` are the labels of the teacher's own tokens.
     ``x`` may itself be a tuple of positional inputs or a dictionary of named ones. A named tuple is read in its order.
 
     Args:
@@ -85,7 +85,7 @@ def unpack_batch(batch: Any) -> Batch:
     if not isinstance(batch, tuple | list | Tensor) and isinstance(batch, Mapping):
         named = dict(batch)
         target = _pop_first(named, TARGET_KEYS)
-        index = _pop_first(named, INDEX_KEYS)
+        index = _pop_first(named, tuple(key for key in INDEX_KEYS if is_row_number(key, named.get(key))))
         theirs = named.get("teacher_labels")
         its = theirs if isinstance(theirs, Tensor) else None
         return Batch(kwargs=named, target=target, index=index, mask=_mask_in(named), teacher_target=its)

@@ -190,6 +190,17 @@ def of_teacher(
     return args, without_labels(given, columns, teacher)
 
 
+def is_row_number(name: str, value: object) -> bool:
+    """Whether a column holds the row of each sample; ``idx`` of several numbers a sample are the ids of tokens.
+
+    Example:
+        >>> import torch
+        >>> is_row_number("idx", torch.zeros(2)), is_row_number("idx", torch.zeros(2, 7))
+        (True, False)
+    """
+    return name in INDEX_KEYS and not (isinstance(value, Tensor) and value.ndim > 1 and value.shape[1] > 1)
+
+
 def _is_input(name: str, value: Any, taken: Takes) -> bool:
     """Whether a column that the student was not called with is an input: a tensor, and no target or row."""
     if name in (*TARGET_KEYS, *INDEX_KEYS):

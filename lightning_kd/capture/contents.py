@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_kd.capture.columns import INDEX_KEYS, is_label
+from lightning_kd.capture.columns import is_label, is_row_number
 from lightning_kd.capture.decoder_mask import IGNORED
 
 MASK = "attention_mask"
@@ -63,7 +63,7 @@ def inputs_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any
     """
     found: dict[str, Any] = {}
     for name, value in ({str(i): value for i, value in enumerate(args)} | dict(kwargs)).items():
-        if name in (*INDEX_KEYS, MASK):
+        if name == MASK or is_row_number(name, value):
             continue
         if isinstance(value, Mapping):
             found |= {f"{name}.{key}": one for key, one in inputs_of((), value).items()}

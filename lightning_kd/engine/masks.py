@@ -100,9 +100,7 @@ def settle_masks(step: TrainingStep, read: Batch, given: Tensor | None = None) -
     unread = tuple(given.shape) if given is not None and read.mask is None and own and given.ndim != 2 else ()
     labelled = isinstance(read.target, Tensor) and read.target.ndim == 2 and not read.target.is_floating_point()
     of_ids = own and isinstance(named, Tensor) and _is_of_ids(named, read)
-    masks = Masks(
-        read.mask, decoder_mask(read), left_out=left_out, unread=unread, labelled=labelled, of_ids=of_ids
-    )
+    masks = Masks(read.mask, decoder_mask(read), left_out=left_out, unread=unread, labelled=labelled, of_ids=of_ids)
     student, unsure = original(step.student), set()
     two_sides = is_encoder_decoder(student) and is_own(step.hooks.unpack_batch)
     for name, loss in step.objective.leaves:

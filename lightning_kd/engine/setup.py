@@ -34,6 +34,7 @@ from lightning_kd.engine.default_layers import choose_layers, chosen_before
 from lightning_kd.engine.embedding_output import Embeddings
 from lightning_kd.engine.first_call import FirstCall
 from lightning_kd.engine.fused_heads import settle_heads
+from lightning_kd.engine.idle_losses import tell_of_one_position
 from lightning_kd.engine.input_scale import tell_of_scale
 from lightning_kd.engine.labels import check_classes
 from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
@@ -221,6 +222,10 @@ class SetUp:
         if weights and all(dtype == torch.float64 for dtype in weights):  # a student that was made so by double()
             objective.losses.double()
         check_parts_not_lazy(objective.leaves)
+        for name, leaf in objective.leaves:
+            tell_of_one_position(
+                name, leaf, *(self._viewed(leaf, role, shapes[role]) for role in ("student", "teacher"))
+            )
         check_not_shared(
             self.step.student, objective.losses, "losses", "which the optimizer would take twice; copy them"
         )

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.batch import Batch, Hooks, read_if_known
@@ -24,8 +24,9 @@ from lightning_kd.capture.seen import Seen, seen_in
 from lightning_kd.capture.store import Calls
 from lightning_kd.engine.attention_choice import choose_attention
 from lightning_kd.engine.blocks import show_blocks
-from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, only_frozen, scalar
+from lightning_kd.engine.checks import check_has, check_not_shared, not_finite, scalar
 from lightning_kd.engine.fused_heads import FusedHeads
+from lightning_kd.engine.idle_losses import tell_of_idle
 from lightning_kd.engine.labels import as_class_ids, say_of_labels
 from lightning_kd.engine.layer_maps import map_layers
 from lightning_kd.engine.objective import Goal, Objective
@@ -33,7 +34,7 @@ from lightning_kd.engine.one_answer import OneAnswer, may_draw
 from lightning_kd.engine.positions import StepPositions
 from lightning_kd.engine.reading import Reading
 from lightning_kd.engine.sparse_teacher import sparse_in
-from lightning_kd.losses.base import DistillationLoss, StepTensors
+from lightning_kd.losses.base import StepTensors
 from lightning_kd.losses.tensors import add_up
 from lightning_kd.losses.tokens.qkv import QKVRelationLoss
 from lightning_kd.losses.tokens.sparse import SparseLogits
@@ -85,7 +86,7 @@ class TrainingStep:
         self.objective = objective
         self.hooks = hooks
         self.calls = calls
-        self.looked_for_frozen = False
+        self.looked_for_idle = False
         self.told_left_out = False
         self.heads: FusedHeads | None = None
         """The output layers of both networks, where no logits stand whole; set-up finds out."""
@@ -232,8 +233,9 @@ class TrainingStep:
             if self._lacks(tensors):
                 for name, loss in goal.active:
                     check_has(name, loss, tensors)
-            if not self.looked_for_frozen:
-                self._warn_of_frozen(goal.active, tensors)
+            if not self.looked_for_idle:
+                self.looked_for_idle = True
+                tell_of_idle(goal.active, tensors)
         return tensors
 
     def ask(
@@ -410,16 +412,6 @@ class TrainingStep:
         lacks_logits = tensors.student_logits is None or (tensors.teacher_logits is None and tensors.sparse is None)
         lacks_target = self.objective.needs_target and tensors.target is None
         return lacks_logits or lacks_target or (self.objective.needs_index and tensors.index is None)
-
-    def _warn_of_frozen(self, active: Sequence[tuple[str, DistillationLoss]], tensors: StepTensors) -> None:
-        """Warn once of losses that cannot teach the student, because nothing that they read of it can be trained."""
-        self.looked_for_frozen = True
-        frozen = [name for name, loss in active if torch.is_grad_enabled() and only_frozen(loss, tensors)]
-        if frozen:
-            rank_zero_warn(
-                f"The loss part(s) {frozen} read only frozen layers of the student, so they cannot teach it; unfreeze "
-                "a layer at or before those, or name later ones."
-            )
 
 
 def _seen(calls: Mapping[str, Lesson], target: Any, role: str) -> Seen | None:

@@ -10,12 +10,13 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
-from lightning_kd import DistillationCallback, DistillationModule
+from lightning_kd import DistillationCallback, DistillationModule, cache
 from lightning_kd.capture.batch import unpack_batch
+from lightning_kd.capture.call import Call
 from lightning_kd.capture.columns import of_teacher, takes, unused_columns
 from lightning_kd.functional import kd_loss
-from lightning_kd.losses import DKDLoss, KDLoss
-from lightning_kd.teachers import Ensemble
+from lightning_kd.losses import DKDLoss, KDLoss, TokenKDLoss
+from lightning_kd.teachers import CachedTeacher, Ensemble
 from tests import support
 
 
@@ -339,3 +340,29 @@ def test_a_teacher_is_not_called_with_what_the_students_embedding_has_made():
         expected = kd_loss(student(ids), teacher(ids))
     fitted = support.fit(SoftPrompts(student, True), callbacks=[OfIds(teacher, [KDLoss()])], **options)
     assert float(fitted.callback_metrics["train/kd"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+class Ids(nn.Module):
+    """Names its tokens as nanoGPT does."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(7, 7)
+
+    def forward(self, idx):
+        return self.embed(idx)
+
+
+def test_idx_of_several_numbers_a_sample_are_tokens_and_of_one_are_rows(tmp_path):
+    ids = torch.arange(12).view(3, 4) % 7
+    tokens, rows = unpack_batch({"idx": ids}), unpack_batch({"x": ids, "idx": torch.arange(3)})
+    assert torch.equal(tokens.kwargs["idx"], ids)
+    assert tokens.index is None
+    assert rows.index.tolist() == [0, 1, 2]
+    assert list(rows.kwargs) == ["x"]
+    data = [{"idx": one} for one in ids]
+    cache.write(Ids(), data, tmp_path, losses=[TokenKDLoss(shift=False)], dtype="float32")
+    found = CachedTeacher(tmp_path).answer({"idx": ids[1:]}, Call(kwargs={"idx": ids[1:]})).output
+    assert found.shape == (2, 4, 7)
+    with pytest.raises(ValueError, match="not in"):
+        CachedTeacher(tmp_path).answer({}, Call(kwargs={"idx": ids[1:].flip(1)}))
