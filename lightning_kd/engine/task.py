@@ -70,6 +70,7 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
 def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     """Return the target in the shape that a loss of torch's own wants; other losses get it as it is."""
     if target.shape == logits.shape:
+        _check_probabilities(task_loss, target)
         if type(task_loss) is nn.CrossEntropyLoss and not target.is_floating_point():
             raise ValueError(
                 f"task_loss CrossEntropyLoss reads a target {tuple(target.shape)} of the outputs' shape as "
@@ -82,6 +83,7 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         return without_column(target, logits)
     if type(task_loss) not in _VALUE_BY_VALUE:
         return target
+    _check_probabilities(task_loss, target)
     shapes = {tuple(logits.shape), tuple(target.shape)}
     if shapes == {(logits.numel(),), (logits.numel(), 1)}:
         return target.reshape(logits.shape)
@@ -94,6 +96,15 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         f"shape {tuple(logits.shape)} and the target is of shape {tuple(target.shape)}, which torch would broadcast. "
         "Override unpack_batch to return a target of the outputs' shape."
     )
+
+
+def _check_probabilities(task_loss: nn.Module, target: Tensor) -> None:
+    """Raise a ``ValueError`` if a loss of probabilities gets whole numbers, which torch refuses in words of its own."""
+    if type(task_loss) in (nn.BCELoss, nn.BCEWithLogitsLoss) and not target.is_floating_point():
+        raise ValueError(
+            f"task_loss {type(task_loss).__name__} compares probabilities, but the target is of type "
+            f"{str(target.dtype).removeprefix('torch.')}. Give target.float(), from the data set or unpack_batch."
+        )
 
 
 def check_classes_on_axis_1(task_loss: object, logits: object, target: object, axis: int | None = None) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_kd.capture.private import names_of_any_size
 
@@ -38,8 +38,8 @@ def check_same_architecture(
     """
     own = {f"{under}{name}": value for name, value in module.state_dict().items()}
     free = {f"{under}{name}" for name in names_of_any_size(module)}
-    saved_shapes = {name: tuple(value.shape) for name, value in saved.items() if name.startswith(prefix)}
-    own_shapes = {name: tuple(value.shape) for name, value in own.items() if name.startswith(prefix)}
+    saved_shapes = {name: _shape(value) for name, value in saved.items() if name.startswith(prefix)}
+    own_shapes = {name: _shape(value) for name, value in own.items() if name.startswith(prefix)}
     own_shapes |= {name: saved_shapes[name] for name in own_shapes.keys() & saved_shapes.keys() & free}
     if saved_shapes == own_shapes:
         return
@@ -52,6 +52,11 @@ def check_same_architecture(
         f"The checkpoint is of another {what} architecture; {len(differ)} tensor(s) differ, first "
         f"{'; '.join(differ[:3])}. Build the {what} that the checkpoint was made with; nothing has been loaded."
     )
+
+
+def _shape(value: object) -> object:
+    """Return the shape of a weight; of another state of a module (``get_extra_state``) that there is one."""
+    return tuple(value.shape) if isinstance(value, Tensor) else "a state"
 
 
 @contextmanager

@@ -162,3 +162,9 @@ def test_one_hot_rows_of_whole_numbers_are_refused_with_the_remedy() -> None:
         task_term(nn.CrossEntropyLoss(), _values(3, 3), target)
     right = nn.CrossEntropyLoss()(_values(3, 3), torch.tensor([0, 2, 1]))
     torch.testing.assert_close(task_term(nn.CrossEntropyLoss(), _values(3, 3), target.float()), right)
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss()])
+def test_whole_numbers_are_no_probabilities(loss: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"compares probabilities, .* int64\. Give target\.float\(\)"):
+        task_term(loss, torch.full((3, 2), 0.5), torch.ones(3, 2, dtype=torch.long))

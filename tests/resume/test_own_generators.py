@@ -10,7 +10,16 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+    WeightedRandomSampler,
+)
 
 from lightning_kd import Batch, DistillationCallback, DistillationModule
 from lightning_kd.losses import KDLoss
@@ -97,6 +106,7 @@ LOADERS = {
     ),
     "shared": shared,
     "combined": combined,
+    "by epoch": lambda: DataLoader(ROWS, batch_size=8, sampler=DistributedSampler(ROWS, num_replicas=1, rank=0)),
     "not of torch": lambda: DataLoader(ROWS, batch_size=8, sampler=Shuffling()),
     "stream": lambda: DataLoader(Stream(), batch_size=8),
     "batches": Batches,
@@ -150,7 +160,10 @@ def fit(door, loader, watching, seed, ckpt_path=None, **options):
     return made
 
 
-QUICK = [("module", name) for name in ("loader", "shared", "combined", "not of torch", "data set", "stream", "batches")]
+QUICK = [
+    ("module", name)
+    for name in ("loader", "shared", "by epoch", "combined", "not of torch", "data set", "stream", "batches")
+]
 SLOW = [("module", "sampler"), ("module", "replacing"), ("module", "weighted"), ("module", "workers")]
 CASES = [*QUICK, *(pytest.param(*case, marks=pytest.mark.slow) for case in [*SLOW, ("callback", "loader")])]
 
@@ -210,6 +223,69 @@ def without_generators(path):
     for process in checkpoint["lightning_kd"]["processes"]:
         del process["data_generators"]
     torch.save(checkpoint, path)
+
+
+def cycling(generator=None):
+    short = DataLoader(Subset(ROWS, range(12)), batch_size=8, shuffle=True, generator=generator)
+    return CombinedLoader([short, DataLoader(ROWS, batch_size=4, shuffle=True)], "max_size_cycle")
+
+
+def test_a_shorter_loader_that_has_begun_anew_is_warned_of_and_with_a_generator_goes_on(tmp_path):
+    path, _ = interrupted(cycling(), tmp_path, "4 batch")
+    with pytest.warns(UserWarning, match="shorter of the training loaders had begun anew.*a generator of its own"):
+        fit("module", cycling(), Watching(), seed=77, ckpt_path=path)
+    path, left = interrupted(cycling(own()), tmp_path / "own", "4 batch")
+    resumed = Watching()
+    fit("module", cycling(own()), resumed, seed=77, ckpt_path=path)
+    assert resumed.seen == left
+
+
+class Counting(nn.Linear):
+    """Has a state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"count": 3}
+
+    def set_extra_state(self, state):
+        self.count = state["count"]
+
+
+def test_a_student_with_a_state_of_its_own_goes_on(tmp_path):
+    def run(watching, ckpt_path=None):
+        student = nn.Sequential(nn.Flatten(), Counting(16, support.CLASSES))
+        made = DistillationModule(student, support.teacher(), [KDLoss()], task_loss=nn.CrossEntropyLoss())
+        support.fit(
+            made, train=support.loader(), callbacks=[watching], max_epochs=2, limit_val_batches=0, ckpt_path=ckpt_path
+        )
+        return student
+
+    whole = Watching(tmp_path)
+    run(whole)
+    assert run(Watching(), [*whole.saved][0])[1].count == 3
+
+
+class OfEpoch(DistillationModule):
+    """Gives data that depends on the epoch, as of images that grow."""
+
+    def train_dataloader(self):
+        return DataLoader([(x + self.current_epoch, y) for x, y in ROWS], batch_size=8)
+
+
+def test_loaders_that_depend_on_the_epoch_are_those_of_the_uninterrupted_run(tmp_path):
+    def run(watching, ckpt_path=None):
+        made = OfEpoch(support.student(), support.teacher(), [KDLoss()], task_loss=nn.CrossEntropyLoss())
+        options = {"max_epochs": EPOCHS, "limit_val_batches": 0, "reload_dataloaders_every_n_epochs": 1}
+        torch.manual_seed(3)
+        support.trainer(callbacks=[watching], **options).fit(
+            made, val_dataloaders=support.loader(), ckpt_path=ckpt_path
+        )
+
+    whole = Watching(tmp_path)
+    run(whole)
+    for path, done in [*whole.saved.items()][:-1]:
+        resumed = Watching()
+        run(resumed, path)
+        assert resumed.seen == whole.seen[done:], path.name
 
 
 @pytest.mark.parametrize("place", ["3 epoch", "5 batch"])

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any
 
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.fabric.utilities.types import _Stateful
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops import evaluation_loop, training_epoch_loop
@@ -10,6 +11,7 @@ from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils.data import RandomSampler
 
 from lightning_kd.fit.patches import Patches
 
@@ -33,7 +35,10 @@ def continue_loops(trainer: Trainer, patches: Patches) -> bool:
     fit: Any = trainer.fit_loop
     every = _epochs_of_loaders(trainer)
     if every:
-        fit._last_train_dl_reload_epoch = trainer.current_epoch - trainer.current_epoch % every
+        due = trainer.current_epoch - trainer.current_epoch % every
+        # what was asked for in an epoch that has ended since is asked for anew
+        is_older = fit._last_train_dl_reload_epoch < due
+        fit._last_train_dl_reload_epoch = due - every if is_older else due
     if fit.resumed_on_epoch_end:  # which Lightning has counted as completed
         fit.epoch_progress.current.completed -= 1
         fit.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
@@ -71,7 +76,10 @@ def skip_seen_batches(trainer: Trainer, patches: Patches, *, anew: bool) -> None
     _reset_without_warning(fit.epoch_loop, patches)
     if _finds_its_place(fetcher.combined_loader.flattened):
         return
+    _tell_of_shorter(fetcher.combined_loader.flattened, done)
     if anew:
+        for loader in fetcher.combined_loader.flattened:  # which Lightning does later, when the epoch begins
+            _set_sampler_epoch(loader, fit.epoch_progress.current.processed)
         iter(fetcher)
     for _ in range(done):
         next(fetcher)
@@ -121,6 +129,18 @@ def _finds_its_place(loaders: list[Any]) -> bool:
     samplers = [getattr(getattr(loader, "batch_sampler", None), "sampler", None) for loader in loaders]
     by_sampler = any(getattr(sampler, "finds_its_place", False) for sampler in samplers)
     return by_sampler or all(isinstance(loader, _Stateful) for loader in loaders)
+
+
+def _tell_of_shorter(loaders: list[Any], done: int) -> None:
+    """Say that a loader that began anew within the epoch has drawn its order then, which the checkpoint cannot tell."""
+    drawn = [one for one in loaders if isinstance(getattr(one, "sampler", None), RandomSampler)]
+    without = [one for one in drawn if one.generator is None and one.sampler.generator is None]
+    if len(loaders) > 1 and any(len(one) < done for one in without):
+        rank_zero_warn(
+            "The shorter of the training loaders had begun anew within the epoch in which this fit goes on, in an "
+            "order that was drawn then. So it may read other rows than the interrupted fit would have until the next "
+            "epoch. Give it a generator of its own: DataLoader(..., generator=torch.Generator())."
+        )
 
 
 def _end_batch(fit: Any, patches: Patches) -> None:
