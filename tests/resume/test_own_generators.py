@@ -261,7 +261,7 @@ def test_a_student_with_a_state_of_its_own_goes_on(tmp_path):
 
     whole = Watching(tmp_path)
     run(whole)
-    assert run(Watching(), [*whole.saved][0])[1].count == 3
+    assert run(Watching(), next(iter(whole.saved)))[1].count == 3
 
 
 class OfEpoch(DistillationModule):

@@ -59,7 +59,8 @@ def kd_loss(
         teacher_logits: Unnormalised class scores to imitate; no gradient reaches them.
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
-        standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
+        standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature; the deviation
+            is the unbiased one (N - 1), as in the authors' code.
         hard: Compare with the class that the teacher decides for, in the place of its probabilities. The temperature
             softens the student still, so DeiT's loss needs ``temperature=1.0``.
 
@@ -115,7 +116,8 @@ class KDLoss(LogitLoss):
     Args:
         temperature: Softening of both distributions, > 0, no unit; a number, or one for each sample. 1 leaves them as
             they are; 2 to 8 are common.
-        standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature.
+        standardize: Bring the logits of each sample to mean 0 and deviation 1 before the temperature; the deviation
+            is the unbiased one (N - 1), as in the authors' code.
         hard: Compare with the class that the teacher decides for, in the place of its probabilities. The temperature
             softens the student still, so DeiT's loss needs ``temperature=1.0``.
         binary: Whether the output is a single logit, the log odds of a yes. It must be said, since a single number may
