@@ -39,7 +39,7 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False, 
     for role, layers in names.items():
         for name in (one for one in layers if one in known[role]):
             view = _view(loss, role, name, known[role][name])
-            of_image = view.grid is not None or (of_ids and _are_patches(known[role][name]))
+            of_image = view.grid is not None or (of_ids and are_patches(known[role][name]))
             views[role][name] = replace(view, text=len(view.order) == 3 and not of_image)
     if loss.pairs_layers:
         for student, teacher in zip(loss.student_layers, loss.teacher_layers, strict=True):
@@ -57,7 +57,7 @@ def settle_views(loss: DistillationLoss, known: Roles, *, masked: bool = False, 
     return views
 
 
-def _are_patches(axes: Axes) -> bool:
+def are_patches(axes: Axes) -> bool:
     """Whether the positions of a layer come from a map, as those of a tower for images beside one for text."""
     return axes.grid is not None or (axes.places is not None and len(axes.places.sizes) == 2)
 

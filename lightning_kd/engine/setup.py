@@ -16,7 +16,9 @@ from lightning_kd.capture.call_mask import mask_given
 from lightning_kd.capture.columns import check_embeddings, gives_as_is, is_own, target_that_is_input
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
+from lightning_kd.capture.hooks import module_of
 from lightning_kd.capture.networks import isolated_random_state, original
+from lightning_kd.capture.rows import leaves_of
 from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
 from lightning_kd.engine.attention_rows import check_attention, check_returns_attention, check_same_order
@@ -37,7 +39,14 @@ from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.idle_losses import tell_of_one_position
 from lightning_kd.engine.input_scale import tell_of_scale
 from lightning_kd.engine.labels import check_classes
-from lightning_kd.engine.layouts import axes_of_outputs, plain_views, settle_views, viewed_shape, views_from
+from lightning_kd.engine.layouts import (
+    are_patches,
+    axes_of_outputs,
+    plain_views,
+    settle_views,
+    viewed_shape,
+    views_from,
+)
 from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
 from lightning_kd.engine.masks import (
     Masks,
@@ -55,6 +64,7 @@ from lightning_kd.engine.sparse_teacher import check_sparse_answer
 from lightning_kd.engine.step import TrainingStep
 from lightning_kd.engine.task import check_classes_on_axis_1
 from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
+from lightning_kd.losses.tokens.blocks import ReadsAttention
 from lightning_kd.projectors import width
 from lightning_kd.teachers.base import Lesson, Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
@@ -352,13 +362,24 @@ class SetUp:
             shapes = {"student": shapes_read(self.step, "student", call, tensors)}
             shapes["teacher"] = shapes_read(self.step, "teacher", lesson, tensors)
             self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
-            return shapes, known, settle_masks(self.step, read, mask_given(call, self.step.student))
+            masks = settle_masks(self.step, read, mask_given(call, self.step.student))
+            if masks.of_ids and any(isinstance(one, Tensor) and one.ndim == 4 for one in leaves_of(call.kwargs)):
+                self._settle_patches(call, student_runs, read)
+            return shapes, known, masks
 
     def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
         """Find what the axes of a network's layers mean, by calling the network with one sample more."""
         losses = self.step.objective.components
         layers = {name for loss in losses for name in getattr(loss, f"{role}_layers")}
         return axes_in_call(network, call.args, call.kwargs, read.target, layers, runs)
+
+    def _settle_patches(self, call: Call, runs: Followed, read: Batch) -> None:
+        """Tell the losses of attention whether their blocks are of images beside a text."""
+        for _, loss in self.step.objective.leaves:
+            if isinstance(loss, ReadsAttention):
+                blocks = {module_of(layer) for layer in loss.student_layers}
+                found = axes_in_call(self.step.student, call.args, call.kwargs, read.target, blocks, runs)
+                loss.of_patches = bool(found) and all(map(are_patches, found.values()))
 
     def _settle_views(self, known: Known, masks: Masks) -> None:
         for name, loss in self.step.objective.leaves:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers as hf
 
-from lightning_kd.losses import HiddenStateLoss
+from lightning_kd.losses import AttentionMatrixLoss, HiddenStateLoss
 from tests import support
 
 PARTS = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
@@ -57,3 +57,21 @@ def test_the_mask_of_the_text_hides_no_patches(tower, tokens):
     right = (ours - theirs)[real].square().mean()
     found = module.trainer.callback_metrics["train/hidden_state"]
     torch.testing.assert_close(found.double(), right, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out", "ignore:The loss.*is frozen")
+@pytest.mark.parametrize("tokens", [5, 7])
+def test_the_mask_of_the_text_hides_no_attention_of_patches(tokens):
+    student, teacher, given = clip(1, 1), clip(2, 2), batch(tokens)
+    for net in (student, teacher):
+        net.set_attn_implementation("eager")
+    loss = AttentionMatrixLoss("vision_model.encoder.layers.0", "vision_model.encoder.layers.1", kind="probabilities")
+    still = {"optimizer": lambda weights: torch.optim.SGD(weights, lr=0.0)}
+    module = support.module(student, teacher=teacher, losses=[loss], task_loss=None, **still)
+    support.trainer(max_epochs=1, limit_val_batches=0).fit(module, support.batches(given), support.batches(given))
+    with torch.no_grad():
+        images = {"pixel_values": given["pixel_values"], "output_attentions": True}
+        ours = student.eval().vision_model(**images).attentions[0].double()
+        theirs = teacher.eval().vision_model(**images).attentions[1].double()
+    found = module.trainer.callback_metrics["train/attention_matrix"].double()
+    torch.testing.assert_close(found, (ours - theirs).square().mean(), rtol=1e-4, atol=0.0)

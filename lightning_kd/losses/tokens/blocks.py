@@ -26,6 +26,8 @@ class ReadsAttention(DistillationLoss, ABC):
     """
 
     reduction: Reduction
+    of_patches = False
+    """Whether the blocks are of images beside a text, whose mask is none of theirs; set-up finds out."""
     _mapped: tuple[tuple[str, ...], tuple[str, ...]] | None = None
 
     @property
@@ -40,6 +42,8 @@ class ReadsAttention(DistillationLoss, ABC):
 
     def evaluate(self, step: StepTensors) -> Tensor:
         """Return the unweighted loss of a step, in which tokens of other documents of a row are not related."""
+        if self.of_patches:
+            step = replace(step, mask=None, position_ids=None)
         return super().evaluate(step if self.of_decoder else one_document_a_row(self._own_layers(step)))
 
     def _own_layers(self, step: StepTensors) -> StepTensors:
