@@ -1,30 +1,18 @@
 """Set-up: choose the layers, learn every size from one small batch, and build what depends on sizes."""
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import Any
 
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_kd.capture.activation_input import modules_of
-from lightning_kd.capture.axes import Axes, axes_in_call
-from lightning_kd.capture.batch import Batch, read_if_known
-from lightning_kd.capture.call import Call
-from lightning_kd.capture.call_mask import mask_given
-from lightning_kd.capture.columns import check_embeddings, gives_as_is, is_own, target_that_is_input
-from lightning_kd.capture.example import remember_call
-from lightning_kd.capture.followed import Followed, following
-from lightning_kd.capture.hooks import module_of
 from lightning_kd.capture.networks import isolated_random_state, original
-from lightning_kd.capture.rows import leaves_of
-from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_choice import check_same_choice
-from lightning_kd.engine.attention_rows import check_attention, check_returns_attention, check_same_order
+from lightning_kd.engine.attention_rows import check_returns_attention
 from lightning_kd.engine.begin_anew import Owner, claim, fingerprint_of_labels
 from lightning_kd.engine.checks import (
-    check_first_values,
     check_has_layers,
     check_not_lazy,
     check_not_shared,
@@ -37,40 +25,17 @@ from lightning_kd.engine.embedding_output import Embeddings
 from lightning_kd.engine.first_call import FirstCall
 from lightning_kd.engine.fused_heads import settle_heads
 from lightning_kd.engine.idle_losses import tell_of_one_position
-from lightning_kd.engine.input_scale import tell_of_scale
-from lightning_kd.engine.labels import check_classes
-from lightning_kd.engine.layouts import (
-    are_patches,
-    axes_of_outputs,
-    plain_views,
-    settle_views,
-    viewed_shape,
-    views_from,
-)
-from lightning_kd.engine.look_at_outputs import KnownTask, SigmoidWatch, look_at_outputs, shapes_read
-from lightning_kd.engine.masks import (
-    Masks,
-    check_mask,
-    check_mask_values,
-    settle_masks,
-    tell_rows_of_tokens,
-    tell_unread_masks,
-)
-from lightning_kd.engine.model_loss import tell_of_router
+from lightning_kd.engine.layouts import plain_views, settle_views, viewed_shape, views_from
+from lightning_kd.engine.look_at_outputs import KnownTask
+from lightning_kd.engine.masks import Masks, check_mask, tell_rows_of_tokens, tell_unread_masks
+from lightning_kd.engine.measure import Known, Shapes, measure
 from lightning_kd.engine.numbers import settle_numbers
 from lightning_kd.engine.reading import teacher_heads
 from lightning_kd.engine.same_positions import check_one_size
-from lightning_kd.engine.sparse_teacher import check_sparse_answer
 from lightning_kd.engine.step import TrainingStep
-from lightning_kd.engine.task import check_classes_on_axis_1
-from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape, StepTensors
-from lightning_kd.losses.tokens.blocks import ReadsAttention
+from lightning_kd.losses.base import LOGITS, DistillationLoss, Shape
 from lightning_kd.projectors import width
-from lightning_kd.teachers.base import Lesson, Teacher
 from lightning_kd.teachers.frozen import FrozenTeacher
-
-Shapes = dict[str, dict[str, Shape]]
-Known = dict[str, dict[str, Axes]]
 
 
 class SetUp:
@@ -143,9 +108,10 @@ class SetUp:
         if self.shapes is None:
             self._show_layers()
         self.step.attach()
-        shapes, known, masks = self._measure(first)
+        found = measure(self.step, first)
+        self.inputs, shapes, masks = found.inputs, found.shapes, found.masks
         if self.shapes is None:
-            self._settle_views(known, masks)
+            self._settle_views(found.known, masks)
         check_mask(self.step.objective.leaves, masks, shapes)
         tell_rows_of_tokens(self.step.objective.leaves, masks, shapes)
         settle_numbers(self.step.objective.leaves, masks, shapes)
@@ -318,69 +284,6 @@ class SetUp:
         for loss in step.objective.components:
             loss.see_layers(modules_of(student, loss.student_layers), modules_of(teacher, loss.teacher_layers))
 
-    def _measure(self, first: FirstCall) -> tuple[Shapes, Known, Masks]:
-        """Call both networks.
-
-        Returns:
-            The shapes of what the losses read, what the axes of the layers mean, and the masks of the batch.
-        """
-        capture, teacher = self.step.capture, self.step.teacher
-        network = None if teacher is None else teacher.layered
-        with first.rehearsing():
-            with capture.recording(), following(self.step.student) as student_runs, SigmoidWatch() as watch:
-                call = first.of_student()
-                self.inputs = remember_call(call.args, call.kwargs)
-                capture.check_ran(call)
-                capture.copy_changed(call)
-                capture.copy_before_dropout()
-                if self.step.calls is not None and gives_as_is(self.step.hooks) and network is not None:
-                    check_embeddings(call, first.batch)
-                with following(network) if network is not None else nullcontext() as teacher_runs:
-                    lesson = first.lesson(call)
-                if teacher is not None:
-                    teacher.check_first_answer(lesson)
-                read = self.step.as_called(read_if_known(self.step.hooks, first.batch), call)
-                if self.step.calls is not None and is_own(self.step.hooks.unpack_batch):
-                    told = target_that_is_input(call.args, call.kwargs, read.target, read.index)
-                    if told is not None:
-                        rank_zero_warn(told)
-                followed = {"student": student_runs, "teacher": teacher_runs}
-                tensors = self._check_first(call, lesson, watch, read, followed)
-            check_mask_values(self.step, read, mask_given(call, self.step.student))
-            check_attention(call, lesson, network, read.target)
-            for loss in self.step.objective.components:
-                check_same_order(loss, tensors.student_features, tensors.teacher_features)
-            self.step.settle_positions(first.batch, call)
-            known = {
-                "student": self._axes(self.step.student, call, student_runs, "student", read),
-                "teacher": _as_stored(teacher, lesson)
-                if teacher_runs is None or not isinstance(lesson, Call)
-                else self._axes(teacher, lesson, teacher_runs, "teacher", read),
-            }
-            for role, features in (("student", tensors.student_features), ("teacher", tensors.teacher_features)):
-                known[role] |= axes_of_outputs(role, features)
-            shapes = {"student": shapes_read(self.step, "student", call, tensors)}
-            shapes["teacher"] = shapes_read(self.step, "teacher", lesson, tensors)
-            self.step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
-            masks = settle_masks(self.step, read, mask_given(call, self.step.student))
-            if masks.of_ids and any(isinstance(one, Tensor) and one.ndim == 4 for one in leaves_of(call.kwargs)):
-                self._settle_patches(call, student_runs, read)
-            return shapes, known, masks
-
-    def _axes(self, network: Any, call: Call, runs: Followed, role: str, read: Batch) -> dict[str, Axes]:
-        """Find what the axes of a network's layers mean, by calling the network with one sample more."""
-        losses = self.step.objective.components
-        layers = {name for loss in losses for name in getattr(loss, f"{role}_layers")}
-        return axes_in_call(network, call.args, call.kwargs, read.target, layers, runs)
-
-    def _settle_patches(self, call: Call, runs: Followed, read: Batch) -> None:
-        """Tell the losses of attention whether their blocks are of images beside a text."""
-        for _, loss in self.step.objective.leaves:
-            if isinstance(loss, ReadsAttention):
-                blocks = {module_of(layer) for layer in loss.student_layers}
-                found = axes_in_call(self.step.student, call.args, call.kwargs, read.target, blocks, runs)
-                loss.of_patches = bool(found) and all(map(are_patches, found.values()))
-
     def _settle_views(self, known: Known, masks: Masks) -> None:
         for name, loss in self.step.objective.leaves:
             try:
@@ -402,22 +305,6 @@ class SetUp:
                 rank_zero_info(f"Part {name!r} reads {told}.")
         step.watch()
 
-    def _check_first(
-        self, call: Call, lesson: Lesson, watch: SigmoidWatch, read: Batch, runs: Mapping[str, Followed | None]
-    ) -> StepTensors:
-        """Check that the outputs on the first samples have what the losses read, and that it is finite."""
-        tensors = self.step.tensors(call, lesson, Batch())
-        look_at_outputs(self.step, call, lesson, tensors, watch, runs, read)
-        tell_of_scale(runs["teacher"])
-        tell_of_router(self.step.student, call.output, self.step.hooks)
-        check_sparse_answer(tensors.sparse, tensors.student_logits, read.mask)
-        check_classes(self.step.objective.leaves, read.target, tensors.student_logits)
-        logits, student = tensors.student_logits, runs["student"]
-        axis = None if logits is None or student is None else student.known_axis(logits)
-        check_classes_on_axis_1(getattr(self.step.hooks, "task_loss", None), logits, read.target, axis)
-        check_first_values(tensors, self.step.objective.components)
-        return tensors
-
     def _viewed(self, loss: DistillationLoss, role: str, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Return the shapes of a role's layers and logits as a loss reads them."""
         return {name: viewed_shape(shape, loss.views[role].get(name)) for name, shape in shapes.items()}
@@ -433,12 +320,3 @@ class SetUp:
                             f"The {role}'s {layer or 'logits'!r} has shape {found[layer]}, but its losses were built "
                             f"for {shape}; fit with the models and data that the checkpoint was made with."
                         )
-
-
-def _as_stored(teacher: Teacher | None, lesson: Lesson) -> dict[str, Axes]:
-    """Return the axes of answers that no network gives; of whom nothing is known (B, C), (B, N, C) or (B, C, H, W)."""
-    known = {} if teacher is None else teacher.axes
-    return {
-        layer: known.get(layer) or Axes(tuple(value.shape), channels={3: 2}.get(value.ndim, 1))
-        for layer, value in lesson.features.items()
-    }
