@@ -1,7 +1,7 @@
 """What a loss of somebody's own is a mean over, found by calls with two samples, and with each alone."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ _FITS, _APART = 0.02, 0.1
 """How far a loss may be from a mean, and must be from the other kind, relative to how far the means could lie apart."""
 
 
+@runtime_checkable
 class CountsLabels(Protocol):
     """Knows what a task's loss is a mean over."""
 
@@ -55,23 +56,35 @@ def is_of_positions(target: Any) -> bool:
     return isinstance(target, Tensor) and target.ndim in (2, 3) and not target.is_floating_point()
 
 
-def ignored_by(task_loss: nn.Module) -> int:
-    """Return what stands in the target of a task's loss for no label."""
+def _ignored_by(task_loss: nn.Module, logits: Tensor, target: Tensor) -> int:
+    """Return what stands in the target of a task's loss for no label: as it says, or the one id that is no class."""
     told = getattr(task_loss, "ignore_index", None)
-    return told if isinstance(told, int) else IGNORE_INDEX
+    if isinstance(told, int):
+        return told
+    first = logits.ndim == target.ndim + 1 and logits.shape[2:] == target.shape[1:]
+    classes = logits.shape[1 if first else -1]
+    strange = target[(target < 0) | (target >= classes)].unique()
+    return int(strange) if len(strange) == 1 else IGNORE_INDEX
 
 
-def mean_of_module(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Mean | None:
-    """Return what a module of the user's own is a mean over.
+class Found(NamedTuple):
+    """What was found of a loss: what it is a mean over, if that is known, and what stands for no label."""
+
+    mean: Mean | None = None
+    ignored: int = IGNORE_INDEX
+
+
+def mean_of_module(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Found:
+    """Find what a module of the user's own is a mean over.
 
     Args:
         task_loss: The task's loss on (logits, target); torch's own say it themselves.
         logits: The student's logits on some samples.
         target: Their target, ids of positions.
     """
-    ignored = ignored_by(task_loss)
+    ignored = _ignored_by(task_loss, logits, target)
     if not target.is_cpu and not (target == ignored).any():  # an accelerator does not outlive an id out of range
-        return None
+        return Found()
 
     def loss_of(given: Mapping[str, Any]) -> Tensor | None:
         try:
@@ -81,7 +94,7 @@ def mean_of_module(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Mean
         return value.detach().double() if isinstance(value, Tensor) and value.numel() == 1 else None
 
     with isolated_random_state(), torch.no_grad():
-        return find_mean(loss_of, {"logits": logits.detach(), "target": target}, "target", ignored)
+        return Found(find_mean(loss_of, {"logits": logits.detach(), "target": target}, "target", ignored), ignored)
 
 
 def find_mean(
@@ -136,14 +149,16 @@ def find_mean(
     return _NAMES[best] if off[best] < _FITS and max(kinds) > _APART else None
 
 
-def agreed(mean: Mean | None, device: torch.device) -> Mean | None:
+def agreed(found: Found, device: torch.device) -> Found:
     """Return what the first process has found that has found something, the same in every process."""
     if not is_distributed():
-        return mean
-    number = torch.tensor(len(_NAMES) if mean is None else _NAMES.index(mean), device=device)
-    found = [torch.zeros_like(number) for _ in range(dist.get_world_size())]
-    dist.all_gather(found, number)
-    return next((_NAMES[int(one)] for one in found if int(one) < len(_NAMES)), None)
+        return found
+    number = len(_NAMES) if found.mean is None else _NAMES.index(found.mean)
+    own = torch.tensor([number, found.ignored], device=device)
+    every = [torch.zeros_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(every, own)
+    known = (one.tolist() for one in every if int(one[0]) < len(_NAMES))
+    return next((Found(_NAMES[which], ignored) for which, ignored in known), Found())
 
 
 def _rows(kwargs: Mapping[str, Any], size: int, rows: list[int]) -> dict[str, Any]:

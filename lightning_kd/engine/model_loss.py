@@ -19,11 +19,11 @@ from lightning_kd.capture.padding import has_left_pads
 from lightning_kd.capture.probe import is_shared_out, probing
 from lightning_kd.engine.mean_of_loss import (
     CountsLabels,
+    Found,
     Mean,
     OverLabels,
     agreed,
     find_mean,
-    ignored_by,
     is_of_positions,
     mean_of_module,
 )
@@ -82,7 +82,7 @@ class ModelLoss:
             return
         read = read_if_known(step.hooks, batch)
         output = None
-        if isinstance(task_loss, nn.Module) and is_of_positions(read.target):
+        if not isinstance(task_loss, str) and is_of_positions(read.target):
             with step.capture.pausing(), probing(self.student, nullcontext, plain=True):
                 output = step.capture.call(*read.args, **read.kwargs)
         self._take(task_loss, agreed(self._mean_of(step, task_loss, read, output), device_of(self.student)))
@@ -103,24 +103,24 @@ class ModelLoss:
     def _is_known(self, task_loss: nn.Module | str | None) -> bool:
         return self._settled or task_loss is None or isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss)
 
-    def _take(self, task_loss: nn.Module | str | None, mean: Mean | None) -> None:
+    def _take(self, task_loss: nn.Module | str | None, found: Found) -> None:
         self._settled = True
-        if not isinstance(task_loss, nn.Module):
-            self._mean = mean
-        elif mean == "labels":
-            self._of_module = OverLabels(ignored_by(task_loss))
+        if isinstance(task_loss, str):
+            self._mean = found.mean
+        elif found.mean == "labels":
+            self._of_module = OverLabels(found.ignored)
 
-    def _mean_of(self, step: TrainingStep, task_loss: nn.Module | str | None, read: Batch, output: Any) -> Mean | None:
-        """Return what a loss is a mean over by calls without a trace, ``None`` if these do not tell."""
+    def _mean_of(self, step: TrainingStep, task_loss: nn.Module | str | None, read: Batch, output: Any) -> Found:
+        """Find what a loss is a mean over by calls without a trace."""
         target = read.target
-        if isinstance(task_loss, nn.Module):
+        if task_loss is not None and not isinstance(task_loss, str):  # a module, or any function
             logits = step.hooks.logits_of(output) if is_of_positions(target) else None
-            return None if logits is None or target is None else mean_of_module(task_loss, logits, target)
+            return Found() if logits is None or target is None else mean_of_module(task_loss, logits, target)
         key = next((name for name, value in read.kwargs.items() if value is target), None)
         if target is None or key is None or not self._may_mark(target) or is_shared_out(self.student):
-            return None
+            return Found()
         with step.capture.pausing(), probing(self.student, nullcontext, plain=True):
-            return find_mean(partial(self._alone, step.capture), read.kwargs, key, self._ignored(target))
+            return Found(find_mean(partial(self._alone, step.capture), read.kwargs, key, self._ignored(target)))
 
     def _ignored(self, target: Tensor) -> int:
         """Return what stands for no label: models of transformers say it for maps of labels."""

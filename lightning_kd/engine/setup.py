@@ -281,6 +281,8 @@ class SetUp:
         check_has_layers(step.objective.leaves, step.teacher)
         student = original(step.student)
         teacher = None if step.teacher is None or step.teacher.layered is None else original(step.teacher.layered)
+        if isinstance(step.teacher, FrozenTeacher) and step.teacher.changes:
+            teacher = None  # what its layers hold now is not what they will
         for loss in step.objective.components:
             loss.see_layers(modules_of(student, loss.student_layers), modules_of(teacher, loss.teacher_layers))
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from lightning_kd.capture.activation_input import block_around, place_of_input
-from lightning_kd.capture.operations import Key
+from lightning_kd.capture.operations import Key, Operation
 from lightning_kd.capture.private import AdaptivePool
 from lightning_kd.capture.trace import Ran, Seen, outermost
 
@@ -121,16 +121,24 @@ def before_activations(ran: Ran, stages: Stages) -> Stages:
     for stage, size in zip(stages.layers, stages.sizes, strict=True):
         end = place[stage.key]
         inside = [key for key in fed if start < place[key] <= end and sizes.get(key) == size]
-        if inside:
-            last = max(inside, key=fed.__getitem__)
-            result, activation = activations[fed[last][0]]
-            gets_sum = ran.operations.made_by(activation.inputs[0]).name in _SUMS
-            whole = _sum_before(ran, activation.inputs[0], result) if gets_sum else None
-            layers.append(whole or known[last])
-            branches += [known[last].name] if gets_sum and whole is None else []
+        last = max(inside, key=fed.__getitem__, default=None)
+        # the stage ends with an activation, or one stands last in it
+        ends = [(stage.key, ran.operations.made_by(stage.key)), *([activations[fed[last][0]]] if last else [])]
+        sums = [(result, one.inputs[0]) for result, one in ends if _is_of_sum(ran, one)]
+        whole = next((seen for result, total in sums if (seen := _sum_before(ran, total, result))), None)
+        found = whole or (None if last is None else known[last])
+        if found is not None:
+            layers.append(found)
             kept.append(size)
+            branches += [found.name] if sums and whole is None else []
         start = end
     return Stages(layers, kept, stages.even, branches)
+
+
+def _is_of_sum(ran: Ran, operation: Operation) -> bool:
+    """Whether an operation is an activation that gets a sum."""
+    gets = operation.inputs[0] if operation.name in _ACTIVATIONS and operation.inputs else None
+    return gets is not None and ran.operations.made_by(gets).name in _SUMS
 
 
 def _sum_before(ran: Ran, total: Key, result: Key) -> Seen | None:
@@ -139,6 +147,9 @@ def _sum_before(ran: Ran, total: Key, result: Key) -> Seen | None:
     One activation may serve several places of a block. What it gets last is read, so its block must end with it.
     """
     name = ran.ran_alone.get((total, result))
+    last = next((call for call, other in reversed([*ran.ran_alone.items()]) if other == name), None)
+    if last != (total, result):  # as where a block of several outputs has one activation for all
+        return None
     own = {seen.name: seen for seen in ran.every}
     block = None if name is None else own.get(block_around(name))
     if name is None or block is None or block.key != result:

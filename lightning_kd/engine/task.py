@@ -159,7 +159,7 @@ def labels_of(task_loss: nn.Module | CountsLabels | None, target: Any) -> Tensor
         >>> labels_of(nn.CrossEntropyLoss(weight=torch.tensor([0.5, 3.0])), torch.tensor([0, -100, 1]))
         tensor(3.5000)
     """
-    if task_loss is not None and not isinstance(task_loss, nn.Module):
+    if isinstance(task_loss, CountsLabels):
         return task_loss.labels(target)
     if not isinstance(task_loss, nn.CrossEntropyLoss | nn.NLLLoss) or task_loss.reduction != "mean":
         return None
@@ -200,7 +200,7 @@ def count_of_labels(task_loss: nn.Module | CountsLabels | None, target: Any, row
         >>> count_of_labels(nn.CrossEntropyLoss(ignore_index=255), torch.tensor([0, 255, 1]), rows=3)
         2
     """
-    if task_loss is not None and not isinstance(task_loss, nn.Module):
+    if isinstance(task_loss, CountsLabels):
         return task_loss.count(target, rows)
     if not isinstance(target, Tensor):
         return len(target[0]) if isinstance(target, tuple | list) and hasattr(target[0], "__len__") else 1

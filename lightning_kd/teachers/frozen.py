@@ -130,6 +130,8 @@ class FrozenTeacher(Teacher):
             )
         if self.stays and isinstance(own := getattr(original(module), "dtype", None), torch.dtype):
             self.dtype = own if own.is_floating_point else None
+        self.changes = False
+        """Whether its weights change in a fit, as those of a teacher that is made of the student."""
         self._may_stop = False
         """Whether a call may end once all layers have run that the losses read."""
         self._parts = tuple(module.modules())

@@ -35,6 +35,7 @@ class TeacherSource(Callback, ABC):
         """Return the teacher: a copy of the student, or the one that was made of this student before."""
         if self.teacher is None or self.student is not student:
             self.student, self.teacher = student, FrozenTeacher(copied(student))
+            self.teacher.changes = True
         return self.teacher
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """What the activation at the end of a residual block gets is the sum of its branches, which no module returns."""
 
+import copy
 import math
 from functools import partial
 
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_kd import cache
+from lightning_kd import EMATeacher, cache
 from lightning_kd.capture.call import Call
 from lightning_kd.capture.hooks import Capture
 from lightning_kd.capture.store import EnoughError
@@ -167,13 +168,75 @@ def test_a_function_in_the_place_of_the_activation_leaves_the_longest_branch():
         def forward(self, x):
             return torch.relu(self.sum_of(x))
 
-    def make(width):
-        net = Residual(width, False)
-        for stage in (net.stage1, net.stage2):
-            for block in stage:
-                block.__class__ = Functional
-        return net
-
     with pytest.warns(UserWarning, match="one branch of each residual block, and not the sum"):
-        module, _ = fitted(make(4), make(6), [OFDLoss()])
+        module, _ = fitted(of_blocks(Functional, 4), of_blocks(Functional, 6), [OFDLoss()])
     assert list(module.run.objective.components[0].student_layers) == ["stage1.0.bn2", "stage2.1.bn2"]
+
+
+class Scaled(Block):
+    """Its branch is scaled before the sum, as by squeeze and excitation."""
+
+    def sum_of(self, x):
+        branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return branch * branch.mean((2, 3), keepdim=True).sigmoid() + self.shortcut(x)
+
+
+class Fusing(Block):
+    """Has two outputs by one activation, as the blocks of HRNet."""
+
+    def forward(self, x):
+        total = self.sum_of(x)
+        first = self.relu(total)
+        self.relu(total[:, :, ::2, ::2] + 1.0)
+        return first
+
+
+def of_blocks(kind, width):
+    net = Residual(width, False)
+    for stage in (net.stage1, net.stage2):
+        for block in stage:
+            block.__class__ = kind
+    return net
+
+
+def test_a_branch_that_is_scaled_makes_no_difference():
+    module, _ = fitted(of_blocks(Scaled, 4), of_blocks(Scaled, 6), [OFDLoss()])
+    assert list(module.run.objective.components[0].student_layers) == SUMS
+
+
+def test_an_activation_that_gets_another_sum_later_is_not_read():
+    with pytest.warns(UserWarning, match="one branch of each residual block, and not the sum"):
+        module, _ = fitted(of_blocks(Fusing, 4), of_blocks(Fusing, 6), [OFDLoss()])
+    assert list(module.run.objective.components[0].student_layers) == ["stage1.0.bn2", "stage2.1.bn2"]
+
+
+class OwnShortcut(Block):
+    """Its shortcut's normalisation is a part of its own, with another margin than that of the branch."""
+
+    def __init__(self, taken, given, stride, inplace):
+        super().__init__(taken, given, stride, inplace)
+        self.sconv, self.sbn = nn.Conv2d(taken, given, 1, stride, bias=False), nn.BatchNorm2d(given)
+        self.sbn.bias.data.fill_(-5.0)
+
+    def sum_of(self, x):
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))) + self.sbn(self.sconv(x))
+
+
+def of_negative(values):
+    below = values.clamp_max(0.0).sum((0, 2, 3)) / (values < 0).sum((0, 2, 3))
+    return below.nan_to_num(0.0)
+
+
+@pytest.mark.parametrize("made", ["shortcut", "of the student"])
+def test_a_margin_that_no_norm_tells_is_the_mean_of_the_negative_responses(made, monkeypatch):
+    monkeypatch.setattr(f"{__name__}.Block", OwnShortcut if made == "shortcut" else Block)
+    student, teacher = networks(inplace=False)
+    guide = copy.deepcopy(teacher if made == "shortcut" else student).eval()
+    with torch.no_grad():
+        sums = guide.sums(support.data(8).tensors[0])
+    callbacks = []
+    if made == "of the student":
+        teacher, callbacks = None, [EMATeacher(decay=0.5)]
+    module, _ = fitted(student, teacher, [OFDLoss()], callbacks=callbacks)
+    (loss,) = module.run.objective.components
+    torch.testing.assert_close(loss.margin, torch.cat([of_negative(one) for one in sums]), rtol=1e-4, atol=1e-6)

@@ -77,8 +77,9 @@ class OFDLoss(DistillationLoss):
     The margin of a channel is the mean negative response of the teacher. If the named layer is a batch normalisation,
     or a sequence that ends with one, the margin is computed as in the authors' code: from a normal distribution whose
     mean and deviation are the offset and scale of the batch normalisation. Of the sum of a residual block these are
-    those of its own last batch normalisation, as in the authors' code. For any other layer it is the mean of the
-    negative responses that were seen in training, over all processes.
+    those of its own last batch normalisation, such as ``bn2``, as in the authors' code. For any other layer, and for a
+    teacher whose weights change, as that of ``EMATeacher``, it is the mean of the negative responses that were seen in
+    training, over all processes.
 
     Args:
         student: Dotted name of the student layer to read, or a list of them, from the first to the last; by default the
@@ -170,8 +171,13 @@ def _final_norm(layer: nn.Module) -> BatchNorm | None:
 
 
 def _own_norm(block: nn.Module) -> BatchNorm | None:
-    """Return the last batch normalisation of a block's own, whose output the shortcut is added to in torchvision."""
-    return next((part for part in reversed([*block.children()]) if isinstance(part, BatchNorm)), None)
+    """Return the last of a block's own batch normalisations, ``None`` if one of them may be that of the shortcut.
+
+    Those of the branch are numbered, as ``bn1`` and ``bn2``; one by another name may be of the shortcut.
+    """
+    found = {name: part for name, part in block.named_children() if isinstance(part, BatchNorm)}
+    numbered = len({name.rstrip("0123456789") for name in found}) == 1
+    return list(found.values())[-1] if numbered else None
 
 
 def _normal_margin(norm: BatchNorm) -> Tensor:
