@@ -109,11 +109,13 @@ def before_activations(ran: Ran, stages: Stages) -> Stages:
     """
     known = outermost(ran.every) | outermost(ran.layers)
     made = {key for key in known if ran.operations.made_by(key).name in _BEFORE_ACTIVATION}
-    stops = made | {seen.key for seen in ran.layers}  # an nn.Identity behind a sum stops nothing
     place, sizes = _places(ran), _sizes(ran)
     fed: dict[Key, tuple[int, int]] = {}
     lengths = ran.operations.lengths()
     activations = ran.operations.that_are(_ACTIVATIONS)
+    # a block may return the sum itself, which an activation outside of it gets
+    made |= {one.inputs[0] for _, one in activations if _is_of_sum(ran, one) and one.inputs[0] in known}
+    stops = made | {seen.key for seen in ran.layers}  # an nn.Identity behind a sum stops nothing
     for number, (_, operation) in enumerate(activations):
         for key in made.intersection(ran.operations.nearest(operation.inputs, stops, through=_BRANCHES)):
             fed[key] = (number, lengths.get(key, 0))
@@ -130,7 +132,8 @@ def before_activations(ran: Ran, stages: Stages) -> Stages:
         if found is not None:
             layers.append(found)
             kept.append(size)
-            branches += [found.name] if sums and whole is None else []
+            is_branch = sums and whole is None and found.key not in {total for _, total in sums}
+            branches += [found.name] if is_branch else []
         start = end
     return Stages(layers, kept, stages.even, branches)
 

@@ -240,3 +240,19 @@ def test_a_margin_that_no_norm_tells_is_the_mean_of_the_negative_responses(made,
     module, _ = fitted(student, teacher, [OFDLoss()], callbacks=callbacks)
     (loss,) = module.run.objective.components
     torch.testing.assert_close(loss.margin, torch.cat([of_negative(one) for one in sums]), rtol=1e-4, atol=1e-6)
+
+
+class Summing(Block):
+    """Returns the sum itself; the activation stands outside."""
+
+    def forward(self, x):
+        return self.sum_of(x)
+
+
+def test_the_sum_is_read_where_the_activation_is_outside_of_the_block():
+    def make(width):
+        blocks = [Summing(1, width, 1, False), nn.ReLU(), Summing(width, 2 * width, 2, False), nn.ReLU()]
+        return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, support.CLASSES))
+
+    module, _ = fitted(make(4), make(6), [OFDLoss()])
+    assert list(module.run.objective.components[0].student_layers) in (["0", "2"], ["<input of 1>", "<input of 3>"])
