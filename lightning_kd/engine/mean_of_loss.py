@@ -31,19 +31,23 @@ class CountsLabels(Protocol):
         """Return how many labels it is over, or else the rows."""
 
 
-class OverLabels:
-    """A task's loss that is a mean over the labels of all positions.
+class Over:
+    """What a task's loss of the user's own is a mean over.
 
     Args:
+        mean: Which it is; of what is not known the rows count.
         ignored: What stands in the target for no label.
     """
 
-    def __init__(self, ignored: int) -> None:
-        self.ignored = ignored
+    def __init__(self, mean: Mean, ignored: int) -> None:
+        self.mean, self.ignored = mean, ignored
 
     def labels(self, target: Any) -> Tensor | None:
-        """Return how many labels it is over, ``None`` if the target holds none of positions."""
-        return torch.count_nonzero(target != self.ignored) if is_of_positions(target) else None
+        """Return how many labels it is over, ``None`` if it is over rows, or the target holds no ids."""
+        if self.mean == "rows" or not isinstance(target, Tensor) or target.is_floating_point() or not target.ndim:
+            return None
+        counted = target[:, 1:] if self.mean == "next labels" and target.ndim > 1 else target
+        return torch.count_nonzero(counted != self.ignored)
 
     def count(self, target: Any, rows: int) -> int:
         """Return how many labels it is over, or else the rows."""
@@ -126,15 +130,18 @@ def find_mean(
     """
     target = kwargs[labels].flatten(1)
     counts = (target != ignored).sum(1)
-    if not len(target) or int(counts.max()) < 3:
+    if not len(target) or int(counts.max()) < 1:
         return None
+    if int(counts.max()) == 1:
+        return _of_single_labels(loss_of, kwargs, labels, ignored)
     many, *others = counts.argsort(descending=True)[:2].tolist()
     few = next((row for row in others if counts[row] > 0), many)  # fewer labels of one sample serve as well
     pair = _rows(kwargs, len(target), [few, many])
     marked = target[[few, many]].clone()
     places = (marked[0] != ignored).nonzero().flatten()
     first = int(places[0] == 0 and len(places) > 1)  # which a model that predicts the next token leaves out
-    marked[0, places[first + max(1, len(places) // 3) :]] = ignored
+    kept = min(first + max(1, len(places) // 3), max(1, len(places) - 1))
+    marked[0, places[kept:]] = ignored
     pair[labels] = marked.view(2, *kwargs[labels].shape[1:])
     both, *single = (loss_of(_rows(pair, 2, rows)) for rows in ([0, 1], [0], [1]))
     if both is None or any(one is None or not one.isfinite() for one in single):
@@ -147,6 +154,21 @@ def find_mean(
     best = min(range(3), key=off.__getitem__)
     kinds = (off[2], min(off[:2]))
     return _NAMES[best] if off[best] < _FITS and max(kinds) > _APART else None
+
+
+def _of_single_labels(
+    loss_of: Callable[[Mapping[str, Any]], Tensor | None], kwargs: Mapping[str, Any], labels: str, ignored: int
+) -> Mean | None:
+    """Find the same where each sample has one label: a second sample without any changes a mean over samples alone."""
+    target = kwargs[labels]
+    row = int((target.flatten(1) != ignored).any(1).int().argmax())
+    pair = _rows(kwargs, len(target), [row, row])
+    pair[labels] = torch.stack([target[row], torch.full_like(target[row], ignored)])
+    both, alone = loss_of(pair), loss_of(_rows(pair, 2, [0]))
+    if both is None or alone is None or not alone.isfinite() or float(alone) == 0.0:
+        return None
+    share = float(both) / float(alone)
+    return "labels" if abs(share - 1.0) < _FITS else "rows" if abs(share - 0.5) < _FITS else None
 
 
 def agreed(found: Found, device: torch.device) -> Found:

@@ -21,7 +21,7 @@ from lightning_kd.engine.mean_of_loss import (
     CountsLabels,
     Found,
     Mean,
-    OverLabels,
+    Over,
     agreed,
     find_mean,
     is_of_positions,
@@ -68,7 +68,7 @@ class ModelLoss:
         self._looks = 20
         self._mean: Mean | None = None
         self._settled = False
-        self._of_module: OverLabels | None = None
+        self._of_module: Over | None = None
 
     def prepare(self, step: TrainingStep, task_loss: nn.Module | str | None, batch: Any) -> None:
         """Find out over what a task's loss of somebody's own is a mean, as every process does now.
@@ -85,7 +85,14 @@ class ModelLoss:
         if not isinstance(task_loss, str) and is_of_positions(read.target):
             with step.capture.pausing(), probing(self.student, nullcontext, plain=True):
                 output = step.capture.call(*read.args, **read.kwargs)
-        self._take(task_loss, agreed(self._mean_of(step, task_loss, read, output), device_of(self.student)))
+        found = agreed(self._mean_of(step, task_loss, read, output), device_of(self.student))
+        self._take(task_loss, found)
+        by_class = isinstance(task_loss, str) and self.labels(read.target) is not None
+        if found.mean is None and is_of_positions(read.target) and not by_class:
+            rank_zero_info(
+                "The task's loss is neither a mean over the labels of all positions nor one over samples, as far as "
+                "the first samples show. So its values in the log change with the batch size; the steps do not."
+            )
 
     def settle(self, step: TrainingStep, task_loss: nn.Module | str, call: Call, target: Any) -> None:
         """Find out the same in an evaluation, unless a fit has done so.
@@ -107,8 +114,12 @@ class ModelLoss:
         self._settled = True
         if isinstance(task_loss, str):
             self._mean = found.mean
-        elif found.mean == "labels":
-            self._of_module = OverLabels(found.ignored)
+            return
+        told = getattr(task_loss, "ignore_index", None)
+        if found.mean is not None:
+            self._of_module = Over(found.mean, found.ignored)
+        elif isinstance(told, int):  # which says that labels are left out
+            self._of_module = Over("labels", told)
 
     def _mean_of(self, step: TrainingStep, task_loss: nn.Module | str | None, read: Batch, output: Any) -> Found:
         """Find what a loss is a mean over by calls without a trace."""

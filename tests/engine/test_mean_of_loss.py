@@ -211,3 +211,48 @@ def test_a_module_of_the_users_is_a_mean_over_what_it_is(make, data, task_loss):
         fresh = support.module(make(), teacher=None, losses=None, task_loss=task_loss)
         (found,) = support.trainer().validate(fresh, DataLoader(data(), size), verbose=False)
         assert found["val/loss"] == pytest.approx(right, rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize(("loss", "kind"), [(over_labels, "labels"), (over_sentences, "rows")])
+def test_one_or_two_labels_a_sample_tell_it_too(loss, kind, first):
+    scores = torch.randn(3, 6, CLASSES, generator=torch.Generator().manual_seed(0))
+    target = torch.full((3, 6), -100)
+    target[:, 2] = torch.tensor([1, 2, 3])
+    target[: first - 1, 4] = 5
+    found = find_mean(lambda given: loss(given["x"], given["y"]), {"x": scores, "y": target}, "y", -100)
+    assert found == kind
+
+
+class Shifted(nn.Module):
+    def forward(self, scores, target):
+        return over_next_labels(scores, target)
+
+
+class Weighted(nn.Module):
+    """Has weights of the classes, so that it is a mean over nothing that is counted."""
+
+    ignore_index = -100
+
+    def forward(self, scores, target):
+        return F.cross_entropy(scores.flatten(0, 1), target.flatten(), weight=torch.linspace(0.2, 3.0, CLASSES))
+
+
+@pytest.mark.filterwarnings("ignore:val/.* is left out")
+@pytest.mark.parametrize("task_loss", [Shifted(), Weighted()])
+def test_training_and_validation_count_alike(task_loss):
+    x, y = torch.utils.data.default_collate(tagged())
+    module = support.module(
+        Scores(None),
+        teacher=None,
+        losses=None,
+        task_loss=task_loss,
+        optimizer=lambda weights: torch.optim.SGD(weights, lr=0.0),
+    )
+    trainer = support.trainer(max_epochs=1)
+    trainer.fit(module, DataLoader(tagged(), 3), DataLoader(tagged(), 3))
+    found = trainer.callback_metrics
+    assert float(found["train/loss"]) == pytest.approx(float(found["val/loss"]), rel=1e-6)
+    if isinstance(task_loss, Shifted):
+        with torch.no_grad():
+            assert float(found["val/loss"]) == pytest.approx(float(task_loss(Scores(None)(x), y)), rel=1e-5)

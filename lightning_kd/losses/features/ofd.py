@@ -176,8 +176,9 @@ def _own_norm(block: nn.Module) -> BatchNorm | None:
     Those of the branch are numbered, as ``bn1`` and ``bn2``; one by another name may be of the shortcut.
     """
     found = {name: part for name, part in block.named_children() if isinstance(part, BatchNorm)}
-    numbered = len({name.rstrip("0123456789") for name in found}) == 1
-    return list(found.values())[-1] if numbered else None
+    names = {name.rstrip("0123456789") for name in found}
+    of_branch = len(names) == 1 and (len(found) > 1 or names <= {"bn", "norm"})
+    return list(found.values())[-1] if of_branch else None
 
 
 def _normal_margin(norm: BatchNorm) -> Tensor:
