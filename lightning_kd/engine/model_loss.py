@@ -91,7 +91,8 @@ class ModelLoss:
         if found.mean is None and is_of_positions(read.target) and not by_class:
             rank_zero_info(
                 "The task's loss is neither a mean over the labels of all positions nor one over samples, as far as "
-                "the first samples show. So its values in the log change with the batch size; the steps do not."
+                "the first samples show. So its values in the log weigh each batch by its rows, and change with the "
+                "batch size."
             )
 
     def settle(self, step: TrainingStep, task_loss: nn.Module | str, call: Call, target: Any) -> None:
