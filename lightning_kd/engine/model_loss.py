@@ -58,6 +58,8 @@ def check_target(read: Batch) -> None:
 class ModelLoss:
     """The task's loss that a student computes itself, of the labels that it is called with.
 
+    It also knows what a task's loss is a mean over that is a module or a function of the user's own.
+
     Args:
         student: The student.
     """
