@@ -75,6 +75,6 @@ def test_how_many_labels_the_own_loss_is_a_mean_over():
         2,
         4,
     ]
-    assert count_of_labels(ModelLoss(llama()), target) == 2
+    assert count_of_labels(ModelLoss(llama()), target, rows=2) == 2
     assert labels_of(ModelLoss(bert(["a", "b"], 0)), torch.tensor([0, 1])) is None
     assert labels_of(ModelLoss(nn.Linear(1, 1)), target) is None  # which mean it is, is not known
