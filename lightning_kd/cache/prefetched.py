@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, final
 
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from lightning_kd.data.indexed import has_rows, targets_of
+from lightning_kd.data.indexed import check_by_number, targets_of
 from lightning_kd.files.store.reader import Store
 
 
@@ -46,10 +46,7 @@ class Prefetched(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], path: str | os.PathLike[str]) -> None:
-        if isinstance(dataset, IterableDataset) or not has_rows(dataset):
-            raise TypeError(
-                f"Prefetched: expected a data set with __getitem__ and __len__, got {type(dataset).__name__}."
-            )
+        check_by_number("Prefetched", dataset)
         self.dataset: Any = dataset
         self.store = Store(os.fspath(path))
         self.views = self.store.manifest.views

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
+from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.heads import is_module
 from lightning_kd.capture.networks import first_tensor
 from lightning_kd.capture.private import version_of
-from lightning_kd.capture.store import EnoughError, Store
+from lightning_kd.capture.store import Store, keep_value
 
 _PLACE = re.compile(r"<input of (.+)>")
 
@@ -43,6 +43,17 @@ def block_around(activation: str) -> str:
         ('layer1.1', 'relu')
     """
     return activation.rpartition(".")[0] or activation
+
+
+def module_of(layer: str) -> str:
+    """Return the name of the module that a layer's name speaks of.
+
+    Example:
+        >>> module_of("layer1"), module_of("<input of layer1.1.relu>"), module_of("<scores of layer1>")
+        ('layer1', 'layer1.1.relu', 'layer1')
+    """
+    found = part_and_block(layer)
+    return activation_in(layer) or layer if found is None else found[1]
 
 
 def block_of(layer: str) -> str | None:
@@ -84,9 +95,4 @@ def put_noted(store: Store, layer: str, module: nn.Module, args: tuple[Any, ...]
     if layer in call.features:
         call.ran_twice = (*call.ran_twice, layer)
         return
-    if not torch.is_grad_enabled():
-        call.without_grad = (*call.without_grad, layer)
-    call.features[layer], version = noted
-    call.versions.append(version)
-    if len(call.features) == store.enough:
-        raise EnoughError
+    keep_value(store, layer, *noted)

@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from lightning_kd.capture.activation_input import activation_in
-from lightning_kd.capture.attention import part_and_block
+from lightning_kd.capture.activation_input import module_of
 from lightning_kd.capture.batch import Batch
 from lightning_kd.capture.columns import is_of_transformers, takes
 from lightning_kd.capture.networks import original
@@ -70,8 +69,7 @@ def sides_of(network: nn.Module, layers: Iterable[str]) -> set[str]:
     """
     if not is_encoder_decoder(network):
         return set()
-    names = [activation_in(layer) or (part_and_block(layer) or ("", layer))[1] for layer in layers]
-    return {side for name in names for side in _sides_in(name.split("."))}
+    return {side for layer in layers for side in _sides_in(module_of(layer).split("."))}
 
 
 def _sides_in(parts: list[str]) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_kd.capture.activation_input import activation_in, block_around, note_input, put_noted
+from lightning_kd.capture.activation_input import activation_in, block_around, module_of, note_input, put_noted
 from lightning_kd.capture.attention import part_and_block
 from lightning_kd.capture.attention_kinds import Handle, find_attention, leave_all, watch
 from lightning_kd.capture.attention_matrix import read_part
@@ -337,12 +337,6 @@ class Recording:
 
     def __exit__(self, *_: object) -> None:
         self.capture.stop()
-
-
-def module_of(layer: str) -> str:
-    """Return the name of the module that a layer's name speaks of."""
-    found = part_and_block(layer)
-    return activation_in(layer) or layer if found is None else found[1]
 
 
 def without_captures(copy: nn.Module) -> None:

@@ -90,10 +90,17 @@ def put_layer(store: Store, layer: str, module: nn.Module, args: tuple[Any, ...]
     if tensor is None:
         call.no_tensor = (*call.no_tensor, (layer, type(output).__name__))
         return
+    tensor = tensor.clone() if layer in store.copied else tensor
+    keep_value(store, layer, tensor, version_of(tensor))
+
+
+def keep_value(store: Store, layer: str, value: Tensor, version: int) -> None:
+    """Keep a layer's value with its version, and end the call once every layer that is read has one."""
+    call = store.call
     if not torch.is_grad_enabled():
         call.without_grad = (*call.without_grad, layer)
-    call.features[layer] = tensor = tensor.clone() if layer in store.copied else tensor
-    call.versions.append(version_of(tensor))
+    call.features[layer] = value
+    call.versions.append(version)
     if len(call.features) == store.enough:
         raise EnoughError
 

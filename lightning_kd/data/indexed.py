@@ -75,6 +75,12 @@ def has_rows(dataset: object) -> bool:
     return hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
 
 
+def check_by_number(name: str, dataset: object) -> None:
+    """Raise a ``TypeError`` unless a data set has a length and rows by number."""
+    if isinstance(dataset, IterableDataset) or not has_rows(dataset):
+        raise TypeError(f"{name}: expected a data set with __getitem__ and __len__, got {type(dataset).__name__}.")
+
+
 def targets_of(dataset: Dataset[Any]) -> Tensor | None:
     """Find the class id of every row without reading the samples.
 

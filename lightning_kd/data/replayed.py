@@ -7,9 +7,9 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset
 
-from lightning_kd.data.indexed import has_rows, targets_of
+from lightning_kd.data.indexed import check_by_number, targets_of
 
 
 @final
@@ -45,10 +45,7 @@ class Replayed(Dataset[Any]):
     """
 
     def __init__(self, dataset: Dataset[Any], views: int, seed: int = 0) -> None:
-        if isinstance(dataset, IterableDataset) or not has_rows(dataset):
-            raise TypeError(
-                f"Replayed: expected a data set with __getitem__ and __len__, got {type(dataset).__name__}."
-            )
+        check_by_number("Replayed", dataset)
         if isinstance(dataset, Replayed):
             raise TypeError("Replayed: the views of the data set are fixed already.")
         if views < 1:

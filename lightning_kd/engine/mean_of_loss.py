@@ -1,6 +1,7 @@
 """What a loss of somebody's own is a mean over, found by calls with two samples, and with each alone."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lightning_kd.capture.networks import isolated_random_state
+from lightning_kd.capture.no_trace import leaving_no_trace
 from lightning_kd.capture.private import tree_map_only
 from lightning_kd.distributed.gather import is_distributed
 from lightning_kd.metrics.task import IGNORE_INDEX
@@ -35,7 +37,7 @@ class Over:
     """What a task's loss of the user's own is a mean over.
 
     Args:
-        mean: Which it is; of what is not known the rows count.
+        mean: Which it is.
         ignored: What stands in the target for no label.
     """
 
@@ -97,7 +99,8 @@ def mean_of_module(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Foun
             return None
         return value.detach().double() if isinstance(value, Tensor) and value.numel() == 1 else None
 
-    with isolated_random_state(), torch.no_grad():
+    whole = leaving_no_trace(task_loss) if isinstance(task_loss, nn.Module) else nullcontext()
+    with whole, isolated_random_state(), torch.no_grad():
         return Found(find_mean(loss_of, {"logits": logits.detach(), "target": target}, "target", ignored), ignored)
 
 
@@ -162,10 +165,12 @@ def _of_single_labels(
     """Find the same where each sample has one label: a second sample without any changes a mean over samples alone."""
     target = kwargs[labels]
     row = int((target.flatten(1) != ignored).any(1).int().argmax())
-    pair = _rows(kwargs, len(target), [row, row])
-    pair[labels] = torch.stack([target[row], torch.full_like(target[row], ignored)])
-    both, alone = loss_of(pair), loss_of(_rows(pair, 2, [0]))
-    if both is None or alone is None or not alone.isfinite() or float(alone) == 0.0:
+    twice = _rows(kwargs, len(target), [row, row])
+    pair = {**twice, labels: torch.stack([target[row], torch.full_like(target[row], ignored)])}
+    same, both, alone = loss_of(twice), loss_of(pair), loss_of(_rows(pair, 2, [0]))
+    if same is None or both is None or alone is None or not alone.isfinite() or float(alone) == 0.0:
+        return None
+    if abs(float(same) / float(alone) - 1.0) > _FITS:  # a sum
         return None
     share = float(both) / float(alone)
     return "labels" if abs(share - 1.0) < _FITS else "rows" if abs(share - 0.5) < _FITS else None

@@ -8,6 +8,7 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from lightning_kd.capture.activation_input import module_of
 from lightning_kd.capture.axes import Axes, axes_in_call
 from lightning_kd.capture.batch import Batch, read_if_known
 from lightning_kd.capture.call import Call
@@ -15,7 +16,6 @@ from lightning_kd.capture.call_mask import mask_given
 from lightning_kd.capture.columns import check_embeddings, gives_as_is, is_own, target_that_is_input
 from lightning_kd.capture.example import remember_call
 from lightning_kd.capture.followed import Followed, following
-from lightning_kd.capture.hooks import module_of
 from lightning_kd.capture.rows import leaves_of
 from lightning_kd.capture.seen import batch_of
 from lightning_kd.engine.attention_rows import check_attention, check_same_order
@@ -104,8 +104,7 @@ def measure(step: TrainingStep, first: FirstCall) -> Measured:
         shapes["teacher"] = shapes_read(step, "teacher", lesson, tensors)
         step.batch_axis = (batch_of(call.args, call.kwargs, read.target) or (0, 0))[1]
         masks = settle_masks(step, read, mask_given(call, step.student))
-        if masks.of_ids and any(isinstance(one, Tensor) and one.ndim == 4 for one in leaves_of(call.kwargs)):
-            _settle_patches(step, call, student_runs, read)
+        _settle_patches(step, call, student_runs, read, masks)
         return Measured(inputs, shapes, known, masks)
 
 
@@ -116,10 +115,14 @@ def _axes(step: TrainingStep, network: Any, call: Call, runs: Followed, role: st
     return axes_in_call(network, call.args, call.kwargs, read.target, layers, runs)
 
 
-def _settle_patches(step: TrainingStep, call: Call, runs: Followed, read: Batch) -> None:
+def _settle_patches(step: TrainingStep, call: Call, runs: Followed, read: Batch, masks: Masks) -> None:
     """Tell the losses of attention whether their blocks are of images beside a text."""
+    has_both = masks.of_ids and any(isinstance(one, Tensor) and one.ndim == 4 for one in leaves_of(call.kwargs))
     for _, loss in step.objective.leaves:
         if isinstance(loss, ReadsAttention):
+            loss.of_patches = False
+            if not has_both:
+                continue
             blocks = {module_of(layer) for layer in loss.student_layers}
             found = axes_in_call(step.student, call.args, call.kwargs, read.target, blocks, runs)
             loss.of_patches = bool(found) and all(map(are_patches, found.values()))

@@ -69,8 +69,8 @@ def task_term(task_loss: nn.Module, logits: Tensor | None, target: Tensor | None
 
 def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
     """Return the target in the shape that a loss of torch's own wants; other losses get it as it is."""
+    _check_probabilities(task_loss, target)
     if target.shape == logits.shape:
-        _check_probabilities(task_loss, target)
         if type(task_loss) is nn.CrossEntropyLoss and not target.is_floating_point():
             raise ValueError(
                 f"task_loss CrossEntropyLoss reads a target {tuple(target.shape)} of the outputs' shape as "
@@ -83,7 +83,6 @@ def _in_shape(task_loss: nn.Module, logits: Tensor, target: Tensor) -> Tensor:
         return without_column(target, logits)
     if type(task_loss) not in _VALUE_BY_VALUE:
         return target
-    _check_probabilities(task_loss, target)
     shapes = {tuple(logits.shape), tuple(target.shape)}
     if shapes == {(logits.numel(),), (logits.numel(), 1)}:
         return target.reshape(logits.shape)

@@ -78,7 +78,7 @@ def test_all_views_of_a_sample_are_read(tmp_path, home):
     assert copies(home) == ["shard-00001.safetensors"]
 
 
-def test_rows_of_texts_are_read(tmp_path):
+def test_rows_of_texts_are_read(tmp_path, monkeypatch):
     texts = [{"input_ids": torch.arange(1, 4 + i), "attention_mask": torch.ones(3 + i)} for i in range(4)]
 
     class Says(nn.Module):
@@ -91,7 +91,11 @@ def test_rows_of_texts_are_read(tmp_path):
         }
 
     cache.write(Says(), texts, tmp_path, losses=[], collate_fn=padded, batch_size=2, top_k=2)
-    assert len(cache.Prefetched(texts, tmp_path)[3]["input_ids"]) == 6
+    data, read = cache.Prefetched(texts, tmp_path), []
+    true = data.store.read
+    monkeypatch.setattr(data.store, "read", lambda name, rows: read.append((name, rows.tolist())) or true(name, rows))
+    assert len(data[3]["input_ids"]) == 6
+    assert sorted(read) == [("logits#ids", [3]), ("logits#log_probs", [3])]
 
 
 def test_what_does_not_fit_is_told(tmp_path):

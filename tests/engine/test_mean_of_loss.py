@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_kd.engine.mean_of_loss import find_mean
+from lightning_kd.engine.mean_of_loss import find_mean, mean_of_module
 from lightning_kd.losses import HintLoss
 from tests import support
 
@@ -68,8 +68,6 @@ def samples(count=8):
 def test_the_mean_is_found(kind, rows):
     student = Student(KINDS[kind])
     batch = torch.utils.data.default_collate(samples()[:rows])
-    if rows == 1 and kind is None:
-        pytest.skip("alone the loss is 0")
 
     def loss_of(given):
         with torch.no_grad():
@@ -256,3 +254,30 @@ def test_training_and_validation_count_alike(task_loss):
     if isinstance(task_loss, Shifted):
         with torch.no_grad():
             assert float(found["val/loss"]) == pytest.approx(float(task_loss(Scores(None)(x), y)), rel=1e-5)
+
+
+def test_a_sum_over_single_labels_is_no_mean():
+    scores = torch.randn(3, 6, CLASSES, generator=torch.Generator().manual_seed(0))
+    target = torch.full((3, 6), -100)
+    target[:, 2] = 1
+    total = lambda given: F.cross_entropy(given["x"].flatten(0, 1), given["y"].flatten(), reduction="sum")  # noqa: E731
+    assert find_mean(total, {"x": scores, "y": target}, "y", -100) is None
+
+
+class Counts(OverLabels):
+    """Remembers its calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, scores, target):
+        self.calls += 1
+        return super().forward(scores, target)
+
+
+def test_the_look_leaves_nothing_in_a_module_of_the_users():
+    x, y = torch.utils.data.default_collate(tagged())
+    loss = Counts()
+    assert mean_of_module(loss, Scores(None)(x), y).mean == "labels"
+    assert loss.calls == 0

@@ -76,7 +76,8 @@ def skip_seen_batches(trainer: Trainer, patches: Patches, *, anew: bool) -> None
     _reset_without_warning(fit.epoch_loop, patches)
     if _finds_its_place(fetcher.combined_loader.flattened):
         return
-    _tell_of_shorter(fetcher.combined_loader.flattened, done)
+    if fetcher.combined_loader._mode == "max_size_cycle":
+        _tell_of_shorter(fetcher.combined_loader.flattened, done)
     if anew:
         for loader in fetcher.combined_loader.flattened:  # which Lightning does later, when the epoch begins
             _set_sampler_epoch(loader, fit.epoch_progress.current.processed)
